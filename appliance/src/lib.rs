@@ -1,0 +1,3 @@
+//! appliance
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! export
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! hosted
+fn main() {}

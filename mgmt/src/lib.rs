@@ -1,0 +1,3 @@
+//! mgmt
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! netstack
+#![no_std]
+#![forbid(unsafe_code)]

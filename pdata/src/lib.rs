@@ -1,0 +1,3 @@
+//! pdata
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! tests/e2e
+fn main() {}

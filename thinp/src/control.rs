@@ -1,0 +1,149 @@
+//! What the pool tells and is told: identifiers, modes, status, errno. The management interface depends on
+//! these and on nothing else of the pool.
+
+use core::fmt;
+
+/// A thin device's identifier, 24 bits (reference 1.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(u32);
+
+impl DeviceId {
+    /// The greatest id.
+    pub const MAX: DeviceId = DeviceId((1 << 24) - 1);
+
+    /// `None` if the number has more than 24 bits.
+    pub const fn new(id: u64) -> Option<DeviceId> {
+        if id <= DeviceId::MAX.0 as u64 { Some(DeviceId(id as u32)) } else { None }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The error numbers that dm-thin answers with, by their Linux names and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::upper_case_acronyms, missing_docs, reason = "these are their names")]
+#[repr(u16)]
+pub enum Errno {
+    EPERM = 1,
+    EIO = 5,
+    ENOMEM = 12,
+    ENOTBLK = 15,
+    EBUSY = 16,
+    EEXIST = 17,
+    EINVAL = 22,
+    ENOSPC = 28,
+    ENODATA = 61,
+    EILSEQ = 84,
+    EOPNOTSUPP = 95,
+}
+
+impl Errno {
+    /// The number, positive.
+    pub const fn number(self) -> u16 {
+        self as u16
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// The pool's mode, by severity (reference 7.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// Everything works.
+    Write,
+    /// No data block is free; writes that need one are queued or fail.
+    OutOfDataSpace,
+    /// No metadata block is free (less the reserve).
+    OutOfMetadataSpace,
+    /// Nothing changes any more.
+    ReadOnly,
+    /// Nothing works any more.
+    Fail,
+}
+
+/// What becomes of discards (reference 7.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiscardPolicy {
+    /// Thin devices refuse them.
+    Ignore,
+    /// Unmap, and tell the data disk.
+    Passdown,
+    /// Unmap only.
+    NoPassdown,
+}
+
+/// The pool's state at one moment. Displays as the status line of `dmsetup status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Userland transaction id.
+    pub transaction_id: u64,
+    /// Metadata blocks (4 KiB) in use, the reserve included.
+    pub metadata_used_blocks: u64,
+    /// Metadata blocks in all.
+    pub metadata_total_blocks: u64,
+    /// Data blocks in use.
+    pub data_used_blocks: u64,
+    /// Data blocks in all.
+    pub data_total_blocks: u64,
+    /// Sectors in a data block.
+    pub data_block_sectors: u32,
+    /// Metadata block of the held metadata snapshot.
+    pub held_root: Option<u64>,
+    /// The mode.
+    pub mode: Mode,
+    /// What becomes of discards.
+    pub discard: DiscardPolicy,
+    /// Out of data space, writes fail at once instead of waiting.
+    pub error_if_no_space: bool,
+    /// The metadata needs a check before it may be written.
+    pub needs_check: bool,
+    /// Metadata low water mark in blocks.
+    pub metadata_low_water_blocks: u64,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.mode == Mode::Fail {
+            return f.write_str("Fail");
+        }
+        write!(
+            f,
+            "{} {}/{} {}/{} ",
+            self.transaction_id,
+            self.metadata_used_blocks,
+            self.metadata_total_blocks,
+            self.data_used_blocks,
+            self.data_total_blocks
+        )?;
+        match self.held_root {
+            Some(block) => write!(f, "{block} ")?,
+            None => f.write_str("- ")?,
+        }
+        f.write_str(match self.mode {
+            Mode::Write => "rw ",
+            Mode::OutOfDataSpace => "out_of_data_space ",
+            Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => "ro ",
+        })?;
+        f.write_str(match self.discard {
+            DiscardPolicy::Ignore => "ignore_discard ",
+            DiscardPolicy::Passdown => "discard_passdown ",
+            DiscardPolicy::NoPassdown => "no_discard_passdown ",
+        })?;
+        f.write_str(if self.error_if_no_space { "error_if_no_space " } else { "queue_if_no_space " })?;
+        f.write_str(if self.needs_check { "needs_check " } else { "- " })?;
+        write!(f, "{} ", self.metadata_low_water_blocks)
+    }
+}
