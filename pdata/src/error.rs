@@ -1,0 +1,88 @@
+//! What can go wrong below a target's metadata.
+
+use platform::block::IoError;
+
+/// Why an operation on persistent data failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The disk failed a request for a block.
+    #[error("metadata block {block} cannot be {action}: {source}")]
+    Io {
+        /// The block.
+        block: u64,
+        /// "read" or "written".
+        action: &'static str,
+        /// What the disk said.
+        source: IoError,
+    },
+    /// The disk failed a flush.
+    #[error("the metadata disk cannot be flushed: {0}")]
+    Flush(IoError),
+    /// A block does not hold what it should.
+    #[error("metadata block {block} is no good {kind}: {what}; run thin_check")]
+    Damaged {
+        /// The block.
+        block: u64,
+        /// What it should be.
+        kind: &'static str,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A block number beyond what its space map counts.
+    #[error("block {block} lies beyond the {blocks} blocks of its space map; run thin_check")]
+    OutOfRange {
+        /// The block.
+        block: u64,
+        /// Blocks counted.
+        blocks: u64,
+    },
+    /// A count would drop below zero or rise above 2^32 - 1.
+    #[error("the reference count of block {block} cannot change from {count} by {by}; run thin_check")]
+    BadCount {
+        /// The block.
+        block: u64,
+        /// Its count.
+        count: u32,
+        /// The change asked for.
+        by: i64,
+    },
+    /// The space map has no free block.
+    #[error("no metadata block is free")]
+    NoSpace,
+    /// No I/O buffer could be had.
+    #[error("no memory for metadata I/O")]
+    NoMemory,
+    /// A map would grow beyond what its format can count, or shrink.
+    #[error("a space map cannot change from {from} to {to} blocks")]
+    BadSize {
+        /// Blocks now.
+        from: u64,
+        /// Blocks asked for.
+        to: u64,
+    },
+    /// Blocks are taken apart in the wrong order: the tree is too deep or refers to itself.
+    #[error("the tree at metadata block {root} is deeper than any sound one; run thin_check")]
+    TooDeep {
+        /// The root.
+        root: u64,
+    },
+    /// More pending changes of counts than a sound operation makes.
+    #[error("too many pending reference count changes")]
+    QueueFull,
+}
+
+impl Error {
+    /// The space map is full.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Error::NoSpace)
+    }
+
+    /// The disk is at fault, not its contents.
+    pub fn is_io(&self) -> bool {
+        matches!(self, Error::Io { .. } | Error::Flush(_) | Error::NoMemory)
+    }
+}
+
+/// Result of an operation on persistent data.
+pub type Result<T> = core::result::Result<T, Error>;

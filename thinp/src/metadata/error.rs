@@ -1,0 +1,163 @@
+//! What can go wrong with a pool's metadata.
+
+use super::DataBlock;
+use crate::control::{DeviceId, Errno};
+use platform::block::IoError;
+
+/// Why a metadata operation failed. [`MetadataError::spoils`] tells whether the transaction survived it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MetadataError {
+    /// The first metadata block is all zeroes: there is no pool here.
+    #[error("the metadata disk is blank: format it, or check that this is the right disk")]
+    Blank,
+    /// The metadata disk cannot hold a pool.
+    #[error("the metadata disk has {blocks} blocks of 4 KiB, a pool needs at least {least}")]
+    TooSmall {
+        /// Blocks of the disk.
+        blocks: u64,
+        /// The least that works.
+        least: u64,
+    },
+    /// Block 0 says that it is another block.
+    #[error("block 0 of the metadata disk calls itself block {found}: it is no thin pool's superblock")]
+    NotSuperblock {
+        /// What it calls itself.
+        found: u64,
+    },
+    /// Block 0 has no thin pool's magic.
+    #[error("block 0 of the metadata disk has magic {found:#x}: it is no thin pool's superblock")]
+    BadMagic {
+        /// The magic found.
+        found: u64,
+    },
+    /// The superblock's checksum is wrong.
+    #[error("the superblock, block 0 of the metadata disk, has a wrong checksum: run thin_check, then thin_repair")]
+    BadSuperblockChecksum,
+    /// The superblock asks for what this version does not know.
+    #[error("the superblock has unknown incompatible feature flags {flags:#x}: use a newer version")]
+    UnknownFeatures {
+        /// The flags set.
+        flags: u32,
+    },
+    /// A field of the superblock is out of its range.
+    #[error("the superblock, block 0 of the metadata disk, is damaged: {what}")]
+    BadSuperblock {
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The metadata disk is smaller than its space map.
+    #[error("the metadata disk has {disk_blocks} blocks, its space map {map_blocks}: the disk was cut short")]
+    DiskShrunk {
+        /// Blocks of the disk.
+        disk_blocks: u64,
+        /// Blocks that the space map counts.
+        map_blocks: u64,
+    },
+    /// Reading, writing or understanding metadata failed.
+    #[error(transparent)]
+    Storage(#[from] pdata::Error),
+    /// The data disk could not be flushed before a commit.
+    #[error("flushing the data disk before the commit failed: {0}")]
+    DataFlush(IoError),
+    /// The device exists.
+    #[error("thin device {0} exists")]
+    Exists(DeviceId),
+    /// There is no such device.
+    #[error("there is no thin device {0}")]
+    NoDevice(DeviceId),
+    /// The device is open.
+    #[error("thin device {0} is in use")]
+    InUse(DeviceId),
+    /// The device must be opened first.
+    #[error("thin device {0} is not open")]
+    NotOpen(DeviceId),
+    /// The virtual block has no mapping.
+    #[error("virtual block {block} of thin device {device} is not mapped")]
+    NotMapped {
+        /// The device.
+        device: DeviceId,
+        /// The virtual block.
+        block: u64,
+    },
+    /// The pool's clock has no further tick for a snapshot (reference 9.1, trap 17).
+    #[error("no more snapshots: the pool's clock stands at its last value, {0}")]
+    ClockExhausted(u32),
+    /// The current transaction id is not the expected one.
+    #[error("the transaction id is {found}, not {expected}")]
+    WrongTransactionId {
+        /// What the caller expected.
+        expected: u64,
+        /// What it is.
+        found: u64,
+    },
+    /// A metadata snapshot is held already.
+    #[error("a metadata snapshot is held already at block {0}")]
+    SnapshotHeld(u64),
+    /// No metadata snapshot is held.
+    #[error("no metadata snapshot is held")]
+    NoSnapshotHeld,
+    /// No data block is free.
+    #[error("no data block is free")]
+    NoDataSpace,
+    /// No metadata block is free outside the reserve; nothing was changed.
+    #[error("no metadata block is free (less the reserve): grow the metadata disk or delete volumes")]
+    NoMetadataSpace,
+    /// A smaller size was asked for.
+    #[error("cannot shrink from {from} to {to} blocks")]
+    Shrink {
+        /// Blocks now.
+        from: u64,
+        /// Blocks asked for.
+        to: u64,
+    },
+    /// The data block was not reserved by [`super::Metadata::reserve_data_block`].
+    #[error("data block {} was not reserved", .0.0)]
+    NotReserved(DataBlock),
+    /// The metadata was opened or switched read-only.
+    #[error("the metadata is read-only")]
+    ReadOnly,
+    /// The metadata needs a check before it may grow.
+    #[error("the metadata needs a check: run thin_check, then clear the flag")]
+    NeedsCheck,
+    /// An earlier failure spoilt the transaction; only [`super::Metadata::abort`] helps.
+    #[error("an earlier failure spoilt the transaction: it must be aborted")]
+    Spoilt,
+}
+
+impl MetadataError {
+    /// Linux's error number for it.
+    pub fn errno(&self) -> Errno {
+        use MetadataError::*;
+        match self {
+            NotSuperblock { .. } => Errno::ENOTBLK,
+            BadMagic { .. } | BadSuperblockChecksum => Errno::EILSEQ,
+            Exists(_) => Errno::EEXIST,
+            NoDevice(_) | NotMapped { .. } => Errno::ENODATA,
+            InUse(_) | SnapshotHeld(_) => Errno::EBUSY,
+            NoDataSpace | NoMetadataSpace => Errno::ENOSPC,
+            ReadOnly | Blank => Errno::EPERM,
+            Storage(error) if error.is_no_space() => Errno::ENOSPC,
+            Storage(error) if error.is_io() => Errno::EIO,
+            Storage(_) => Errno::EILSEQ,
+            DataFlush(_) | Spoilt => Errno::EIO,
+            TooSmall { .. }
+            | UnknownFeatures { .. }
+            | BadSuperblock { .. }
+            | DiskShrunk { .. }
+            | NotOpen(_)
+            | ClockExhausted(_)
+            | WrongTransactionId { .. }
+            | NoSnapshotHeld
+            | Shrink { .. }
+            | NotReserved(_)
+            | NeedsCheck => Errno::EINVAL,
+        }
+    }
+
+    /// The transaction can no longer be committed: [`super::Metadata::abort`] is the only way on. All other
+    /// errors of changes are refusals that changed nothing.
+    pub fn spoils(&self) -> bool {
+        matches!(self, MetadataError::Storage(_) | MetadataError::DataFlush(_) | MetadataError::Spoilt)
+    }
+}
