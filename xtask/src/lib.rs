@@ -1,0 +1,30 @@
+//! Every chore of the project, as a library: the command line (`cargo xtask …`) and the end-to-end tests share it.
+//!
+//! - [`image`] builds the bare-metal image; [`machine`] puts QEMU's command line together from the profiles under
+//!   `qemu/`; [`console`] runs it and watches its serial console.
+//! - [`nbd`] serves disks with a volatile cache that a simulated power cut loses; [`http`] is a small client.
+//! - [`packages`] installs what is missing; [`process`] runs other programs so that none is left behind.
+//!
+//! Nothing of the product depends on this crate.
+//!
+//! ```
+//! let profile = xtask::machine::Profile::load(&xtask::root(), "microvm").unwrap();
+//! assert_eq!(profile.block_device, "virtio-blk-device");
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod console;
+pub mod dice;
+pub mod http;
+pub mod image;
+pub mod machine;
+pub mod nbd;
+pub mod packages;
+pub mod process;
+
+use std::path::{Path, PathBuf};
+
+/// The top of the repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository").to_path_buf()
+}
