@@ -1,0 +1,225 @@
+//! Settings: words `key=value` from the kernel's command line (or after `hosted`'s flags).
+//!
+//! A word that is not understood never stops the appliance: it is told as a warning, and the default holds.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+/// What the appliance is told from outside the pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where the address comes from.
+    pub net: Net,
+    /// TCP port of the iSCSI portal.
+    pub iscsi_port: u16,
+    /// TCP port of the management interface.
+    pub http_port: u16,
+    /// What a volume's name is appended to, after a colon.
+    pub iqn_prefix: String,
+    /// Format the disks even if they are not blank.
+    pub format: bool,
+    /// Sectors in a data block, for a pool that is made now.
+    pub data_block_sectors: u32,
+    /// What a panic or an exception ends in.
+    pub on_panic: OnPanic,
+    /// Where the first token comes from.
+    pub token: TokenSource,
+    /// Log what helps to find faults, too.
+    pub log_debug: bool,
+}
+
+/// The network address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Net {
+    /// Asked for by DHCP.
+    Dhcp,
+    /// Given.
+    Static {
+        /// Our address.
+        address: Ipv4Addr,
+        /// Bits of the network's prefix.
+        prefix_bits: u8,
+        /// Where everything else is.
+        gateway: Option<Ipv4Addr>,
+    },
+}
+
+/// How the machine ends after a panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnPanic {
+    /// Start again.
+    Reset,
+    /// Stop, with a failing exit code where the machine can give one.
+    Exit,
+}
+
+/// Who makes the first token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenSource {
+    /// The appliance, at the first boot; it prints it once.
+    Generate,
+    /// Whoever started the machine; without one nobody gets in.
+    Given,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            net: Net::Dhcp,
+            iscsi_port: 3260,
+            http_port: 80,
+            iqn_prefix: "iqn.2026-11.io.gossamer".to_string(),
+            format: false,
+            data_block_sectors: 128,
+            on_panic: OnPanic::Reset,
+            token: TokenSource::Generate,
+            log_debug: false,
+        }
+    }
+}
+
+/// Keys that other programs put on the same command line.
+const FOREIGN: [&str; 3] = ["virtio_mmio.device", "console", "BOOT_IMAGE"];
+
+impl Settings {
+    /// Reads a command line. The second part says which words were not understood, and why.
+    pub fn parse(text: &str) -> (Settings, Vec<String>) {
+        let mut settings = Settings::default();
+        let mut warnings = Vec::new();
+        for word in text.split_whitespace() {
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            if FOREIGN.contains(&key) {
+                continue;
+            }
+            if let Err(why) = settings.set(key, value) {
+                warnings.push(format!("setting `{word}` is ignored: {why}"));
+            }
+        }
+        (settings, warnings)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
+        match key {
+            "net" => self.net = parse_net(value).ok_or("use net=dhcp or net=10.0.2.15/24,10.0.2.2")?,
+            "iscsi.port" => self.iscsi_port = parse_port(value)?,
+            "http.port" => self.http_port = parse_port(value)?,
+            "iqn" if is_iqn(value) => self.iqn_prefix = value.to_string(),
+            "iqn" => return Err("use a name like iqn.2026-11.com.example, of a-z, 0-9, dots and hyphens"),
+            "format" => self.format = parse_yes_no(value)?,
+            "block" => self.data_block_sectors = parse_block(value)?,
+            "on_panic" => {
+                self.on_panic = match value {
+                    "reset" => OnPanic::Reset,
+                    "exit" => OnPanic::Exit,
+                    _ => return Err("use on_panic=reset or on_panic=exit"),
+                }
+            }
+            "token" => {
+                self.token = match value {
+                    "generate" => TokenSource::Generate,
+                    "given" => TokenSource::Given,
+                    _ => return Err("use token=generate or token=given (a token itself does not belong here)"),
+                }
+            }
+            "log" => {
+                self.log_debug = match value {
+                    "info" => false,
+                    "debug" => true,
+                    _ => return Err("use log=info or log=debug"),
+                }
+            }
+            _ => return Err("there is no such setting"),
+        }
+        Ok(())
+    }
+}
+
+fn parse_net(value: &str) -> Option<Net> {
+    if value == "dhcp" {
+        return Some(Net::Dhcp);
+    }
+    let (interface, gateway) = match value.split_once(',') {
+        Some((interface, gateway)) => (interface, Some(gateway.parse().ok()?)),
+        None => (value, None),
+    };
+    let (address, prefix) = interface.split_once('/')?;
+    let prefix_bits = prefix.parse().ok().filter(|bits| (1..=32).contains(bits))?;
+    Some(Net::Static { address: address.parse().ok()?, prefix_bits, gateway })
+}
+
+/// Port 0 means any free one, where there is somebody to choose it (`hosted`).
+fn parse_port(value: &str) -> Result<u16, &'static str> {
+    value.parse().map_err(|_| "use a port number, 0 to 65535")
+}
+
+fn parse_yes_no(value: &str) -> Result<bool, &'static str> {
+    match value {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("use yes or no"),
+    }
+}
+
+/// 64K to 1G in steps of 64K (reference 1.5), in sectors.
+fn parse_block(value: &str) -> Result<u32, &'static str> {
+    const WHY: &str = "use a multiple of 64K from 64K to 1G, as block=64K or block=1M";
+    let digits = value.trim_end_matches(['K', 'M', 'G']);
+    let unit_sectors: u32 = match value.get(digits.len()..) {
+        Some("K") => 2,
+        Some("M") => 2 << 10,
+        Some("G") => 2 << 20,
+        _ => return Err(WHY),
+    };
+    let sectors = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit_sectors)).ok_or(WHY)?;
+    if (128..=2_097_152).contains(&sectors) && sectors.is_multiple_of(128) { Ok(sectors) } else { Err(WHY) }
+}
+
+/// `iqn.yyyy-mm.reversed-domain`, short enough that a volume's name still fits into 223 bytes.
+fn is_iqn(value: &str) -> bool {
+    value.len() <= 128
+        && value.starts_with("iqn.")
+        && value.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_understood() {
+        let (settings, warnings) = Settings::parse(
+            "net=192.168.7.2/24,192.168.7.1 iscsi.port=3261 http.port=8080 iqn=iqn.2001-04.com.example format=yes \
+             block=1M on_panic=exit token=given log=debug virtio_mmio.device=512@0xfeb00e00:12",
+        );
+        assert_eq!(warnings, [""; 0]);
+        let net = Net::Static {
+            address: Ipv4Addr::new(192, 168, 7, 2),
+            prefix_bits: 24,
+            gateway: Some(Ipv4Addr::new(192, 168, 7, 1)),
+        };
+        let expected = Settings {
+            net,
+            iscsi_port: 3261,
+            http_port: 8080,
+            iqn_prefix: "iqn.2001-04.com.example".into(),
+            format: true,
+            data_block_sectors: 2048,
+            on_panic: OnPanic::Exit,
+            token: TokenSource::Given,
+            log_debug: true,
+        };
+        assert_eq!(settings, expected);
+    }
+
+    #[test]
+    fn a_bad_word_is_told_and_changes_nothing() {
+        let bad = "net=10.0.0.1 net=10.0.0.1/33 iscsi.port=65536 iqn=x format=maybe block=65K block=2G block=0K \
+                   block=99999999999M on_panic=hang token=secret log=all colour=red format";
+        let (settings, warnings) = Settings::parse(bad);
+        assert_eq!(settings, Settings::default());
+        assert_eq!(warnings.len(), bad.split_whitespace().count());
+        assert!(warnings[0].contains("net=10.0.0.1"), "{}", warnings[0]);
+    }
+}
