@@ -111,13 +111,20 @@ impl Port {
 
     /// Follows what a received frame did to the sockets that nobody has accepted yet, and listens again.
     pub(crate) fn advance(&mut self, sockets: &mut SocketSet<'static>) {
-        if let Some(handle) = self.listening {
-            if sockets.get::<tcp::Socket>(handle).state() != State::Listen {
-                self.half_open.push(handle);
-                self.listening = None;
-            }
+        if let Some(handle) = self.listening
+            && sockets.get::<tcp::Socket>(handle).state() != State::Listen
+        {
+            self.half_open.push(handle);
+            self.listening = None;
         }
         self.sort_half_open(sockets);
+        self.established.retain(|handle| {
+            let over = is_over(sockets.get(*handle));
+            if over {
+                sockets.remove(*handle);
+            }
+            !over
+        });
         if self.listening.is_none() && !self.closed {
             self.listen(sockets);
         }
@@ -188,16 +195,13 @@ impl Port {
         &mut self,
         sockets: &mut SocketSet<'static>,
     ) -> Option<(SocketHandle, IpEndpoint, IpEndpoint)> {
-        while let Some(handle) = self.established.pop_front() {
-            let socket = sockets.get::<tcp::Socket>(handle);
-            if let (Some(local), Some(peer)) = (socket.local_endpoint(), socket.remote_endpoint()) {
-                self.accepted += 1;
-                return Some((handle, local, peer));
-            }
-            // It was reset while it waited.
-            sockets.remove(handle);
-        }
-        None
+        let handle = *self.established.front()?;
+        let socket = sockets.get::<tcp::Socket>(handle);
+        // `advance` has sorted out those that were reset while they waited: all that are left have ends.
+        let (local, peer) = (socket.local_endpoint()?, socket.remote_endpoint()?);
+        self.established.pop_front();
+        self.accepted += 1;
+        Some((handle, local, peer))
     }
 
     /// The user of an accepted connection is gone: sends what was written and an end of stream.

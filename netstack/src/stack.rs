@@ -227,6 +227,7 @@ impl Inner {
     /// Moves frames.
     fn poll(&mut self, now: Instant) -> Turn {
         let time = instant(now);
+        let was_undelivered = self.has_undelivered();
         let mut more = true;
         for _ in 0..BURST {
             let received = self.interface.poll_ingress_single(time, &mut self.phy, &mut self.sockets);
@@ -238,7 +239,6 @@ impl Inner {
         }
         self.interface.poll_maintenance(time);
         let address_changed = self.follow_lease();
-        let was_undelivered = self.has_undelivered();
         // Sending comes last, so that one acknowledgement answers many frames.
         let sent_all = (0..BURST).any(|_| {
             let sent = self.interface.poll_egress(time, &mut self.phy, &mut self.sockets);
