@@ -41,7 +41,8 @@
 //! #     random: Rc::new(Seeded::from_u64(1)),
 //! #     bufs: BufPool::new(0),
 //! # };
-//! let address: Address = "10.0.2.15/24,10.0.2.2".parse().unwrap();
+//! let gateway = Some([10, 0, 2, 2].into());
+//! let address = Address::Static { address: [10, 0, 2, 15].into(), prefix_bits: 24, gateway };
 //! let stack = Stack::start(&runtime, Rc::new(Unplugged), address);
 //! let listener = stack.listen(3260, ListenOptions::default()).unwrap();
 //! assert_eq!(listener.describe(), "10.0.2.15:3260");
@@ -61,5 +62,5 @@ mod stream;
 mod tests;
 
 pub use port::ListenOptions;
-pub use stack::{Address, BadAddress, ListenError, Stack};
+pub use stack::{Address, ListenError, Stack};
 pub use stream::{TcpListener, TcpReader, TcpStream, TcpWriter};

@@ -10,7 +10,6 @@ use core::convert::Infallible;
 use core::fmt;
 use core::net::Ipv4Addr;
 use core::pin::Pin;
-use core::str::FromStr;
 use core::task::{Context, Poll, Waker};
 use platform::Runtime;
 use platform::sync::Notify;
@@ -25,7 +24,7 @@ const BURST: usize = 64;
 /// The soonest that smoltcp is asked again when it says "now" but did nothing.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Where the address comes from. As text: `dhcp`, or `10.0.2.15/24` with `,10.0.2.2` behind it for a gateway.
+/// Where the address comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Address {
     /// Leased, and renewed in time.
@@ -39,29 +38,6 @@ pub enum Address {
         /// Who forwards to other networks.
         gateway: Option<Ipv4Addr>,
     },
-}
-
-/// A text that is no [`Address`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an address: write `dhcp`, `10.0.2.15/24` or `10.0.2.15/24,10.0.2.2`")]
-pub struct BadAddress;
-
-impl FromStr for Address {
-    type Err = BadAddress;
-
-    fn from_str(text: &str) -> Result<Address, BadAddress> {
-        if text == "dhcp" {
-            return Ok(Address::Dhcp);
-        }
-        let (network, gateway) = text.split_once(',').map_or((text, None), |(n, g)| (n, Some(g)));
-        let (address, prefix) = network.split_once('/').ok_or(BadAddress)?;
-        let prefix_bits = prefix.parse().ok().filter(|bits| *bits <= 32).ok_or(BadAddress)?;
-        Ok(Address::Static {
-            address: address.parse().map_err(|_| BadAddress)?,
-            prefix_bits,
-            gateway: gateway.map(str::parse).transpose().map_err(|_| BadAddress)?,
-        })
-    }
 }
 
 /// Why a port cannot be listened on.
