@@ -207,6 +207,20 @@ impl Buf {
         core::mem::replace(self, rest)
     }
 
+    /// Undoes a split: `rest` must begin where self ends. Given back if it does not.
+    pub fn unsplit(&mut self, rest: Buf) -> Result<(), Buf> {
+        let same = match (&self.storage, &rest.storage) {
+            (Some(mine), Some(other)) => Rc::ptr_eq(mine, other),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same || self.start + self.len != rest.start {
+            return Err(rest);
+        }
+        self.len += rest.len;
+        Ok(())
+    }
+
     /// Forgets what lies beyond `len_bytes`.
     pub fn truncate(&mut self, len_bytes: usize) {
         self.len = self.len.min(len_bytes);
@@ -266,6 +280,20 @@ mod tests {
         assert_eq!(pool.used_bytes(), 8192);
         drop(b);
         assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
+    fn only_neighbours_can_be_put_together_again() {
+        let pool = BufPool::new(1 << 20);
+        let mut a = pool.zeroed(4096).unwrap();
+        let mut b = a.split_off(1024);
+        let c = b.split_off(1024);
+        let c = a.unsplit(c).unwrap_err();
+        a.unsplit(b).unwrap();
+        a.unsplit(c).unwrap();
+        assert_eq!(a.len(), 4096);
+        let stranger = pool.zeroed(4096).unwrap();
+        assert!(a.unsplit(stranger).is_err());
     }
 
     #[test]

@@ -74,6 +74,18 @@ pub enum Mode {
     Fail,
 }
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Write => "write",
+            Mode::OutOfDataSpace => "out of data space",
+            Mode::OutOfMetadataSpace => "out of metadata space",
+            Mode::ReadOnly => "read-only",
+            Mode::Fail => "fail",
+        })
+    }
+}
+
 /// What becomes of discards (reference 7.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiscardPolicy {
@@ -145,5 +157,31 @@ impl fmt::Display for Status {
         f.write_str(if self.error_if_no_space { "error_if_no_space " } else { "queue_if_no_space " })?;
         f.write_str(if self.needs_check { "needs_check " } else { "- " })?;
         write!(f, "{} ", self.metadata_low_water_blocks)
+    }
+}
+
+/// A thin device's state at one moment. Displays as the status line of `dmsetup status` (reference 7.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThinStatus {
+    /// The pool works.
+    Mapped {
+        /// Sectors mapped.
+        mapped_sectors: u64,
+        /// The last sector mapped, if any is.
+        highest_mapped_sector: Option<u64>,
+    },
+    /// The pool failed.
+    Fail,
+}
+
+impl fmt::Display for ThinStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ThinStatus::Fail => f.write_str("Fail"),
+            ThinStatus::Mapped { mapped_sectors, highest_mapped_sector: Some(highest) } => {
+                write!(f, "{mapped_sectors} {highest}")
+            }
+            ThinStatus::Mapped { mapped_sectors, highest_mapped_sector: None } => write!(f, "{mapped_sectors} -"),
+        }
     }
 }

@@ -1,0 +1,218 @@
+//! What can go wrong with a pool, and the one table of Linux's error numbers for it.
+
+use crate::control::{DeviceId, Errno, Mode};
+use crate::metadata::MetadataError;
+use core::fmt;
+use platform::block::IoError;
+use platform::buf::NoBuffers;
+
+/// One of the two disks of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolDisk {
+    /// Holds the mappings.
+    Metadata,
+    /// Holds the data blocks.
+    Data,
+}
+
+impl fmt::Display for PoolDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PoolDisk::Metadata => "metadata disk",
+            PoolDisk::Data => "data disk",
+        })
+    }
+}
+
+/// Why an operation on an open pool or one of its devices failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The metadata refused or failed it.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// A message that no pool understands.
+    #[error("bad message: {0}")]
+    BadMessage(&'static str),
+    /// Messages are not taken in this mode.
+    #[error("the pool takes no such message in {0} mode")]
+    MessageRefused(Mode),
+    /// The pool's mode does not allow this I/O.
+    #[error("the pool cannot do this in {0} mode")]
+    Refused(Mode),
+    /// The device is active: a handle on it is held.
+    #[error("thin device {0} is in use: log its sessions out first")]
+    Active(DeviceId),
+    /// The device is the pool's own.
+    #[error("thin device {0} holds the pool's records")]
+    Reserved(DeviceId),
+    /// No data block is free.
+    #[error("no data block is free: grow the data disk, or delete or discard something")]
+    NoDataSpace,
+    /// Writes of this device that were not flushed yet were lost with an aborted transaction.
+    #[error("unflushed changes of thin device {0} were lost when a transaction failed: check its contents")]
+    ChangesLost(DeviceId),
+    /// The pool was opened to ignore discards.
+    #[error("the pool ignores discards")]
+    DiscardsIgnored,
+    /// The data disk, or the external origin, failed.
+    #[error("thin device {device}, sector {sector}: {source}")]
+    Io {
+        /// The thin device.
+        device: DeviceId,
+        /// First sector of the piece on the thin device.
+        sector: u64,
+        /// What the disk said.
+        source: IoError,
+    },
+    /// The data disk could not be flushed.
+    #[error("the data disk cannot be flushed: {0}")]
+    Flush(IoError),
+    /// A buffer is no whole number of sectors.
+    #[error("a malformed request for sector {sector}: its buffers are no whole sectors")]
+    Malformed {
+        /// First sector asked for.
+        sector: u64,
+    },
+    /// A request reaches beyond what a sector number can say.
+    #[error("sectors {sector}+{sectors} reach beyond the largest device")]
+    OutOfRange {
+        /// First sector asked for.
+        sector: u64,
+        /// Sectors asked for.
+        sectors: u64,
+    },
+    /// A mapping points beyond the data disk.
+    #[error("thin device {device} maps virtual block {block} beyond the pool's data: run thin_check")]
+    BadMapping {
+        /// The thin device.
+        device: DeviceId,
+        /// The virtual block.
+        block: u64,
+    },
+    /// No memory for I/O.
+    #[error(transparent)]
+    NoBuffers(#[from] NoBuffers),
+    /// The records of the reserved device are damaged.
+    #[error("page {page} of the pool's records (thin device {device}) is damaged: {what}")]
+    DamagedRecords {
+        /// The reserved device.
+        device: DeviceId,
+        /// The logical page.
+        page: u32,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Two devices claim to hold the pool's records.
+    #[error("thin devices {0} and {1} both claim to hold the pool's records: delete the wrong one elsewhere")]
+    TwoRecords(DeviceId, DeviceId),
+    /// The pool has a reserved device already.
+    #[error("thin device {0} holds the pool's records already")]
+    RecordsExist(DeviceId),
+    /// A page of records is longer than fits.
+    #[error("a page of records holds at most {most} bytes, not {len}")]
+    PageTooLong {
+        /// Bytes asked for.
+        len: usize,
+        /// Bytes that fit.
+        most: usize,
+    },
+    /// There is no such page of records.
+    #[error("the records have no page {0}")]
+    NoPage(u32),
+    /// All thin ids are in use.
+    #[error("no thin id is free")]
+    NoFreeId,
+    /// The pool was closed.
+    #[error("the pool is closed")]
+    Closed,
+}
+
+impl Error {
+    /// Linux's error number for it (reference 7.2, 7.4): the one table.
+    pub fn errno(&self) -> Errno {
+        use Error::*;
+        match self {
+            Metadata(error) => error.errno(),
+            BadMessage(_) | Malformed { .. } | OutOfRange { .. } | PageTooLong { .. } => Errno::EINVAL,
+            MessageRefused(_) | DiscardsIgnored => Errno::EOPNOTSUPP,
+            Active(_) | Reserved(_) => Errno::EBUSY,
+            RecordsExist(_) => Errno::EEXIST,
+            NoPage(_) => Errno::ENODATA,
+            NoDataSpace | NoFreeId => Errno::ENOSPC,
+            NoBuffers(_) => Errno::ENOMEM,
+            DamagedRecords { .. } | TwoRecords(..) => Errno::EILSEQ,
+            Refused(_) | ChangesLost(_) | Io { .. } | Flush(_) | BadMapping { .. } | Closed => Errno::EIO,
+        }
+    }
+}
+
+/// Why a pool could not be opened. Nothing was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The metadata is unusable; the error names the block.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// A disk failed.
+    #[error("the {disk} cannot be read at sector {sector}: {source}")]
+    Io {
+        /// Which.
+        disk: PoolDisk,
+        /// Where.
+        sector: u64,
+        /// What it said.
+        source: IoError,
+    },
+    /// Both disks are blank, and formatting was not allowed.
+    #[error("block 0 of the metadata disk is blank: there is no pool; allow formatting to make one")]
+    Blank,
+    /// The metadata disk is blank but the data disk is not: the metadata was lost, or it is the wrong disk.
+    #[error(
+        "block 0 of the metadata disk is blank, but sector {sector} of the data disk is not: \
+         is this the right metadata disk? format=yes makes a new pool and gives the old data up"
+    )]
+    DataInUse {
+        /// The first sector seen that is not zero.
+        sector: u64,
+    },
+    /// The data disk carries a thin superblock and the metadata disk does not.
+    #[error("block 0 of the data disk is a thin pool's superblock: the metadata and data disks are swapped")]
+    Swapped,
+    /// The data disk is smaller than the pool's data.
+    #[error("the data disk has {disk_blocks} blocks of {block_sectors} sectors, the pool needs {pool_blocks}")]
+    DataTooSmall {
+        /// Whole blocks on the disk.
+        disk_blocks: u64,
+        /// Blocks that the pool counts.
+        pool_blocks: u64,
+        /// Sectors in a block.
+        block_sectors: u32,
+    },
+    /// A pool cannot have blocks of this size.
+    #[error("a data block of {sectors} sectors: it must be a multiple of 128 from 128 to 2097152")]
+    BadBlockSize {
+        /// The size asked for.
+        sectors: u32,
+    },
+    /// A disk refuses writes, but the pool was not to be opened read-only.
+    #[error("the {0} is read-only: open the pool read-only, or attach the disk writable")]
+    WriteProtected(PoolDisk),
+    /// No memory for I/O.
+    #[error(transparent)]
+    NoBuffers(#[from] NoBuffers),
+}
+
+impl OpenError {
+    /// Linux's error number for it (reference 1.4, 7.1).
+    pub fn errno(&self) -> Errno {
+        use OpenError::*;
+        match self {
+            Metadata(error) => error.errno(),
+            Io { .. } => Errno::EIO,
+            Blank | DataInUse { .. } | WriteProtected(_) => Errno::EPERM,
+            Swapped | DataTooSmall { .. } | BadBlockSize { .. } => Errno::EINVAL,
+            NoBuffers(_) => Errno::ENOMEM,
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Modes, their transitions, and who is told (reference 7.4, 7.5).
+
+use super::Inner;
+use crate::control::Mode;
+use crate::error::Error;
+use crate::metadata::{self, DataBlock, MetadataError};
+use alloc::rc::Rc;
+use core::cell::Cell;
+use platform::sync::Notify;
+
+/// What the pool can do at the moment.
+pub(crate) struct State {
+    mode: Cell<Mode>,
+    /// Out of data space, writes fail at once: by option, or since the time-out.
+    error_if_no_space: Cell<bool>,
+    /// Counts the times that space ran out, so that a time-out knows whether it is still about its own.
+    no_space_episode: Cell<u64>,
+    closed: Cell<bool>,
+    data_is_low: Cell<bool>,
+    metadata_is_low: Cell<bool>,
+    events: Cell<u64>,
+    /// Notified by every event and by closing.
+    changed: Notify,
+}
+
+impl State {
+    pub(crate) fn new(mode: Mode, error_if_no_space: bool) -> State {
+        State {
+            mode: Cell::new(mode),
+            error_if_no_space: Cell::new(error_if_no_space),
+            no_space_episode: Cell::new(0),
+            closed: Cell::new(false),
+            data_is_low: Cell::new(false),
+            metadata_is_low: Cell::new(false),
+            events: Cell::new(0),
+            changed: Notify::new(),
+        }
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode.get()
+    }
+
+    pub(crate) fn error_if_no_space(&self) -> bool {
+        self.error_if_no_space.get()
+    }
+
+    pub(crate) fn events(&self) -> u64 {
+        self.events.get()
+    }
+
+    pub(crate) async fn event_after(&self, seen: u64) -> u64 {
+        loop {
+            let changed = self.changed.notified();
+            if self.events.get() != seen || self.closed.get() {
+                return self.events.get();
+            }
+            changed.await;
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    fn event(&self) {
+        self.events.set(self.events.get() + 1);
+        self.changed.notify_all();
+    }
+}
+
+/// A data block that is ours until it is mapped or this is dropped.
+pub(crate) struct Reserved {
+    pool: Rc<Inner>,
+    block: Option<DataBlock>,
+}
+
+impl Reserved {
+    /// The block.
+    pub(crate) fn block(&self) -> DataBlock {
+        self.block.expect("a reservation has its block until it is mapped, which consumes it")
+    }
+
+    /// The mapping has taken the block over.
+    pub(crate) fn mapped(mut self) {
+        self.block = None;
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(block) = self.block {
+            self.pool.metadata.unreserve_data_block(block);
+            self.pool.look_at_space();
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn mode(&self) -> Mode {
+        self.state.mode()
+    }
+
+    /// Enters a mode; a change is an event.
+    pub(crate) fn set_mode(self: &Rc<Self>, mode: Mode) {
+        let before = self.state.mode.replace(mode);
+        if before == mode {
+            return;
+        }
+        log::warn!("pool: {mode} mode after {before} mode");
+        match mode {
+            Mode::Write => self.state.error_if_no_space.set(self.options.features.error_if_no_space),
+            Mode::OutOfDataSpace => self.start_no_space_timeout(),
+            Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => {}
+        }
+        self.state.event();
+    }
+
+    /// After the time-out, writes that wait for space fail, and later ones do at once.
+    fn start_no_space_timeout(self: &Rc<Self>) {
+        let Some(timeout) = self.options.no_space_timeout else { return };
+        if self.state.error_if_no_space() {
+            return;
+        }
+        let (weak, timers) = (Rc::downgrade(self), self.runtime.timers.clone());
+        let episode = self.state.no_space_episode.get() + 1;
+        self.state.no_space_episode.set(episode);
+        self.runtime.spawner.spawn(async move {
+            timers.sleep(timeout).await;
+            let Some(pool) = weak.upgrade() else { return };
+            if pool.mode() == Mode::OutOfDataSpace && pool.state.no_space_episode.get() == episode {
+                log::warn!("pool: no data space for {} s, writes fail from now on", timeout.as_secs());
+                pool.state.error_if_no_space.set(true);
+                pool.state.event();
+            }
+        });
+    }
+
+    /// Changes of mappings are possible, or will be once there is space.
+    pub(crate) fn check_changeable(&self) -> Result<(), Error> {
+        if self.state.closed() {
+            return Err(Error::Closed);
+        }
+        match self.mode() {
+            Mode::Write | Mode::OutOfDataSpace => Ok(()),
+            mode => Err(Error::Refused(mode)),
+        }
+    }
+
+    /// Waits out of data space for space, if the pool is to queue; else says why not.
+    pub(crate) async fn wait_for_data_space(&self) -> Result<(), Error> {
+        loop {
+            let changed = self.state.changed.notified();
+            self.check_changeable()?;
+            if self.mode() == Mode::Write {
+                return Ok(());
+            }
+            if self.state.error_if_no_space() {
+                return Err(Error::NoDataSpace);
+            }
+            changed.await;
+        }
+    }
+
+    /// Reserves a data block; commits if that may bring one back, and declares the pool out of space if not.
+    pub(crate) async fn reserve(self: &Rc<Self>) -> Result<Reserved, Error> {
+        self.check_changeable()?;
+        if self.metadata.free_metadata_blocks() == 0 {
+            self.commit().await?;
+            self.look_at_space();
+            self.check_changeable()?;
+        }
+        if self.mode() == Mode::OutOfDataSpace {
+            return Err(Error::NoDataSpace);
+        }
+        self.look_at_low_water();
+        let mut reserved = self.metadata.reserve_data_block().await;
+        if reserved == Err(MetadataError::NoDataSpace) && self.metadata.any_changes() {
+            self.commit().await?;
+            reserved = self.metadata.reserve_data_block().await;
+        }
+        match reserved {
+            Ok(block) => Ok(Reserved { pool: self.clone(), block: Some(block) }),
+            Err(MetadataError::NoDataSpace) => {
+                if self.mode() == Mode::Write {
+                    self.set_mode(Mode::OutOfDataSpace);
+                }
+                Err(Error::NoDataSpace)
+            }
+            Err(error) => Err(self.failed(error).await),
+        }
+    }
+
+    /// Transitions between the modes that lack of space decides.
+    pub(crate) fn look_at_space(self: &Rc<Self>) {
+        let (metadata_free, data_free) = (self.metadata.free_metadata_blocks(), self.metadata.free_data_blocks());
+        match self.mode() {
+            Mode::Write | Mode::OutOfDataSpace if metadata_free == 0 && !self.metadata.any_changes() => {
+                self.set_mode(Mode::OutOfMetadataSpace);
+            }
+            Mode::OutOfMetadataSpace if metadata_free > 0 => self.set_mode(Mode::Write),
+            Mode::OutOfDataSpace if data_free > 0 => self.set_mode(Mode::Write),
+            _ => {}
+        }
+        self.look_at_low_water();
+    }
+
+    /// One event when a watermark is reached, armed again above it.
+    pub(crate) fn look_at_low_water(&self) {
+        let data = self.metadata.free_data_blocks() <= self.options.low_water_blocks;
+        let metadata = self.metadata.free_metadata_blocks() <= self.metadata.metadata_low_water_blocks();
+        let data_came = data && !self.state.data_is_low.replace(data);
+        let metadata_came = metadata && !self.state.metadata_is_low.replace(metadata);
+        if data_came || metadata_came {
+            log::warn!("pool: low water, data {data}, metadata {metadata}");
+            self.state.event();
+        }
+        self.state.data_is_low.set(data);
+        self.state.metadata_is_low.set(metadata);
+    }
+
+    /// Makes one change of the metadata: what every change goes through. Where only uncommitted frees lack, commits
+    /// and tries again.
+    pub(crate) async fn change<T>(
+        self: &Rc<Self>,
+        operation: impl AsyncFn() -> metadata::Result<T>,
+    ) -> Result<T, Error> {
+        let mut result = operation().await;
+        if matches!(result, Err(MetadataError::NoMetadataSpace)) && self.metadata.any_changes() {
+            self.commit().await?;
+            result = operation().await;
+        }
+        if matches!(result, Err(MetadataError::NoMetadataSpace)) {
+            self.set_mode(Mode::OutOfMetadataSpace);
+            return Err(Error::Refused(Mode::OutOfMetadataSpace));
+        }
+        self.changed(result).await
+    }
+
+    /// Takes the result of a change into account.
+    pub(crate) async fn changed<T>(self: &Rc<Self>, result: metadata::Result<T>) -> Result<T, Error> {
+        match result {
+            // Made, but into a transaction that is being aborted.
+            Ok(_) if self.mode() >= Mode::ReadOnly => Err(Error::Refused(self.mode())),
+            Ok(value) => {
+                self.commits.wake_periodic();
+                self.look_at_low_water();
+                Ok(value)
+            }
+            Err(error) => Err(self.failed(error).await),
+        }
+    }
+
+    /// After a failed change or commit: a spoilt transaction is aborted, and the pool changes nothing any more.
+    pub(crate) async fn failed(self: &Rc<Self>, error: MetadataError) -> Error {
+        if error.spoils() && self.mode() < Mode::ReadOnly {
+            log::error!("pool: {error}; the transaction is aborted");
+            self.state.mode.set(Mode::ReadOnly);
+            match self.metadata.abort().await {
+                Ok(()) => self.metadata.set_read_only(true),
+                Err(error) => {
+                    log::error!("pool: the abort failed, too: {error}");
+                    self.state.mode.set(Mode::Fail);
+                }
+            }
+            self.state.event();
+        }
+        Error::Metadata(error)
+    }
+}

@@ -1,0 +1,88 @@
+//! Discards: whole blocks are unmapped, and the data disk is told of blocks that nothing refers to any more
+//! (reference 7.6).
+
+use super::{Device, Thin, range};
+use crate::control::{DiscardPolicy, Mode};
+use crate::error::Error;
+use crate::metadata::{DataRun, VirtualBlock};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+/// Most blocks unmapped in one step, between which other I/O goes on.
+const STEP_BLOCKS: u64 = 1024;
+
+impl Thin {
+    /// Unmaps the whole blocks within the sectors; partial blocks at the ends keep their contents. Unmapped blocks read
+    /// as zeroes, or as the external origin. In read-only mode it succeeds and does nothing, as in dm-thin.
+    pub async fn discard(&self, sector: u64, sectors: u64) -> Result<(), Error> {
+        let (device, block_sectors) = (&self.0, self.0.pool.block_sectors);
+        device.pool.check_working()?;
+        if device.pool.discard_policy() == DiscardPolicy::Ignore {
+            return Err(Error::DiscardsIgnored);
+        }
+        let sectors = range(sector, sectors)?;
+        let (mut next, end) = (sectors.start.div_ceil(block_sectors), sectors.end / block_sectors);
+        while next < end && device.pool.mode() != Mode::ReadOnly {
+            let Some(mapped) = device.pool.metadata.next_mapped(device.id, VirtualBlock(next)).await? else { break };
+            if mapped.0 >= end {
+                break;
+            }
+            let step_end = mapped.0.saturating_add(STEP_BLOCKS).min(end);
+            let step = device.clone().discard_step(mapped, VirtualBlock(step_end));
+            device.pool.runtime.spawner.spawn(step).await.unwrap_or(Err(Error::Closed))?;
+            next = step_end;
+        }
+        Ok(())
+    }
+}
+
+impl Device {
+    async fn discard_step(self: Rc<Self>, begin: VirtualBlock, end: VirtualBlock) -> Result<(), Error> {
+        let lock = self.locks.lock(begin.0..end.0).await;
+        // What is under way on these blocks must not reach them after they were freed.
+        self.in_flight.drain().await;
+        let mut from = begin;
+        let mut freed: Vec<DataRun> = Vec::new();
+        loop {
+            let removed =
+                self.pool.change(async || self.pool.metadata.remove_range(self.id, from, end, STEP_BLOCKS).await).await;
+            let removed = match removed {
+                Ok(removed) => removed,
+                Err(error) => {
+                    self.release(&freed);
+                    return Err(error);
+                }
+            };
+            // Held before anything else can run: a commit would make them free to be handed out.
+            removed.freed.iter().for_each(|run| self.pool.metadata.hold_data(*run));
+            freed.extend(removed.freed);
+            match removed.next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        drop(lock);
+        if self.pool.discard_policy() == DiscardPolicy::Passdown {
+            self.pass_down(&freed).await;
+        }
+        self.release(&freed);
+        if self.pool.mode() == Mode::OutOfMetadataSpace {
+            self.pool.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// A data disk that fails a discard keeps the contents, which is its right: as in dm-thin nobody is told.
+    async fn pass_down(&self, freed: &[DataRun]) {
+        for run in freed {
+            let sectors = run.blocks.saturating_mul(self.pool.block_sectors);
+            if let Err(error) = self.data.discard(self.block_sector(run.begin), sectors).await {
+                log::debug!("thin device {}: the data disk did not discard: {error}", self.id);
+            }
+        }
+    }
+
+    fn release(&self, freed: &[DataRun]) {
+        freed.iter().for_each(|run| self.pool.metadata.release_data(*run));
+    }
+}
