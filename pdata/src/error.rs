@@ -67,9 +67,6 @@ pub enum Error {
         /// The root.
         root: u64,
     },
-    /// More pending changes of counts than a sound operation makes.
-    #[error("too many pending reference count changes")]
-    QueueFull,
 }
 
 impl Error {
@@ -85,4 +82,4 @@ impl Error {
 }
 
 /// Result of an operation on persistent data.
-pub type Result<T> = core::result::Result<T, Error>;
+pub type Result<T, E = Error> = core::result::Result<T, E>;

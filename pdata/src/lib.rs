@@ -4,6 +4,14 @@
 
 extern crate alloc;
 
+pub mod block;
+pub mod block_manager;
+pub mod btree;
+pub mod checksum;
 mod error;
+pub mod space_map;
+pub mod transaction_manager;
 
+pub use block_manager::Stop;
 pub use error::{Error, Result};
+pub use transaction_manager::TransactionManager;

@@ -1,0 +1,412 @@
+//! Metadata blocks on a disk behind a bounded write-back cache.
+//!
+//! A block is checked when it is read and sealed (number and checksum) when it is written; in between it is only
+//! bytes. Reads of one block at a time share one request. A dirty block is always a block of the open transaction
+//! that no committed block refers to, so it may be written at any time: early, when the cache fills up, or at commit.
+
+use crate::block::{BLOCK_BYTES, BLOCK_SECTORS, Block, BlockKind};
+use crate::{Error, Result};
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, Ref, RefCell, RefMut};
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+use platform::block::{Bufs, Completion, Disk, IoError, Op};
+use platform::buf::{Buf, BufPool};
+use platform::sync::{Notify, Semaphore};
+use smallvec::SmallVec;
+
+/// Most writes under way at once.
+const WRITES_IN_FLIGHT_MAX: usize = 64;
+
+/// Why a plain call that reads blocks did not get through.
+#[derive(Debug, Clone, Copy)]
+pub enum Stop {
+    /// A block is not in the cache: [`BlockManager::read`] it and try again.
+    Miss {
+        /// The block.
+        block: u64,
+        /// What it is read as.
+        kind: &'static BlockKind,
+    },
+    /// It can never succeed.
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Failed(error)
+    }
+}
+
+/// A cached block. Whoever holds an `Rc` of it pins it.
+struct Frame {
+    number: u64,
+    kind: &'static BlockKind,
+    bytes: RefCell<Box<Block>>,
+    dirty: Cell<bool>,
+    /// Used since the clock's hand last passed.
+    used: Cell<bool>,
+    /// Index in [`Cache::ring`].
+    place: Cell<usize>,
+}
+
+/// A block to read. Stays in the cache as long as this lives.
+#[derive(Clone)]
+pub struct BlockRef(Rc<Frame>);
+
+impl BlockRef {
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.0.number
+    }
+
+    /// Its bytes. Not to be held across an `.await`.
+    pub fn bytes(&self) -> Ref<'_, Block> {
+        Ref::map(self.0.bytes.borrow(), |bytes| &**bytes)
+    }
+}
+
+/// A block of the open transaction, to be changed.
+pub struct BlockMut<'a> {
+    frame: Rc<Frame>,
+    manager: &'a BlockManager,
+}
+
+impl BlockMut<'_> {
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.frame.number
+    }
+
+    /// Its bytes. Not to be held across an `.await`.
+    pub fn bytes(&self) -> Ref<'_, Block> {
+        Ref::map(self.frame.bytes.borrow(), |bytes| &**bytes)
+    }
+
+    /// Its bytes to change. Not to be held across an `.await`.
+    pub fn bytes_mut(&self) -> RefMut<'_, Block> {
+        // Marked at every access, not once: an early write-out may have cleaned the frame since the last.
+        self.manager.mark_dirty(&self.frame);
+        RefMut::map(self.frame.bytes.borrow_mut(), |bytes| &mut **bytes)
+    }
+}
+
+enum Slot {
+    /// Being read; told when that ended, well or not.
+    Loading(Rc<Notify>),
+    Ready(Rc<Frame>),
+}
+
+#[derive(Default)]
+struct Cache {
+    slots: HashMap<u64, Slot>,
+    /// All frames of `slots`, in the clock's order.
+    ring: Vec<Rc<Frame>>,
+    hand: usize,
+    /// Dirty frames, and some that are no longer.
+    dirty: Vec<Rc<Frame>>,
+}
+
+impl Cache {
+    fn insert(&mut self, frame: Rc<Frame>, limit: usize) {
+        while self.ring.len() >= limit && self.evict() {}
+        frame.place.set(self.ring.len());
+        self.ring.push(frame.clone());
+        self.slots.insert(frame.number, Slot::Ready(frame));
+    }
+
+    fn remove_from_ring(&mut self, frame: &Frame) {
+        let place = frame.place.get();
+        if place < self.ring.len() {
+            self.ring.swap_remove(place);
+        }
+        if let Some(moved) = self.ring.get(place) {
+            moved.place.set(place);
+        }
+    }
+
+    /// Drops one clean frame that nobody holds; false if there is none. The clock's hand passes a frame that was
+    /// used since it last came by.
+    fn evict(&mut self) -> bool {
+        for _ in 0..self.ring.len().saturating_mul(2) {
+            if self.hand >= self.ring.len() {
+                self.hand = 0;
+            }
+            let Some(frame) = self.ring.get(self.hand) else { return false };
+            // One owner is the slot, one the ring.
+            let free = !frame.dirty.get() && Rc::strong_count(frame) == 2;
+            if free && !frame.used.replace(false) {
+                let frame = frame.clone();
+                self.slots.remove(&frame.number);
+                self.remove_from_ring(&frame);
+                return true;
+            }
+            self.hand += 1;
+        }
+        false
+    }
+}
+
+/// The blocks of one disk, cached.
+pub struct BlockManager {
+    disk: Disk,
+    bufs: BufPool,
+    cache: RefCell<Cache>,
+    cache_blocks: usize,
+    /// One write-out at a time, so that two versions of a block are never under way together.
+    writing: Semaphore,
+}
+
+impl BlockManager {
+    /// The blocks of `disk`. The cache holds about `cache_blocks` of them; `bufs` is where I/O buffers come from.
+    pub fn new(disk: Disk, bufs: BufPool, cache_blocks: usize) -> BlockManager {
+        let cache_blocks = cache_blocks.max(16);
+        BlockManager { disk, bufs, cache: RefCell::default(), cache_blocks, writing: Semaphore::new(1) }
+    }
+
+    /// Whole blocks on the disk now.
+    pub fn disk_blocks(&self) -> u64 {
+        self.disk.size_sectors() / BLOCK_SECTORS
+    }
+
+    /// Blocks in the cache now.
+    pub fn cached_blocks(&self) -> usize {
+        self.cache.borrow().ring.len()
+    }
+
+    /// A block, if it is in the cache.
+    pub fn try_read(&self, number: u64, kind: &'static BlockKind) -> Result<BlockRef, Stop> {
+        let cache = self.cache.borrow();
+        match cache.slots.get(&number) {
+            Some(Slot::Ready(frame)) if frame.kind == kind => {
+                frame.used.set(true);
+                Ok(BlockRef(frame.clone()))
+            }
+            Some(Slot::Ready(frame)) => {
+                let what = if frame.dirty.get() { "it is newly in use as another kind" } else { "it is of another kind" };
+                Err(Stop::Failed(Error::Damaged { block: number, kind: kind.name, what }))
+            }
+            Some(Slot::Loading(_)) | None => Err(Stop::Miss { block: number, kind }),
+        }
+    }
+
+    /// A block, read and checked if it is not in the cache.
+    pub async fn read(&self, number: u64, kind: &'static BlockKind) -> Result<BlockRef> {
+        loop {
+            match self.try_read(number, kind) {
+                Ok(block) => return Ok(block),
+                Err(Stop::Failed(error)) => return Err(error),
+                Err(Stop::Miss { .. }) => {}
+            }
+            let notify = match self.cache.borrow_mut().slots.entry(number) {
+                Entry::Occupied(slot) => match slot.get() {
+                    Slot::Loading(notify) => Ok(notify.clone()),
+                    Slot::Ready(_) => continue,
+                },
+                Entry::Vacant(slot) => {
+                    let notify = Rc::new(Notify::new());
+                    slot.insert(Slot::Loading(notify.clone()));
+                    Err(notify)
+                }
+            };
+            match notify {
+                Ok(somebody_elses) => somebody_elses.notified().await,
+                Err(ours) => {
+                    let loading = Loading { manager: self, number, notify: ours };
+                    let bytes = self.fetch(number, kind).await?;
+                    loading.finish(bytes, kind);
+                }
+            }
+        }
+    }
+
+    /// Runs `look` until every block that it asks for is in the cache.
+    pub async fn look<T>(&self, mut look: impl FnMut(&BlockManager) -> Result<T, Stop>) -> Result<T> {
+        // What was fetched stays pinned, or a tiny cache would drop one block for the other for ever.
+        let mut pinned = SmallVec::<[BlockRef; 8]>::new();
+        loop {
+            match look(self) {
+                Ok(found) => return Ok(found),
+                Err(Stop::Failed(error)) => return Err(error),
+                Err(Stop::Miss { block, kind }) => pinned.push(self.read(block, kind).await?),
+            }
+        }
+    }
+
+    /// Reads a block past the cache and unchecked.
+    pub async fn read_raw(&self, number: u64) -> Result<Box<Block>> {
+        let failed = |source| Error::Io { block: number, action: "read", source };
+        let sector = number.checked_mul(BLOCK_SECTORS).filter(|_| number < self.disk_blocks());
+        let sector = sector.ok_or(Error::OutOfRange { block: number, blocks: self.disk_blocks() })?;
+        let buf = self.bufs.wait(BLOCK_BYTES).await.map_err(|_| Error::NoMemory)?;
+        let (result, buf) = self.disk.read(sector, buf).await;
+        result.map_err(failed)?;
+        let bytes = buf.first_chunk::<BLOCK_BYTES>().ok_or(failed(IoError::Malformed { sector }))?;
+        Ok(Box::new(*bytes))
+    }
+
+    /// Writes a block past the cache, sealed.
+    pub async fn write_raw(&self, number: u64, kind: &BlockKind, block: &Block) -> Result<()> {
+        let buf = self.bufs.wait(BLOCK_BYTES).await.map_err(|_| Error::NoMemory)?;
+        self.start_write(number, kind, block, buf).await.result.map_err(|source| write_failed(number, source))
+    }
+
+    /// A block of zeroes of the open transaction, in place of whatever the cache has under its number.
+    pub(crate) async fn zeroed(&self, number: u64, kind: &'static BlockKind) -> Result<BlockMut<'_>> {
+        if self.cache.borrow().dirty.len() >= self.cache_blocks / 4 * 3 {
+            self.write_out().await?;
+        }
+        let frame = Rc::new(Frame {
+            number,
+            kind,
+            bytes: RefCell::new(Box::new([0; BLOCK_BYTES])),
+            dirty: Cell::new(false),
+            used: Cell::new(true),
+            place: Cell::new(0),
+        });
+        let mut cache = self.cache.borrow_mut();
+        if let Some(Slot::Ready(old)) = cache.slots.remove(&number) {
+            old.dirty.set(false);
+            cache.remove_from_ring(&old);
+        }
+        cache.insert(frame.clone(), self.cache_blocks);
+        drop(cache);
+        Ok(BlockMut { frame, manager: self })
+    }
+
+    /// A block that was read, to be changed: it must be one of the open transaction.
+    pub(crate) fn change(&self, block: BlockRef) -> BlockMut<'_> {
+        BlockMut { frame: block.0, manager: self }
+    }
+
+    /// Writes every dirty block and waits for all of them. A block that failed stays dirty.
+    pub async fn write_out(&self) -> Result<()> {
+        let _turn = self.writing.acquire(1).await;
+        let mut frames = core::mem::take(&mut self.cache.borrow_mut().dirty);
+        frames.retain(|frame| frame.dirty.get());
+        frames.sort_unstable_by_key(|frame| frame.number);
+        let mut under_way = UnderWay { manager: self, writes: VecDeque::new(), failure: None };
+        for frame in frames {
+            let Some(buf) = under_way.buffer().await else {
+                self.cache.borrow_mut().dirty.push(frame);
+                continue;
+            };
+            frame.dirty.set(false);
+            let completion = self.start_write(frame.number, frame.kind, &frame.bytes.borrow(), buf);
+            under_way.writes.push_back((frame, completion));
+        }
+        while under_way.reap().await {}
+        under_way.failure.map_or(Ok(()), Err)
+    }
+
+    /// Makes durable what was written.
+    pub async fn flush(&self) -> Result<()> {
+        self.disk.flush().await.map_err(Error::Flush)
+    }
+
+    fn start_write(&self, number: u64, kind: &BlockKind, block: &Block, mut buf: Buf) -> Completion {
+        if let Some(bytes) = buf.first_chunk_mut::<BLOCK_BYTES>() {
+            *bytes = *block;
+            kind.seal(bytes, number);
+        }
+        let sector = number.saturating_mul(BLOCK_SECTORS);
+        self.disk.start(Op::Write { fua: false }, sector, BLOCK_SECTORS, Bufs::from_iter([buf]))
+    }
+
+    async fn fetch(&self, number: u64, kind: &'static BlockKind) -> Result<Box<Block>> {
+        let block = self.read_raw(number).await?;
+        kind.verify(&block, number)?;
+        Ok(block)
+    }
+
+    fn mark_dirty(&self, frame: &Rc<Frame>) {
+        if !frame.dirty.replace(true) {
+            self.cache.borrow_mut().dirty.push(frame.clone());
+        }
+    }
+}
+
+fn write_failed(block: u64, source: IoError) -> Error {
+    Error::Io { block, action: "written", source }
+}
+
+/// The slot of a block that is being read. However that ends, those who wait for it are told.
+struct Loading<'a> {
+    manager: &'a BlockManager,
+    number: u64,
+    notify: Rc<Notify>,
+}
+
+impl Loading<'_> {
+    /// Puts the block in its slot, unless a new block was made there meanwhile.
+    fn finish(self, bytes: Box<Block>, kind: &'static BlockKind) {
+        if !self.is_current() {
+            return;
+        }
+        let frame = Frame {
+            number: self.number,
+            kind,
+            bytes: RefCell::new(bytes),
+            dirty: Cell::new(false),
+            used: Cell::new(true),
+            place: Cell::new(0),
+        };
+        self.manager.cache.borrow_mut().insert(Rc::new(frame), self.manager.cache_blocks);
+    }
+
+    fn is_current(&self) -> bool {
+        let cache = self.manager.cache.borrow();
+        matches!(cache.slots.get(&self.number), Some(Slot::Loading(notify)) if Rc::ptr_eq(notify, &self.notify))
+    }
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        if self.is_current() {
+            self.manager.cache.borrow_mut().slots.remove(&self.number);
+        }
+        self.notify.notify_all();
+    }
+}
+
+/// The writes of one write-out, oldest first.
+struct UnderWay<'a> {
+    manager: &'a BlockManager,
+    writes: VecDeque<(Rc<Frame>, Completion)>,
+    failure: Option<Error>,
+}
+
+impl UnderWay<'_> {
+    /// A buffer for one more write, after as many completions as that takes; none once something failed.
+    async fn buffer(&mut self) -> Option<Buf> {
+        loop {
+            if self.failure.is_some() {
+                return None;
+            }
+            if self.writes.len() < WRITES_IN_FLIGHT_MAX {
+                if let Ok(buf) = self.manager.bufs.alloc(BLOCK_BYTES) {
+                    return Some(buf);
+                }
+                if self.writes.is_empty() {
+                    let waited = self.manager.bufs.wait(BLOCK_BYTES).await;
+                    self.failure = waited.as_ref().err().map(|_| Error::NoMemory);
+                    return waited.ok();
+                }
+            }
+            self.reap().await;
+        }
+    }
+
+    /// Waits for the oldest write; false if there is none.
+    async fn reap(&mut self) -> bool {
+        let Some((frame, completion)) = self.writes.pop_front() else { return false };
+        if let Err(source) = completion.await.result {
+            self.failure.get_or_insert(write_failed(frame.number, source));
+            self.manager.mark_dirty(&frame);
+        }
+        true
+    }
+}

@@ -1,0 +1,119 @@
+//! Reading a tree: plain calls over cached blocks.
+
+use super::{BTree, DEPTH_MAX, NODE, Node, ValueType, damaged};
+use crate::block_manager::{BlockManager, Stop};
+use crate::{Error, Result};
+use core::ops::ControlFlow;
+use smallvec::SmallVec;
+
+impl<V: ValueType> BTree<V> {
+    /// The value of a key.
+    pub fn try_lookup(&self, blocks: &BlockManager, root: u64, key: u64) -> Result<Option<V::Value>, Stop> {
+        let mut number = root;
+        for _ in 0..DEPTH_MAX {
+            let block = blocks.try_read(number, &NODE)?;
+            let bytes = block.bytes();
+            let node = Node::parse(&bytes, number)?;
+            let Some(index) = node.lower_bound(key) else { return Ok(None) };
+            if node.is_internal() {
+                number = node.child(index)?;
+            } else if node.key(index) == Some(key) {
+                return Ok(Some(node.value(index)?));
+            } else {
+                return Ok(None);
+            }
+        }
+        Err(Stop::Failed(Error::TooDeep { root }))
+    }
+
+    /// The first entry at or after `from`.
+    pub fn try_next(&self, blocks: &BlockManager, root: u64, from: u64) -> Result<Option<(u64, V::Value)>, Stop> {
+        let mut found = None;
+        self.try_scan(blocks, root, from, |key, value| {
+            found = Some((key, value));
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
+
+    /// Shows the entries at and after `from` to `visit`, in order, as far as one leaf has them or until `visit` breaks.
+    /// Returns where to go on, or `None` at the end of the tree or after a break. Nothing is shown before everything
+    /// needed is in the cache.
+    pub fn try_scan(
+        &self,
+        blocks: &BlockManager,
+        root: u64,
+        from: u64,
+        mut visit: impl FnMut(u64, V::Value) -> ControlFlow<()>,
+    ) -> Result<Option<u64>, Stop> {
+        let Some(leaf) = find_leaf(blocks, root, from)? else { return Ok(None) };
+        let block = blocks.try_read(leaf, &NODE)?;
+        let bytes = block.bytes();
+        let node = Node::parse(&bytes, leaf)?;
+        for (key, value) in node.keys().zip(node.values::<V::Value>()?).skip_while(|(key, _)| *key < from) {
+            if visit(key, *value).is_break() {
+                return Ok(None);
+            }
+        }
+        Ok(node.keys().next_back().and_then(|last| last.checked_add(1)))
+    }
+
+    /// The last entry.
+    pub fn try_last(&self, blocks: &BlockManager, root: u64) -> Result<Option<(u64, V::Value)>, Stop> {
+        let mut number = root;
+        for _ in 0..DEPTH_MAX {
+            let block = blocks.try_read(number, &NODE)?;
+            let bytes = block.bytes();
+            let node = Node::parse(&bytes, number)?;
+            let Some(last) = node.len().checked_sub(1) else { return Ok(None) };
+            if !node.is_internal() {
+                return Ok(node.key(last).zip(Some(node.value(last)?)));
+            }
+            number = node.child(last)?;
+        }
+        Err(Stop::Failed(Error::TooDeep { root }))
+    }
+}
+
+/// The leaf with the first key at or after `from`.
+fn find_leaf(blocks: &BlockManager, root: u64, from: u64) -> Result<Option<u64>, Stop> {
+    // The way down: each internal node with the child taken.
+    let mut way = SmallVec::<[(u64, usize); 8]>::new();
+    let mut number = root;
+    loop {
+        let block = blocks.try_read(number, &NODE)?;
+        let bytes = block.bytes();
+        let node = Node::parse(&bytes, number)?;
+        if node.is_internal() {
+            if way.len() >= DEPTH_MAX {
+                return Err(Stop::Failed(Error::TooDeep { root }));
+            }
+            let index = node.lower_bound(from).unwrap_or(0);
+            way.push((number, index));
+            number = node.child(index)?;
+            continue;
+        }
+        if node.keys().next_back().is_some_and(|last| last >= from) {
+            return Ok(Some(number));
+        }
+        if node.is_empty() && !way.is_empty() {
+            return Err(Stop::Failed(damaged(number, "it is empty but no root")));
+        }
+        // Nothing here: the first leaf of the next subtree to the right, if there is one, has it.
+        let Some(next) = next_subtree(blocks, &mut way)? else { return Ok(None) };
+        number = next;
+    }
+}
+
+fn next_subtree(blocks: &BlockManager, way: &mut SmallVec<[(u64, usize); 8]>) -> Result<Option<u64>, Stop> {
+    while let Some((number, index)) = way.pop() {
+        let block = blocks.try_read(number, &NODE)?;
+        let bytes = block.bytes();
+        let node = Node::parse(&bytes, number)?;
+        if index.saturating_add(1) < node.len() {
+            way.push((number, index + 1));
+            return Ok(Some(node.child(index + 1)?));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,117 @@
+//! One bitmap block: 16,320 counts of two bits (reference 2.2).
+
+use crate::block::{Block, BlockKind};
+use core::ops::Range;
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U64;
+
+/// Counts in a bitmap.
+pub const ENTRIES_PER_BITMAP: u64 = 16320;
+
+/// Bytes before the counts: checksum, padding, block number.
+const HEADER_BYTES: usize = 16;
+
+/// Counts in a word.
+const PER_WORD: u64 = 32;
+
+/// The upper bit of every pair.
+const UPPER: u64 = 0xAAAA_AAAA_AAAA_AAAA;
+
+/// Recognised by its salt alone: every bit pattern is a valid bitmap.
+pub(crate) static BITMAP: BlockKind = BlockKind { name: "space map bitmap", salt: 240779, number_at: 8, check: |_| Ok(()) };
+
+/// The stored value that stands for "3 or more".
+pub(crate) const MANY: u32 = 3;
+
+fn words(block: &Block) -> Option<&[U64]> {
+    <[U64]>::ref_from_bytes(block.get(HEADER_BYTES..)?).ok()
+}
+
+fn words_mut(block: &mut Block) -> Option<&mut [U64]> {
+    <[U64]>::mut_from_bytes(block.get_mut(HEADER_BYTES..)?).ok()
+}
+
+/// The pair's lower bit weighs 2 and its upper bit 1.
+fn swap(pair: u64) -> u64 {
+    (pair & 1) << 1 | pair >> 1
+}
+
+/// The count of entry `index`: 0, 1, 2 or [`MANY`]. Beyond the bitmap: 0.
+pub(crate) fn get(block: &Block, index: u64) -> u32 {
+    let word = words(block).and_then(|w| w.get(usize::try_from(index / PER_WORD).ok()?)).map_or(0, |w| w.get());
+    swap(word >> (index % PER_WORD * 2) & 3) as u32
+}
+
+/// Sets the count of entry `index` to `count`, at most [`MANY`].
+pub(crate) fn set(block: &mut Block, index: u64, count: u32) {
+    let at = usize::try_from(index / PER_WORD).unwrap_or(usize::MAX);
+    if let Some(word) = words_mut(block).and_then(|w| w.get_mut(at)) {
+        let shift = index % PER_WORD * 2;
+        let pair = swap(u64::from(count.min(MANY)));
+        word.set(word.get() & !(3 << shift) | pair << shift);
+    }
+}
+
+/// The first entry in `range` that is 0 here, and in `committed` too if that is another block, and not skipped.
+pub(crate) fn find_free(
+    block: &Block,
+    committed: Option<&Block>,
+    range: Range<u64>,
+    mut skip: impl FnMut(u64) -> bool,
+) -> Option<u64> {
+    let current = words(block)?;
+    let committed = committed.map_or(Some(current), words)?;
+    let first = usize::try_from(range.start / PER_WORD).ok()?;
+    for (word, (a, b)) in (range.start / PER_WORD..).zip(current.iter().zip(committed).skip(first)) {
+        let (begin, used) = (word * PER_WORD, a.get() | b.get());
+        if begin >= range.end {
+            return None;
+        }
+        // A pair is free if both of its bits are clear; one bit for each, in the upper place.
+        let mut free = !(used | used << 1) & UPPER;
+        while free != 0 {
+            let index = begin + u64::from(free.trailing_zeros() / 2);
+            free &= free - 1;
+            if range.contains(&index) && !skip(index) {
+                return Some(index);
+            }
+        }
+    }
+    None
+}
+
+/// Entries in `0..end` that are not 0.
+pub(crate) fn used(block: &Block) -> u64 {
+    let words = words(block).unwrap_or_default();
+    words.iter().map(|w| u64::from(((w.get() | w.get() << 1) & UPPER).count_ones())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trap_1_the_pair_is_swapped() {
+        let mut block = [0; 4096];
+        for (index, count) in [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2), (7, 2), (8, 3), (16319, 1)] {
+            set(&mut block, index, count);
+        }
+        assert_eq!(block[16..19], [0xAA, 0x55, 0x03]);
+        assert_eq!(block[4095], 0x80);
+        assert_eq!([0, 4, 8, 9, 16319].map(|i| get(&block, i)), [1, 2, 3, 0, 1]);
+        set(&mut block, 4, 0);
+        assert_eq!((get(&block, 4), get(&block, 5), used(&block)), (0, 2, 9));
+    }
+
+    #[test]
+    fn free_means_free_in_both_and_not_skipped() {
+        let (mut now, mut before) = ([0; 4096], [0; 4096]);
+        (0..40).for_each(|i| set(&mut now, i, 1 + i as u32 % 3));
+        (42..45).for_each(|i| set(&mut before, i, 1));
+        assert_eq!(find_free(&now, None, 0..16320, |_| false), Some(40));
+        assert_eq!(find_free(&now, Some(&before), 41..16320, |_| false), Some(41));
+        assert_eq!(find_free(&now, Some(&before), 42..16320, |i| i == 45), Some(46));
+        assert_eq!(find_free(&now, Some(&before), 42..45, |_| false), None);
+        assert_eq!(find_free(&now, None, 16319..16320, |_| false), Some(16319));
+    }
+}

@@ -1,0 +1,134 @@
+//! The open transaction: copy-on-write of blocks and the counts that go with it (reference 5.1).
+//!
+//! A block of a committed transaction is never changed: [`TransactionManager::shadow`] copies it to a new place
+//! first. A block made in this transaction may be changed in place, as long as nothing else came to share it.
+
+use crate::block::{Block, BlockKind};
+use crate::block_manager::{BlockManager, BlockMut};
+use crate::space_map::{MetadataMap, SpaceMapRoot};
+use crate::{Error, Result};
+use core::cell::RefCell;
+use hashbrown::HashSet;
+
+/// Changes of counts that may wait before [`TransactionManager::settle_some`] applies them.
+const PENDING_MAX: usize = 1024;
+
+/// A block that may be changed, from [`TransactionManager::shadow`].
+pub struct Shadow<'a> {
+    /// The block, perhaps in a new place: whoever pointed to the old place must point here.
+    pub block: BlockMut<'a>,
+    /// The old block lives on for others. Everything that it points to is now pointed to once more, and the caller
+    /// must count that.
+    pub duplicated: bool,
+}
+
+/// Blocks, their counts, and which of them belong to the open transaction.
+pub struct TransactionManager {
+    blocks: BlockManager,
+    map: MetadataMap,
+    /// Made in this transaction.
+    shadows: RefCell<HashSet<u64>>,
+}
+
+impl TransactionManager {
+    /// A new metadata space map of `nr_blocks` with nothing in use but block 0, for the superblock.
+    pub async fn create(blocks: BlockManager, nr_blocks: u64) -> Result<TransactionManager> {
+        let map = MetadataMap::unformatted(nr_blocks);
+        let manager = TransactionManager { blocks, map, shadows: RefCell::default() };
+        manager.map.format(&manager, nr_blocks).await?;
+        Ok(manager)
+    }
+
+    /// The metadata space map that `root` describes.
+    pub async fn open(blocks: BlockManager, root: &SpaceMapRoot) -> Result<TransactionManager> {
+        let map = MetadataMap::open(&blocks, root).await?;
+        Ok(TransactionManager { blocks, map, shadows: RefCell::default() })
+    }
+
+    /// The blocks, for reading.
+    pub fn blocks(&self) -> &BlockManager {
+        &self.blocks
+    }
+
+    /// Blocks that the metadata map counts.
+    pub fn nr_blocks(&self) -> u64 {
+        self.map.nr_blocks()
+    }
+
+    /// Blocks that this transaction can still take (reference 3.3): what it freed is not among them.
+    pub fn free_blocks(&self) -> u64 {
+        self.map.free_blocks()
+    }
+
+    /// How often a block is pointed to.
+    pub async fn count(&self, block: u64) -> Result<u32> {
+        self.map.count(&self.blocks, block).await
+    }
+
+    /// More than one pointer leads to a block. Cheaper than [`TransactionManager::count`].
+    pub async fn is_shared(&self, block: u64) -> Result<bool> {
+        Ok(self.map.count_up_to_3(&self.blocks, block).await? > 1)
+    }
+
+    /// One more pointer to a block. Applied by [`TransactionManager::settle`], seen at once.
+    pub fn inc(&self, block: u64) {
+        self.map.defer(block, 1);
+    }
+
+    /// One pointer less. A block at 0 is free from the next transaction on.
+    pub fn dec(&self, block: u64) {
+        self.map.defer(block, -1);
+    }
+
+    /// A block of zeroes, pointed to once: by the caller.
+    pub async fn new_block(&self, kind: &'static BlockKind) -> Result<BlockMut<'_>> {
+        let number = self.map.allocate(&self.blocks).await?;
+        self.shadows.borrow_mut().insert(number);
+        self.blocks.zeroed(number, kind).await
+    }
+
+    /// A block of the committed or the open transaction, made changeable.
+    pub async fn shadow(&self, number: u64, kind: &'static BlockKind) -> Result<Shadow<'_>> {
+        let count = self.map.count_up_to_3(&self.blocks, number).await?;
+        if count == 0 {
+            return Err(Error::BadCount { block: number, count, by: -1 });
+        }
+        let source = self.blocks.read(number, kind).await?;
+        if count == 1 && self.shadows.borrow().contains(&number) {
+            return Ok(Shadow { block: self.blocks.change(source), duplicated: false });
+        }
+        let copy = self.new_block(kind).await?;
+        *copy.bytes_mut() = *source.bytes();
+        self.dec(number);
+        Ok(Shadow { block: copy, duplicated: count > 1 })
+    }
+
+    /// A block of the open transaction that holds `bytes`.
+    pub async fn copy_in(&self, kind: &'static BlockKind, bytes: &Block) -> Result<u64> {
+        let block = self.new_block(kind).await?;
+        *block.bytes_mut() = *bytes;
+        Ok(block.number())
+    }
+
+    /// Applies the changes of counts that wait. Long operations call it between their steps.
+    pub async fn settle_some(&self) -> Result<()> {
+        if self.map.pending() > PENDING_MAX { self.map.settle(self).await } else { Ok(()) }
+    }
+
+    /// Enlarges the metadata map.
+    pub async fn grow(&self, nr_blocks: u64) -> Result<()> {
+        self.map.grow(self, nr_blocks).await
+    }
+
+    /// Completes the metadata map, once everything else has been. What it returns belongs into the superblock; nothing
+    /// may change until that was written.
+    pub async fn close(&self) -> Result<SpaceMapRoot> {
+        self.map.close(self).await
+    }
+
+    /// The superblock is durable: the next transaction begins.
+    pub fn committed(&self) {
+        self.map.committed();
+        self.shadows.borrow_mut().clear();
+    }
+}
