@@ -61,9 +61,9 @@ pub struct VolumeRecord {
     /// The size; unset for a device found without a record.
     #[n(2)]
     pub size_bytes: Option<u64>,
-    /// The thin id of what it is a snapshot of.
-    #[n(3)]
-    pub origin: Option<u32>,
+    /// The identity of what it is a snapshot of. Not the thin id, which another volume may get.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub origin: Option<[u8; 16]>,
     /// Refuses writes.
     #[n(4)]
     pub read_only: bool,
@@ -134,6 +134,7 @@ pub struct Catalog {
     appliance: ApplianceRecord,
     volumes: BTreeMap<u32, VolumeRecord>,
     names: BTreeMap<String, u32>,
+    identities: BTreeMap<[u8; 16], u32>,
     /// Page 0 has no devices.
     pages: Vec<Page>,
     capacity_bytes: usize,
@@ -156,6 +157,7 @@ impl Catalog {
             appliance: ApplianceRecord::default(),
             volumes: BTreeMap::new(),
             names: BTreeMap::new(),
+            identities: BTreeMap::new(),
             pages: vec![Page::default()],
             capacity_bytes,
         }
@@ -167,6 +169,10 @@ impl Catalog {
         for (page, bytes) in (0u32..).zip(pages) {
             let malformed = |e: minicbor::decode::Error| CatalogError::Malformed { page, why: format!("{e}") };
             if page == 0 {
+                // Made, but not written before the power failed.
+                if bytes.is_empty() {
+                    continue;
+                }
                 catalog.appliance = minicbor::decode(bytes).map_err(malformed)?;
                 continue;
             }
@@ -208,6 +214,11 @@ impl Catalog {
     /// The volume of this name.
     pub fn named(&self, name: &str) -> Option<&VolumeRecord> {
         self.names.get(name).and_then(|id| self.volumes.get(id))
+    }
+
+    /// The volume of this identity.
+    pub fn identified(&self, identity: &[u8; 16]) -> Option<&VolumeRecord> {
+        self.identities.get(identity).and_then(|id| self.volumes.get(id))
     }
 
     /// The record of this device.
@@ -351,6 +362,7 @@ impl Catalog {
             page.used_bytes += record_bytes;
         }
         self.names.insert(record.name.clone(), record.device);
+        self.identities.insert(record.identity, record.device);
         self.volumes.insert(record.device, record);
         Ok(())
     }
@@ -359,6 +371,7 @@ impl Catalog {
         let Some(record) = self.volumes.remove(&device) else { return Ok(()) };
         let record_bytes = encode(&record)?.len();
         self.names.remove(&record.name);
+        self.identities.remove(&record.identity);
         for page in self.pages.iter_mut().filter(|page| page.devices.contains(&device)) {
             page.devices.remove(&device);
             page.used_bytes -= record_bytes;

@@ -1,8 +1,159 @@
-//! Puts the parts together.
+//! Puts the parts together, once, over the platform it is given: which task runs what, settings, records.
+//!
+//! The composition roots (`kernel`, `hosted`, the simulator) fill in [`Parts`] and await [`run`]; everything
+//! above them is the same in all three. What runs:
+//!
+//! - a task that accepts management connections, one for each of them;
+//! - a task that accepts iSCSI connections, and the tasks of [`export`];
+//! - the pool's own periodic commit, in [`thinp`].
+//!
+//! [`Catalog`](catalog::Catalog) is what the pool's reserved device says of volumes, exports and tokens;
+//! [`service`] changes it and the pool together; [`control`] is that in the words of the management interface.
+//! This crate knows no addresses, interrupts, sockets or files.
+//!
+//! ```
+//! use appliance::settings::Settings;
+//!
+//! let (settings, warnings) = Settings::parse("block=1M format=yes colour=red");
+//! assert_eq!(settings.data_block_sectors, 2048);
+//! assert_eq!(warnings.len(), 1);
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 pub mod catalog;
+mod control;
+pub mod service;
 pub mod settings;
+mod startup;
+mod units;
+
+use crate::service::{Service, Targets};
+use crate::settings::Settings;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+use export::{Portal, PortalOptions};
+use mgmt::{Api, Control, Health, HealthState, Limits};
+use platform::Runtime;
+use platform::block::Disk;
+use platform::net::Listener;
+
+/// What the machine gives the appliance.
+pub struct Parts<L: Listener> {
+    /// Tasks, time, randomness, buffers.
+    pub runtime: Runtime,
+    /// All disks by their serials: `meta` and `data` make the pool.
+    pub disks: Vec<(String, Disk)>,
+    /// Where initiators connect.
+    pub iscsi: L,
+    /// Where managers connect.
+    pub http: L,
+    /// What the command line says.
+    pub settings: Settings,
+    /// What must not be on a command line.
+    pub secrets: Secrets,
+    /// Metadata blocks of 4 KiB to keep in memory.
+    pub cache_blocks: usize,
+    /// Shows a line to whoever started the machine.
+    pub console: Rc<dyn Fn(&str)>,
+}
+
+/// What must not be on a command line.
+#[derive(Default)]
+pub struct Secrets {
+    /// A token for the management interface.
+    pub token: Option<String>,
+    /// Who this instance is, as 32 hexadecimal digits (hyphens allowed).
+    pub identity: Option<String>,
+}
+
+/// How long connections may take to end at a power-off.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(5);
+/// How long to wait before a listener that failed is tried again.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs the appliance until it is powered off. The pool is closed in order when this resolves.
+pub async fn run<L: Listener>(parts: Parts<L>) {
+    let Parts { runtime, disks, iscsi, http, settings, secrets, cache_blocks, console } = parts;
+    let service = Service::new(&runtime, settings, &secrets);
+    let portal = Rc::new(Portal::new(&runtime, Targets(service.clone()), PortalOptions::default()));
+    service.set_portal(&portal);
+    let api = Rc::new(Api::new(&runtime, Rc::new(control::Manager(service.clone())), Limits::default()));
+    let (iscsi_at, http_at) = (iscsi.describe(), http.describe());
+    let serving = api.clone();
+    listen(&runtime, http, move |stream| {
+        let api = serving.clone();
+        async move { api.serve(stream).await }
+    });
+    match startup::open(&runtime, &disks, &service, cache_blocks, &*console).await {
+        Ok(served) => service.serve(served),
+        Err(reason) => service.give_up(reason),
+    }
+    let serving = portal.clone();
+    listen(&runtime, iscsi, move |stream| {
+        let portal = serving.clone();
+        async move { portal.serve(stream).await }
+    });
+    announce(&runtime, &service, console.clone(), iscsi_at, http_at);
+    service.powered_off().await;
+    portal.shutdown().await;
+    if runtime.timers.timeout(SHUTDOWN_TIME, api.shutdown()).await.is_err() {
+        log::warn!("management connections were still open at the power-off");
+    }
+    service.close().await;
+    console("gossamer: powered off");
+}
+
+/// Accepts connections for ever, and serves each in a task of its own.
+fn listen<L: Listener, F: Future<Output = ()> + 'static>(
+    runtime: &Runtime,
+    listener: L,
+    serve: impl Fn(L::Stream) -> F + 'static,
+) {
+    let (spawner, timers) = (runtime.spawner.clone(), runtime.timers.clone());
+    runtime.spawner.spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok(stream) => {
+                    spawner.spawn(serve(stream));
+                }
+                Err(error) => {
+                    log::error!("listening at {}: {error}; trying again", listener.describe());
+                    timers.sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+}
+
+/// Tells the console once how the pool is, and when it is ready if it was not at first.
+fn announce(runtime: &Runtime, service: &Rc<Service>, console: Rc<dyn Fn(&str)>, iscsi_at: String, http_at: String) {
+    let manager = control::Manager(service.clone());
+    let service = service.clone();
+    runtime.spawner.spawn(async move {
+        let mut told = false;
+        loop {
+            let Health { state, reason } = manager.health();
+            let reason = reason.unwrap_or_default();
+            let Some(pool) = service.pool() else {
+                return console(&format!("gossamer: serving http={http_at} pool=unavailable reason={reason}"));
+            };
+            let seen = pool.events();
+            if pool.status().mode == thinp::control::Mode::Write {
+                return console(&format!("gossamer: ready iscsi={iscsi_at} http={http_at} pool=write"));
+            }
+            if !told && state != HealthState::Ok {
+                console(&format!("gossamer: serving iscsi={iscsi_at} http={http_at} pool=degraded reason={reason}"));
+                told = true;
+            }
+            pool.event_after(seen).await;
+        }
+    });
+}

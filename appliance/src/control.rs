@@ -1,0 +1,353 @@
+//! The service in the words of the management interface.
+
+use crate::catalog::{Access, Edit, VolumeRecord};
+use crate::service::{METADATA_TARGET, Served, Service, ServiceError};
+use crate::startup;
+use crate::units::{Unit, serial};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use mgmt::{
+    Code, Control, ControlError, Export, Health, HealthState, InitiatorName, Initiators, MetadataExport, NewSnapshot,
+    NewVolume, PoolInfo, Resize, TokenHash, Volume, VolumeName,
+};
+use platform::block::SECTOR_BYTES;
+use thinp::control::{DeviceId, Errno, Mode};
+use thinp::records::Change;
+
+/// The appliance as its manager sees it.
+pub(crate) struct Manager(pub Rc<Service>);
+
+impl Control for Manager {
+    fn health(&self) -> Health {
+        let pool = match self.0.served() {
+            Ok(served) => served.pool.clone(),
+            Err(error) => return Health { state: HealthState::Unavailable, reason: Some(error.to_string()) },
+        };
+        let status = pool.status();
+        let reason = match status.mode {
+            _ if status.needs_check => Some("the metadata needs a check: run thin_check on it".to_string()),
+            Mode::Write => None,
+            mode => Some(format!("the pool is in {mode} mode")),
+        };
+        let state = if reason.is_none() { HealthState::Ok } else { HealthState::Degraded };
+        Health { state, reason }
+    }
+
+    fn tokens(&self) -> Vec<TokenHash> {
+        let mut tokens = self.0.tokens.borrow().clone();
+        if let Ok(served) = self.0.served() {
+            tokens.extend(served.catalog().appliance().token_hashes.iter().map(|hash| TokenHash(**hash)));
+        }
+        tokens
+    }
+
+    fn sessions(&self) -> usize {
+        self.0.portal().map_or(0, |portal| portal.sessions().len())
+    }
+
+    fn pool(&self) -> Result<PoolInfo, ControlError> {
+        let served = self.0.served()?;
+        Ok(PoolInfo { status: served.pool.status(), adopted: served.adopted() })
+    }
+
+    async fn message(&self, text: &str) -> Result<String, ControlError> {
+        let answer = self.0.alone(async |served| {
+            let answer = served.pool.message(text).await?;
+            served.reconcile().await?;
+            Ok(answer)
+        });
+        Ok(answer.await?)
+    }
+
+    async fn adopt(&self) -> Result<(), ControlError> {
+        Ok(self.0.alone(async |served| startup::adopt(&self.0, served).await).await?)
+    }
+
+    async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {
+        let served = self.0.served()?;
+        Ok(served.pool.reserve_metadata_snap().await.map_err(ServiceError::Pool)?)
+    }
+
+    async fn release_metadata_snapshot(&self) -> Result<(), ControlError> {
+        let served = self.0.served()?;
+        Ok(served.pool.release_metadata_snap().await.map_err(ServiceError::Pool)?)
+    }
+
+    fn metadata_export(&self) -> Result<MetadataExport, ControlError> {
+        let served = self.0.served()?;
+        let export = served.catalog().appliance().metadata_export.as_ref().map(rule_of);
+        let target = export.is_some().then(|| self.0.target_name(METADATA_TARGET));
+        Ok(MetadataExport { export, target })
+    }
+
+    async fn set_metadata_export(&self, rule: Option<Export>) -> Result<MetadataExport, ControlError> {
+        let access = rule.map(access_of);
+        self.0
+            .alone(async |served| {
+                let mut record = served.catalog().appliance().clone();
+                record.metadata_export = access.clone();
+                served.change(&[], [Edit::Appliance(record)].into()).await
+            })
+            .await?;
+        self.end_sessions(METADATA_TARGET, access.as_ref()).await;
+        self.metadata_export()
+    }
+
+    async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError> {
+        let served = self.0.served()?;
+        let mapped = self.mapped_bytes(&served).await?;
+        let catalog = served.catalog();
+        let records = catalog.by_name(after.map(VolumeName::as_str), most);
+        Ok(records.filter_map(|record| self.describe(&served, record, &mapped)).collect())
+    }
+
+    async fn volume(&self, name: &VolumeName) -> Result<Volume, ControlError> {
+        let served = self.0.served()?;
+        let mapped = self.mapped_bytes(&served).await?;
+        let found = served.catalog().named(name.as_str()).and_then(|r| self.describe(&served, r, &mapped));
+        Ok(found.ok_or_else(|| no_volume(name))?)
+    }
+
+    async fn create_volume(&self, new: NewVolume) -> Result<Volume, ControlError> {
+        self.0
+            .alone(async |served| {
+                let device = vacant(served, &new.name).await?;
+                let record = VolumeRecord {
+                    device: device.get(),
+                    name: new.name.as_str().to_string(),
+                    size_bytes: Some(new.size_bytes.bytes()),
+                    origin: None,
+                    read_only: false,
+                    identity: self.0.new_identity(),
+                    export: None,
+                };
+                served.change(&[Change::CreateThin(device)], [Edit::Put(record)].into()).await
+            })
+            .await?;
+        self.volume(&new.name).await
+    }
+
+    async fn create_snapshot(&self, origin: &VolumeName, new: NewSnapshot) -> Result<Volume, ControlError> {
+        self.0
+            .alone(async |served| {
+                let of = served.catalog().named(origin.as_str()).cloned().ok_or_else(|| no_volume(origin))?;
+                let of_device = DeviceId::new(of.device.into()).ok_or_else(|| no_volume(origin))?;
+                let device = vacant(served, &new.name).await?;
+                let record = VolumeRecord {
+                    device: device.get(),
+                    name: new.name.as_str().to_string(),
+                    size_bytes: of.size_bytes,
+                    origin: Some(of.identity),
+                    read_only: false,
+                    identity: self.0.new_identity(),
+                    export: None,
+                };
+                let change = Change::CreateSnap { device, origin: of_device };
+                served.change(&[change], [Edit::Put(record)].into()).await
+            })
+            .await?;
+        self.volume(&new.name).await
+    }
+
+    async fn resize_volume(&self, name: &VolumeName, resize: Resize) -> Result<Volume, ControlError> {
+        self.0.alone(async |served| self.resize(served, name, resize.size_bytes.bytes()).await).await?;
+        if let Some(portal) = self.0.portal() {
+            portal.capacity_changed(&self.0.target_name(name.as_str()));
+        }
+        self.volume(name).await
+    }
+
+    async fn delete_volume(&self, name: &VolumeName) -> Result<(), ControlError> {
+        let deleted = self.0.alone(async |served| {
+            let device = device_of(served, name)?;
+            if self.0.unit(device).is_some() {
+                return Err(ServiceError::InUse(name.to_string()));
+            }
+            match served.adopted() {
+                true => served.change(&[Change::Delete(device)], [Edit::Remove(device)].into()).await,
+                false => {
+                    served.pool.delete(device).await?;
+                    served.change(&[], [Edit::Remove(device)].into()).await
+                }
+            }
+        });
+        Ok(deleted.await?)
+    }
+
+    async fn set_export(&self, name: &VolumeName, rule: Option<Export>) -> Result<Volume, ControlError> {
+        let access = rule.map(access_of);
+        self.0
+            .alone(async |served| {
+                let mut record = served.catalog().named(name.as_str()).cloned().ok_or_else(|| no_volume(name))?;
+                if access.is_some() && record.size_bytes.is_none() {
+                    return Err(ServiceError::SizeUnset(name.to_string()));
+                }
+                record.export = access.clone();
+                served.change(&[], [Edit::Put(record)].into()).await
+            })
+            .await?;
+        self.end_sessions(name.as_str(), access.as_ref()).await;
+        self.volume(name).await
+    }
+
+    fn power_off(&self) {
+        self.0.want_power_off();
+    }
+}
+
+impl Manager {
+    /// Ends the sessions that the rule no longer admits.
+    async fn end_sessions(&self, name: &str, access: Option<&Access>) {
+        let Some(portal) = self.0.portal() else { return };
+        portal.end_sessions(&self.0.target_name(name), |initiator| access.is_some_and(|a| a.admits(initiator))).await;
+    }
+
+    /// Growing never shows what a volume held before it was made smaller.
+    async fn resize(&self, served: &Served, name: &VolumeName, size_bytes: u64) -> Result<(), ServiceError> {
+        let mut record = served.catalog().named(name.as_str()).cloned().ok_or_else(|| no_volume(name))?;
+        let device = device_of(served, name)?;
+        let unit = self.0.unit(device);
+        let smaller = record.size_bytes.is_some_and(|old| size_bytes < old);
+        if smaller && unit.is_some() {
+            return Err(ServiceError::InUse(name.to_string()));
+        }
+        if let Some(old_bytes) = record.size_bytes
+            && size_bytes != old_bytes
+        {
+            forget(served, device, size_bytes.min(old_bytes)).await?;
+        }
+        record.size_bytes = Some(size_bytes);
+        served.change(&[], [Edit::Put(record)].into()).await?;
+        if let Some(Unit::Volume(volume)) = unit.as_deref() {
+            volume.set_size_bytes(size_bytes);
+        }
+        Ok(())
+    }
+
+    async fn mapped_bytes(&self, served: &Served) -> Result<BTreeMap<DeviceId, u64>, ControlError> {
+        let block_bytes = served.pool.data_block_sectors().saturating_mul(SECTOR_BYTES as u64);
+        let devices = served.pool.devices().await.map_err(ServiceError::Pool)?;
+        Ok(devices.into_iter().map(|(id, d)| (id, d.mapped_blocks.saturating_mul(block_bytes))).collect())
+    }
+
+    fn describe(&self, served: &Served, record: &VolumeRecord, mapped: &BTreeMap<DeviceId, u64>) -> Option<Volume> {
+        let id = DeviceId::new(record.device.into())?;
+        let origin = record.origin.and_then(|identity| {
+            let catalog = served.catalog();
+            catalog.identified(&identity).and_then(|r| VolumeName::parse(&r.name).ok())
+        });
+        Some(Volume {
+            name: VolumeName::parse(&record.name).ok()?,
+            id,
+            size_bytes: record.size_bytes,
+            mapped_bytes: mapped.get(&id).copied().unwrap_or(0),
+            snapshot_of: origin,
+            read_only: record.read_only,
+            serial: serial(&record.identity),
+            export: record.export.as_ref().map(rule_of),
+            target: record.export.as_ref().map(|_| self.0.target_name(&record.name)),
+            in_use: self.0.unit(id).is_some(),
+        })
+    }
+}
+
+/// Unmaps what lies beyond `size_bytes`, and zeroes the rest of the block in which that is.
+async fn forget(served: &Served, device: DeviceId, size_bytes: u64) -> Result<(), ServiceError> {
+    let unit = SECTOR_BYTES as u64;
+    let block_sectors = served.pool.data_block_sectors();
+    let thin = served.pool.open_thin(device, None).await?;
+    let begin = size_bytes / unit;
+    let whole = begin.next_multiple_of(block_sectors);
+    if begin < whole && thin.mapped_run(begin, 1).await?.0 {
+        thin.write_zeroes(begin, whole - begin).await?;
+    }
+    if let Some(highest) = thin.highest_mapped_sector().await?
+        && highest >= whole
+    {
+        thin.discard(whole, (highest + 1 - whole).next_multiple_of(block_sectors)).await?;
+    }
+    thin.flush().await?;
+    Ok(())
+}
+
+/// A thin id for a new volume of this name.
+async fn vacant(served: &Served, name: &VolumeName) -> Result<DeviceId, ServiceError> {
+    if !served.adopted() {
+        return Err(ServiceError::NotAdopted);
+    }
+    if served.catalog().named(name.as_str()).is_some() {
+        return Err(ServiceError::NameTaken(name.to_string()));
+    }
+    let taken: BTreeSet<u32> = served.pool.devices().await?.into_iter().map(|(id, _)| id.get()).collect();
+    let free = (1..=DeviceId::MAX.get()).find(|id| !taken.contains(id));
+    free.and_then(|id| DeviceId::new(id.into())).ok_or(ServiceError::NoFreeId)
+}
+
+fn device_of(served: &Served, name: &VolumeName) -> Result<DeviceId, ServiceError> {
+    let catalog = served.catalog();
+    let record = catalog.named(name.as_str()).ok_or_else(|| no_volume(name))?;
+    DeviceId::new(record.device.into()).ok_or_else(|| no_volume(name))
+}
+
+fn no_volume(name: &VolumeName) -> ServiceError {
+    ServiceError::NoVolume(name.to_string())
+}
+
+fn access_of(rule: Export) -> Access {
+    match rule.initiators {
+        Initiators::All => Access::All,
+        Initiators::Only(names) => Access::Initiators(names.iter().map(|name| name.as_str().to_string()).collect()),
+    }
+}
+
+fn rule_of(access: &Access) -> Export {
+    let initiators = match access {
+        Access::All => Initiators::All,
+        Access::Initiators(names) => {
+            Initiators::Only(names.iter().filter_map(|name| InitiatorName::parse(name).ok()).collect())
+        }
+    };
+    Export { initiators }
+}
+
+/// What to do next.
+fn hint(error: &ServiceError) -> &'static str {
+    match error {
+        ServiceError::NoPool(_) => "GET /healthz shows the reason; put it right and start the appliance again",
+        ServiceError::NotAdopted => "POST /v1/pool/adopt makes the device that keeps names, sizes and exports",
+        ServiceError::SizeUnset(_) => "set it: PATCH the volume with {\"size_bytes\": N}",
+        ServiceError::NameTaken(_) => "choose another name, or delete that volume",
+        ServiceError::NoVolume(_) => "GET /v1/volumes lists what there is",
+        ServiceError::InUse(_) => "log its initiators out, or DELETE its export",
+        ServiceError::NoFreeId => "delete volumes that are no longer needed",
+        ServiceError::Catalog(_) => "shorten the record: name fewer initiators",
+        ServiceError::Pool(error) => match error.errno() {
+            Errno::ENOSPC => "delete or discard something, or grow the pool",
+            Errno::EBUSY => "wait until it is no longer in use, or end that use",
+            Errno::EOPNOTSUPP => "GET /v1/pool shows the pool's mode",
+            Errno::EINVAL => "see the table of messages in docs/api.md",
+            Errno::EEXIST => "choose another id",
+            Errno::ENODATA => "GET /v1/volumes lists what there is",
+            _ => "GET /v1/pool shows the pool's state; the console has the log",
+        },
+    }
+}
+
+impl From<ServiceError> for ControlError {
+    fn from(error: ServiceError) -> ControlError {
+        let code = match &error {
+            ServiceError::NoPool(_) => Code::NoPool,
+            ServiceError::Pool(error) => Code::Errno(error.errno()),
+            ServiceError::NoVolume(_) => Code::Errno(Errno::ENODATA),
+            ServiceError::NameTaken(_) => Code::Errno(Errno::EEXIST),
+            ServiceError::InUse(_) => Code::Errno(Errno::EBUSY),
+            ServiceError::NotAdopted => Code::Errno(Errno::EOPNOTSUPP),
+            ServiceError::SizeUnset(_) | ServiceError::Catalog(_) => Code::Errno(Errno::EINVAL),
+            ServiceError::NoFreeId => Code::Errno(Errno::ENOSPC),
+        };
+        ControlError::new(code, error.to_string(), hint(&error))
+    }
+}

@@ -1,0 +1,323 @@
+//! The pool and its records as one thing: every change of either goes through here, one at a time.
+
+use crate::Secrets;
+use crate::catalog::{Access, Catalog, CatalogError, Edit, VolumeRecord};
+use crate::settings::Settings;
+use crate::units::{MetadataUnit, Unit, VolumeUnit};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::rc::{Rc, Weak};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::{Cell, OnceCell, Ref, RefCell};
+use export::{Directory, Portal, Refusal};
+use mgmt::{Token, TokenHash};
+use platform::Runtime;
+use platform::block::Disk;
+use platform::random::Random;
+use platform::sync::{Notify, Semaphore};
+use sha2::{Digest, Sha256};
+use thinp::control::DeviceId;
+use thinp::Pool;
+use thinp::records::{Change, Records};
+
+/// The name of the metadata export: no volume can have it, for volumes' names have no colon.
+pub const METADATA_TARGET: &str = "pool:metadata";
+
+/// What is served once the pool is open.
+pub struct Served {
+    pub(crate) pool: Pool,
+    /// None in a pool that was made elsewhere and not adopted: then the catalog lives in memory only.
+    pub(crate) records: RefCell<Option<Records>>,
+    pub(crate) catalog: RefCell<Catalog>,
+    pub(crate) metadata_disk: Disk,
+}
+
+/// The appliance's state.
+pub struct Service {
+    pub(crate) settings: Settings,
+    random: Rc<dyn Random>,
+    served: RefCell<Result<Rc<Served>, String>>,
+    portal: OnceCell<Weak<Portal<Targets>>>,
+    /// The token that was given from outside, or made for a pool that keeps none.
+    pub(crate) tokens: RefCell<Vec<TokenHash>>,
+    pub(crate) given_identity: Option<[u8; 16]>,
+    units: RefCell<BTreeMap<DeviceId, Weak<Unit>>>,
+    metadata_unit: RefCell<Weak<Unit>>,
+    /// One change of the catalog, or opening of a unit, at a time.
+    changes: Semaphore,
+    off: Cell<bool>,
+    off_wanted: Notify,
+}
+
+/// Why a change was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// There is no pool.
+    #[error("the pool is not available: {0}")]
+    NoPool(String),
+    /// The pool refused or failed.
+    #[error(transparent)]
+    Pool(#[from] thinp::Error),
+    /// The records refused.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// There is no such volume.
+    #[error("there is no volume {0}")]
+    NoVolume(String),
+    /// The name is taken.
+    #[error("there is a volume {0} already")]
+    NameTaken(String),
+    /// The pool keeps no records.
+    #[error("the pool was made elsewhere and keeps no names yet")]
+    NotAdopted,
+    /// Its size is unknown.
+    #[error("the size of volume {0} is not set")]
+    SizeUnset(String),
+    /// All thin ids are taken.
+    #[error("no thin id is free")]
+    NoFreeId,
+    /// The volume has sessions.
+    #[error("volume {0} is in use")]
+    InUse(String),
+}
+
+impl Service {
+    /// Nothing is served yet.
+    pub fn new(runtime: &Runtime, settings: Settings, secrets: &Secrets) -> Rc<Service> {
+        let given = secrets.token.as_deref().and_then(|text| match Token::parse(text.trim()) {
+            Ok(token) => Some(token.hash()),
+            Err(error) => {
+                log::error!("the token that was given is ignored: {error}");
+                None
+            }
+        });
+        let given_identity = secrets.identity.as_deref().and_then(|text| {
+            let identity = parse_identity(text);
+            if identity.is_none() {
+                log::error!("the identity that was given is ignored: it is not 32 hexadecimal digits");
+            }
+            identity
+        });
+        Rc::new(Service {
+            settings,
+            random: runtime.random.clone(),
+            served: RefCell::new(Err("the pool is being opened".to_string())),
+            portal: OnceCell::new(),
+            tokens: RefCell::new(given.into_iter().collect()),
+            given_identity,
+            units: RefCell::default(),
+            metadata_unit: RefCell::default(),
+            changes: Semaphore::new(1),
+            off: Cell::new(false),
+            off_wanted: Notify::new(),
+        })
+    }
+
+    pub(crate) fn set_portal(&self, portal: &Rc<Portal<Targets>>) {
+        self.portal.get_or_init(|| Rc::downgrade(portal));
+    }
+
+    pub(crate) fn portal(&self) -> Option<Rc<Portal<Targets>>> {
+        self.portal.get().and_then(Weak::upgrade)
+    }
+
+    pub(crate) fn serve(&self, served: Served) {
+        *self.served.borrow_mut() = Ok(Rc::new(served));
+    }
+
+    pub(crate) fn give_up(&self, reason: String) {
+        log::error!("no pool: {reason}");
+        *self.served.borrow_mut() = Err(reason);
+    }
+
+    /// What is served, or why nothing is.
+    pub fn served(&self) -> Result<Rc<Served>, ServiceError> {
+        self.served.borrow().clone().map_err(ServiceError::NoPool)
+    }
+
+    /// The pool, if it is open.
+    pub fn pool(&self) -> Option<Pool> {
+        self.served().ok().map(|served| served.pool.clone())
+    }
+
+    pub(crate) fn want_power_off(&self) {
+        self.off.set(true);
+        self.off_wanted.notify_all();
+    }
+
+    pub(crate) async fn powered_off(&self) {
+        let wanted = self.off_wanted.notified();
+        if !self.off.get() {
+            wanted.await;
+        }
+    }
+
+    /// Commits and closes the pool.
+    pub(crate) async fn close(&self) {
+        let _alone = self.changes.acquire(1).await;
+        let Some(pool) = self.pool() else { return };
+        if let Err(error) = pool.close().await {
+            log::error!("closing the pool: {error}");
+        }
+    }
+
+    /// A new identity for a volume or an instance.
+    pub(crate) fn new_identity(&self) -> [u8; 16] {
+        let mut identity = [0; 16];
+        self.random.fill(&mut identity);
+        identity
+    }
+
+    /// A token from the appliance's own dice.
+    pub(crate) fn new_token(&self) -> Token {
+        Token::generate(&*self.random)
+    }
+
+    /// Carries out one change after the other.
+    pub(crate) async fn alone<T>(
+        &self,
+        work: impl AsyncFnOnce(&Rc<Served>) -> Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        let _alone = self.changes.acquire(1).await;
+        work(&self.served()?).await
+    }
+
+    /// The iSCSI name of a volume's target.
+    pub fn target_name(&self, name: &str) -> String {
+        format!("{}:{name}", self.settings.iqn_prefix)
+    }
+
+    /// The volume, or the metadata, that a target stands for.
+    fn name_of<'a>(&self, target: &'a str) -> Option<&'a str> {
+        let (prefix, rest) = target.split_at_checked(self.settings.iqn_prefix.len())?;
+        if prefix.eq_ignore_ascii_case(&self.settings.iqn_prefix) { rest.strip_prefix(':') } else { None }
+    }
+
+    /// The unit of a device, if a session holds it.
+    pub(crate) fn unit(&self, device: DeviceId) -> Option<Rc<Unit>> {
+        self.units.borrow().get(&device).and_then(Weak::upgrade)
+    }
+
+    async fn open_volume(&self, served: &Served, record: &VolumeRecord) -> Result<Rc<Unit>, Refusal> {
+        let device = DeviceId::new(record.device.into()).ok_or(Refusal::NotFound)?;
+        if let Some(unit) = self.unit(device) {
+            return Ok(unit);
+        }
+        let size_bytes = record.size_bytes.ok_or(Refusal::Unavailable)?;
+        let thin = served.pool.open_thin(device, None).await.map_err(|error| {
+            log::warn!("volume {} cannot be served: {error}", record.name);
+            Refusal::Unavailable
+        })?;
+        let block_sectors = u32::try_from(served.pool.data_block_sectors()).map_err(|_| Refusal::Unavailable)?;
+        let volume = VolumeUnit::new(thin, &record.name, record.identity, size_bytes, record.read_only, block_sectors);
+        let unit = Rc::new(Unit::Volume(volume));
+        self.units.borrow_mut().retain(|_, unit| unit.strong_count() > 0);
+        self.units.borrow_mut().insert(device, Rc::downgrade(&unit));
+        Ok(unit)
+    }
+
+    fn open_metadata(&self, served: &Served) -> Rc<Unit> {
+        if let Some(unit) = self.metadata_unit.borrow().upgrade() {
+            return unit;
+        }
+        let identity = derived(&served.catalog.borrow().appliance().identity, "metadata");
+        let unit = Rc::new(Unit::Metadata(MetadataUnit::new(&served.metadata_disk, identity)));
+        *self.metadata_unit.borrow_mut() = Rc::downgrade(&unit);
+        unit
+    }
+}
+
+impl Served {
+    /// The records now.
+    pub fn catalog(&self) -> Ref<'_, Catalog> {
+        self.catalog.borrow()
+    }
+
+    /// The pool keeps records.
+    pub fn adopted(&self) -> bool {
+        self.records.borrow().is_some()
+    }
+
+    /// Changes devices and their records in one metadata commit. Without records, only what needs no device
+    /// changed is possible, and holds until the restart. The caller keeps other changes away.
+    pub(crate) async fn change(&self, changes: &[Change], edits: Vec<Edit>) -> Result<(), ServiceError> {
+        let plan = self.catalog.borrow().plan(edits)?;
+        let records = self.records.borrow().clone();
+        match records {
+            Some(records) => records.apply(changes, &plan.pages).await?,
+            None if changes.is_empty() => {}
+            None => return Err(ServiceError::NotAdopted),
+        }
+        self.catalog.borrow_mut().enter_plan(plan)?;
+        Ok(())
+    }
+
+    /// Makes the records agree with the devices (design decision 6).
+    pub(crate) async fn reconcile(&self) -> Result<(), ServiceError> {
+        let reserved = self.records.borrow().as_ref().map(Records::device);
+        let devices: BTreeSet<DeviceId> =
+            self.pool.devices().await?.into_iter().map(|(id, _)| id).filter(|id| Some(*id) != reserved).collect();
+        let own = self.catalog.borrow().appliance().identity;
+        let edits = self.catalog.borrow().reconcile(&devices, |id| derived(&own, &format!("thin-{id}")));
+        if edits.is_empty() {
+            return Ok(());
+        }
+        for edit in &edits {
+            match edit {
+                Edit::Remove(id) => log::warn!("thin device {id} is gone: its record is dropped"),
+                Edit::Put(record) => log::info!("thin device {} has no record: it is {}", record.device, record.name),
+                Edit::Appliance(_) => {}
+            }
+        }
+        self.change(&[], edits).await
+    }
+}
+
+/// An identity that follows from another and a word, the same at every start.
+pub(crate) fn derived(own: &[u8; 16], word: &str) -> [u8; 16] {
+    let hash = Sha256::new().chain_update(own).chain_update(word).finalize();
+    core::array::from_fn(|i| hash[i])
+}
+
+fn parse_identity(text: &str) -> Option<[u8; 16]> {
+    let digits: Vec<u8> = text.trim().bytes().filter(|byte| *byte != b'-').collect();
+    let digits = core::str::from_utf8(&digits).ok().filter(|digits| digits.len() == 32)?;
+    u128::from_str_radix(digits, 16).ok().map(u128::to_be_bytes)
+}
+
+/// The service as `export` sees it: a directory of targets.
+pub struct Targets(pub Rc<Service>);
+
+impl Directory for Targets {
+    type Unit = Unit;
+
+    fn targets(&self, initiator: &str) -> Vec<String> {
+        let Ok(served) = self.0.served() else { return Vec::new() };
+        let catalog = served.catalog();
+        let admits = |rule: &Option<Access>| rule.as_ref().is_some_and(|access| access.admits(initiator));
+        let volumes = catalog.volumes().filter(|record| admits(&record.export)).map(|record| record.name.as_str());
+        let metadata = admits(&catalog.appliance().metadata_export).then_some(METADATA_TARGET);
+        volumes.chain(metadata).map(|name| self.0.target_name(name)).collect()
+    }
+
+    async fn open(&self, target: &str, initiator: &str) -> Result<Rc<Unit>, Refusal> {
+        let service = &self.0;
+        let _alone = service.changes.acquire(1).await;
+        let served = service.served().map_err(|_| Refusal::Unavailable)?;
+        let name = service.name_of(target).ok_or(Refusal::NotFound)?.to_ascii_lowercase();
+        let admitted = |rule: &Option<Access>| match rule {
+            None => Err(Refusal::NotFound),
+            Some(access) if access.admits(initiator) => Ok(()),
+            Some(_) => Err(Refusal::Forbidden),
+        };
+        if name == METADATA_TARGET {
+            admitted(&served.catalog().appliance().metadata_export)?;
+            return Ok(service.open_metadata(&served));
+        }
+        let record = served.catalog().named(&name).cloned().ok_or(Refusal::NotFound)?;
+        admitted(&record.export)?;
+        service.open_volume(&served, &record).await
+    }
+}

@@ -1,0 +1,120 @@
+//! From disks to a pool that is served: opening, records, the first token.
+
+use crate::catalog::{ApplianceRecord, Catalog, Edit};
+use crate::service::{Served, Service, ServiceError, derived};
+use crate::settings::TokenSource;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use mgmt::Token;
+use platform::Runtime;
+use platform::block::Disk;
+use thinp::control::Mode;
+use thinp::records::Records;
+use thinp::{Format, Pool, PoolOptions};
+
+/// Opens the pool on the disks `meta` and `data`. The error is for people: it says which disk, and what to do.
+pub(crate) async fn open(
+    runtime: &Runtime,
+    disks: &[(String, Disk)],
+    service: &Rc<Service>,
+    cache_blocks: usize,
+    console: &dyn Fn(&str),
+) -> Result<Served, String> {
+    let (meta, data) = (disk(disks, "meta")?, disk(disks, "data")?);
+    let settings = &service.settings;
+    let options = PoolOptions {
+        format: if settings.format { Format::Force } else { Format::IfBlank },
+        data_block_sectors: settings.data_block_sectors,
+        cache_blocks,
+        ..PoolOptions::default()
+    };
+    let pool = Pool::open(runtime, meta.clone(), data, options).await.map_err(|error| error.to_string())?;
+    let records = records(&pool).await.map_err(|error| error.to_string())?;
+    let catalog = catalog(records.as_ref()).await.map_err(|error| error.to_string())?;
+    let (records, catalog) = (RefCell::new(records), RefCell::new(catalog));
+    let served = Served { pool, records, catalog, metadata_disk: meta };
+    settle(service, &served, console).await.map_err(|error| error.to_string())?;
+    Ok(served)
+}
+
+/// Makes the reserved device in a pool that was made elsewhere; what was decided in memory is kept.
+pub(crate) async fn adopt(service: &Service, served: &Served) -> Result<(), ServiceError> {
+    let records = Records::create(&served.pool).await?;
+    served.records.replace(Some(records));
+    let appliance = ApplianceRecord {
+        identity: served.catalog().appliance().identity,
+        token_hashes: service.tokens.borrow().iter().map(|hash| hash.0.into()).collect(),
+        metadata_export: served.catalog().appliance().metadata_export.clone(),
+    };
+    let volumes: Vec<Edit> = served.catalog().volumes().cloned().map(Edit::Put).collect();
+    let edits = core::iter::once(Edit::Appliance(appliance)).chain(volumes).collect();
+    served.change(&[], edits).await
+}
+
+fn disk(disks: &[(String, Disk)], serial: &str) -> Result<Disk, String> {
+    let mut found = disks.iter().filter(|(name, _)| name == serial).map(|(_, disk)| disk);
+    match (found.next(), found.next()) {
+        (Some(disk), None) => Ok(disk.clone()),
+        (None, _) => Err(format!("there is no disk with the serial `{serial}`: attach one")),
+        (Some(_), Some(_)) => Err(format!("there are two disks with the serial `{serial}`: detach one")),
+    }
+}
+
+/// The records of the pool. A pool made just now gets its reserved device; one made elsewhere is left alone.
+async fn records(pool: &Pool) -> Result<Option<Records>, thinp::Error> {
+    if pool.status().mode == Mode::Fail {
+        return Ok(None);
+    }
+    match Records::find(pool).await? {
+        None if pool.formatted() => Records::create(pool).await.map(Some),
+        found => Ok(found),
+    }
+}
+
+async fn catalog(records: Option<&Records>) -> Result<Catalog, ServiceError> {
+    let Some(records) = records else { return Ok(Catalog::new(Records::PAGE_CAPACITY_BYTES)) };
+    let mut pages = Vec::new();
+    for page in 0..records.pages() {
+        pages.push(records.read(page).await?);
+    }
+    Ok(Catalog::decode(&pages, Records::PAGE_CAPACITY_BYTES)?)
+}
+
+/// Identity, token, and the agreement of records and devices.
+async fn settle(service: &Service, served: &Served, console: &dyn Fn(&str)) -> Result<(), ServiceError> {
+    let kept = served.catalog().appliance().clone();
+    let mut record = kept.clone();
+    if record.identity == [0; 16] {
+        // Without records the identity must follow from what does not change, for initiators know disks by it.
+        let unkept = || derived(&[0; 16], "a pool without records");
+        let fresh = || if served.adopted() { service.new_identity() } else { unkept() };
+        record.identity = service.given_identity.unwrap_or_else(fresh);
+    }
+    let mut made = None;
+    if service.tokens.borrow().is_empty() && record.token_hashes.is_empty() {
+        match service.settings.token {
+            TokenSource::Generate => {
+                let token = service.new_token();
+                record.token_hashes.push(token.hash().0.into());
+                made = Some(token);
+            }
+            TokenSource::Given => log::error!("token=given, but no token was given: nobody can manage this appliance"),
+        }
+    }
+    let writable = served.pool.status().mode <= Mode::OutOfDataSpace;
+    if record != kept && (writable || !served.adopted()) {
+        served.change(&[], [Edit::Appliance(record)].into()).await?;
+    }
+    // Shown only now: a token that was printed works after a crash, too.
+    if let Some(token) = made {
+        show(&token, console);
+    }
+    if writable || !served.adopted() { served.reconcile().await } else { Ok(()) }
+}
+
+fn show(token: &Token, console: &dyn Fn(&str)) {
+    console(&format!("gossamer: token {}", token.reveal()));
+}

@@ -1,0 +1,203 @@
+//! What is exported: volumes, and the bytes of the metadata disk.
+
+use export::{Attributes, Identity, LogicalUnit, UnitError};
+use alloc::format;
+use alloc::string::String;
+use core::cell::Cell;
+use platform::block::{Bufs, Class, Disk, Flow, IoError, SECTOR_BYTES};
+use platform::buf::Buf;
+use thinp::Thin;
+use thinp::control::{Errno, Mode};
+
+const LOGICAL_BLOCK_BYTES: u32 = SECTOR_BYTES as u32;
+const PHYSICAL_BLOCK_BYTES: u32 = 4096;
+
+/// A volume, or the metadata: what a session holds while it is logged in.
+pub enum Unit {
+    /// A thin device within its recorded size.
+    Volume(VolumeUnit),
+    /// The metadata disk, read-only.
+    Metadata(MetadataUnit),
+}
+
+/// A volume in use.
+pub struct VolumeUnit {
+    thin: Thin,
+    name: String,
+    identity: [u8; 16],
+    size_bytes: Cell<u64>,
+    read_only: bool,
+    data_block_sectors: u32,
+}
+
+/// The metadata disk in use: always what is on the disk, never what a cache holds.
+pub struct MetadataUnit {
+    disk: Disk,
+    identity: [u8; 16],
+}
+
+impl VolumeUnit {
+    /// Serves `thin` with a size.
+    pub fn new(thin: Thin, name: &str, identity: [u8; 16], size_bytes: u64, read_only: bool, block: u32) -> VolumeUnit {
+        let name = String::from(name);
+        VolumeUnit { thin, name, identity, size_bytes: Cell::new(size_bytes), read_only, data_block_sectors: block }
+    }
+
+    /// Takes a new size into account.
+    pub fn set_size_bytes(&self, size_bytes: u64) {
+        self.size_bytes.set(size_bytes);
+    }
+
+    /// The thin device.
+    pub fn thin(&self) -> &Thin {
+        &self.thin
+    }
+
+    /// The sectors of a range, which must lie within the volume.
+    fn sectors(&self, offset_bytes: u64, len_bytes: u64) -> Result<(u64, u64), UnitError> {
+        range(self.size_bytes.get(), offset_bytes, len_bytes)
+    }
+
+    fn writable(&self, offset_bytes: u64, len_bytes: u64) -> Result<(u64, u64), UnitError> {
+        if self.read_only { Err(UnitError::ReadOnly) } else { self.sectors(offset_bytes, len_bytes) }
+    }
+
+    /// One table: what the pool says, as an initiator is told it. The pool's own words go to the log.
+    fn told(&self, error: thinp::Error, offset_bytes: u64) -> UnitError {
+        let told = match error {
+            thinp::Error::Refused(Mode::OutOfDataSpace) => UnitError::NoSpace,
+            thinp::Error::Refused(Mode::OutOfMetadataSpace | Mode::ReadOnly) => UnitError::ReadOnly,
+            thinp::Error::Io { .. } | thinp::Error::BadMapping { .. } => UnitError::Medium { offset_bytes },
+            _ => match error.errno() {
+                Errno::ENOSPC => UnitError::NoSpace,
+                Errno::ENOMEM => UnitError::Busy,
+                Errno::EINVAL => UnitError::OutOfRange,
+                Errno::EIO | Errno::EILSEQ | Errno::ENOTBLK => UnitError::Medium { offset_bytes },
+                _ => UnitError::Failed,
+            },
+        };
+        log::warn!("volume {}: at byte {offset_bytes}: {error}", self.name);
+        told
+    }
+}
+
+impl MetadataUnit {
+    /// Serves `disk`, behind everything else that uses it.
+    pub fn new(disk: &Disk, identity: [u8; 16]) -> MetadataUnit {
+        let disk = disk.with_flow(Flow { class: Class::Background, volume: 0 });
+        MetadataUnit { disk, identity }
+    }
+}
+
+fn range(size_bytes: u64, offset_bytes: u64, len_bytes: u64) -> Result<(u64, u64), UnitError> {
+    let unit = SECTOR_BYTES as u64;
+    let end = offset_bytes.checked_add(len_bytes).ok_or(UnitError::OutOfRange)?;
+    let whole = offset_bytes.is_multiple_of(unit) && len_bytes.is_multiple_of(unit);
+    if end > size_bytes || !whole { Err(UnitError::OutOfRange) } else { Ok((offset_bytes / unit, len_bytes / unit)) }
+}
+
+impl LogicalUnit for Unit {
+    fn attributes(&self) -> Attributes {
+        let (size_bytes, granularity_sectors, read_only) = match self {
+            Unit::Volume(v) => (v.size_bytes.get(), v.data_block_sectors, v.read_only),
+            Unit::Metadata(m) => (m.disk.size_sectors() * SECTOR_BYTES as u64, 0, true),
+        };
+        Attributes {
+            blocks: size_bytes / u64::from(LOGICAL_BLOCK_BYTES),
+            block_bytes: LOGICAL_BLOCK_BYTES,
+            physical_block_bytes: PHYSICAL_BLOCK_BYTES,
+            unmap_granularity_blocks: granularity_sectors,
+            read_only,
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        let (identity, product) = match self {
+            Unit::Volume(v) => (&v.identity, "Volume"),
+            Unit::Metadata(m) => (&m.identity, "Metadata"),
+        };
+        Identity {
+            naa: naa(identity),
+            serial: serial(identity),
+            vendor: "GOSSAMER",
+            product,
+            revision: concat!("0", env!("CARGO_PKG_VERSION_MAJOR"), "0", env!("CARGO_PKG_VERSION_MINOR")),
+        }
+    }
+
+    async fn read(&self, offset_bytes: u64, buf: Buf) -> (Result<(), UnitError>, Buf) {
+        match self {
+            Unit::Volume(v) => {
+                let sector = match v.sectors(offset_bytes, buf.len() as u64) {
+                    Ok((sector, _)) => sector,
+                    Err(error) => return (Err(error), buf),
+                };
+                let (result, buf) = v.thin.read(sector, buf).await;
+                (result.map_err(|error| v.told(error, offset_bytes)), buf)
+            }
+            Unit::Metadata(m) => {
+                let size_bytes = m.disk.size_sectors() * SECTOR_BYTES as u64;
+                let sector = match range(size_bytes, offset_bytes, buf.len() as u64) {
+                    Ok((sector, _)) => sector,
+                    Err(error) => return (Err(error), buf),
+                };
+                let (result, buf) = m.disk.read(sector, buf).await;
+                (result.map_err(|error| disk_told(error, offset_bytes)), buf)
+            }
+        }
+    }
+
+    async fn write(&self, offset_bytes: u64, bufs: Bufs, fua: bool) -> Result<(), UnitError> {
+        let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
+        let len_bytes = bufs.iter().map(|buf| buf.len() as u64).sum();
+        let (sector, _) = v.writable(offset_bytes, len_bytes)?;
+        v.thin.write(sector, bufs, fua).await.map_err(|error| v.told(error, offset_bytes))
+    }
+
+    async fn flush(&self) -> Result<(), UnitError> {
+        let Unit::Volume(v) = self else { return Ok(()) };
+        v.thin.flush().await.map_err(|error| v.told(error, 0))
+    }
+
+    async fn unmap(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {
+        let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
+        let (sector, sectors) = v.writable(offset_bytes, len_bytes)?;
+        v.thin.discard(sector, sectors).await.map_err(|error| v.told(error, offset_bytes))
+    }
+
+    async fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {
+        let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
+        let (sector, sectors) = v.writable(offset_bytes, len_bytes)?;
+        v.thin.write_zeroes(sector, sectors).await.map_err(|error| v.told(error, offset_bytes))
+    }
+
+    async fn mapped(&self, offset_bytes: u64, len_bytes: u64) -> Result<(bool, u64), UnitError> {
+        let Unit::Volume(v) = self else { return Ok((true, len_bytes)) };
+        let (sector, sectors) = v.sectors(offset_bytes, len_bytes)?;
+        let run = v.thin.mapped_run(sector, sectors).await.map_err(|error| v.told(error, offset_bytes))?;
+        Ok((run.0, run.1 * SECTOR_BYTES as u64))
+    }
+}
+
+fn disk_told(error: IoError, offset_bytes: u64) -> UnitError {
+    log::warn!("metadata export: at byte {offset_bytes}: {error}");
+    match error {
+        IoError::OutOfRange { .. } => UnitError::OutOfRange,
+        IoError::Device { .. } => UnitError::Medium { offset_bytes },
+        _ => UnitError::Failed,
+    }
+}
+
+/// What people and initiators see as the serial number.
+pub fn serial(identity: &[u8; 16]) -> String {
+    identity.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A NAA IEEE registered extended designator: the first nibble says so, and where an IEEE company id would
+/// stand is a locally administered one (bit 1 of its first byte set), for the project has no registered one.
+fn naa(identity: &[u8; 16]) -> [u8; 16] {
+    let mut naa = *identity;
+    // 6h, then the 24-bit company id 02:47:53 shifted by one nibble; the rest is the unit's own.
+    naa[..4].copy_from_slice(&[0x60, 0x24, 0x75, 0x30 | (identity[3] & 0x0f)]);
+    naa
+}
