@@ -1,3 +1,55 @@
-//! mgmt
+//! The management interface: HTTP/1.1, JSON, tokens, metrics.
+//!
+//! An [`Api`] serves connections of any [`platform::net::Stream`] and asks the appliance through [`Control`];
+//! it is the only place that knows JSON, and it knows no disk. `docs/api.md` describes the interface for its
+//! users. From the outside in:
+//!
+//! - `http`: parsers without I/O (RFC 9110, RFC 9112), and a thin shell with a limit on every size and every wait.
+//!   A malformed request ends its connection, with the error that the RFCs name, and no other.
+//! - `routes`: the one table of paths. `handlers`: one short piece for each. [`Code`]: the one table of errors.
+//! - [`Token`]: who may ask. Everything but `/healthz` needs one.
+//!
+//! It rests on httparse for request heads, serde_json, and sha2 and subtle for tokens.
+//!
+//! ```
+//! use mgmt::{Api, Control};
+//! use platform::{Runtime, net::Listener};
+//! use std::rc::Rc;
+//!
+//! async fn listen<C: Control>(runtime: Runtime, listener: impl Listener, api: Rc<Api<C>>) {
+//!     while let Ok(stream) = listener.accept().await {
+//!         let api = api.clone();
+//!         runtime.spawner.spawn(async move { api.serve(stream).await });
+//!     }
+//! }
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod api;
+mod control;
+mod error;
+mod handlers;
+mod http;
+mod metrics;
+mod names;
+mod routes;
+mod token;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use api::Api;
+pub use control::{
+    Control, Export, Health, HealthState, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize, Volume,
+};
+pub use error::{Code, ControlError};
+pub use http::Limits;
+pub use names::{InitiatorError, InitiatorName, Initiators, NameError, SizeError, VolumeName, VolumeSize};
+pub use token::{Token, TokenError, TokenHash};

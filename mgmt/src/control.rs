@@ -1,0 +1,221 @@
+//! What the interface asks of the appliance: plain data in, plain data or a [`ControlError`] out.
+
+use crate::error::ControlError;
+use crate::names::{Initiators, VolumeName, VolumeSize};
+use crate::token::TokenHash;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use serde::ser::{SerializeStruct, Serializer};
+use serde::{Deserialize, Serialize};
+use thinp::control::{DeviceId, DiscardPolicy, Mode, Status};
+
+/// How the appliance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthState {
+    /// The pool is open, in write mode.
+    Ok,
+    /// The pool is open, in another mode or in need of a check.
+    Degraded,
+    /// There is no pool.
+    Unavailable,
+}
+
+/// How the appliance is, and why. Shown without a token: nothing in it is secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// How it is.
+    #[serde(rename = "status")]
+    pub state: HealthState,
+    /// Why it is not [`HealthState::Ok`], naming the disk and the block.
+    pub reason: Option<String>,
+}
+
+/// The pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolInfo {
+    /// What `dmsetup status` would show.
+    pub status: Status,
+    /// The pool has the reserved device that keeps names, sizes and exports.
+    pub adopted: bool,
+}
+
+/// A rule that exports a volume, or the metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Export {
+    /// Who may log in.
+    pub initiators: Initiators,
+}
+
+/// The export of the metadata disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MetadataExport {
+    /// The rule, if it is exported.
+    pub export: Option<Export>,
+    /// The target's iSCSI name, if it is exported.
+    pub target: Option<String>,
+}
+
+/// A volume or snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Volume {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its thin device.
+    #[serde(serialize_with = "serialize_id")]
+    pub id: DeviceId,
+    /// Its size; unknown for a device that the appliance did not make.
+    pub size_bytes: Option<u64>,
+    /// Space that it maps, shared or not.
+    pub mapped_bytes: u64,
+    /// What it is a snapshot of, if that still exists.
+    pub snapshot_of: Option<VolumeName>,
+    /// Refuses writes.
+    pub read_only: bool,
+    /// What initiators see as its serial number.
+    pub serial: String,
+    /// The rule, if it is exported.
+    pub export: Option<Export>,
+    /// The target's iSCSI name, if it is exported.
+    pub target: Option<String>,
+    /// A session is logged in to it, or a job holds it.
+    pub in_use: bool,
+}
+
+/// A volume to be made. The pool gives it an id.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewVolume {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size.
+    pub size_bytes: VolumeSize,
+}
+
+/// A snapshot to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewSnapshot {
+    /// Its name.
+    pub name: VolumeName,
+}
+
+/// A change of size.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// The new size.
+    pub size_bytes: VolumeSize,
+}
+
+/// The appliance as its manager sees it. What changes something resolves once the change is durable.
+///
+/// Without a pool everything but [`Control::health`], [`Control::tokens`], [`Control::sessions`] and
+/// [`Control::power_off`] fails with [`Code::NoPool`](crate::Code::NoPool) and the reason.
+#[expect(async_fn_in_trait, reason = "one thread: no future need be Send")]
+pub trait Control: 'static {
+    /// How the appliance is.
+    fn health(&self) -> Health;
+
+    /// The hashes of the tokens that open the interface.
+    fn tokens(&self) -> Vec<TokenHash>;
+
+    /// Sessions of initiators now.
+    fn sessions(&self) -> usize;
+
+    /// The pool now.
+    fn pool(&self) -> Result<PoolInfo, ControlError>;
+
+    /// A pool message, word for word what `dmsetup message POOL 0` takes; the answer is most often empty.
+    async fn message(&self, text: &str) -> Result<String, ControlError>;
+
+    /// Makes the reserved device in a pool that was made elsewhere.
+    async fn adopt(&self) -> Result<(), ControlError>;
+
+    /// Takes a metadata snapshot; its metadata block.
+    async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError>;
+
+    /// Drops the metadata snapshot.
+    async fn release_metadata_snapshot(&self) -> Result<(), ControlError>;
+
+    /// The export of the metadata disk.
+    fn metadata_export(&self) -> Result<MetadataExport, ControlError>;
+
+    /// Exports the metadata disk, or ends that and its sessions.
+    async fn set_metadata_export(&self, rule: Option<Export>) -> Result<MetadataExport, ControlError>;
+
+    /// At most `most` volumes by name, beginning after the name `after`.
+    async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError>;
+
+    /// One volume.
+    async fn volume(&self, name: &VolumeName) -> Result<Volume, ControlError>;
+
+    /// Makes a volume.
+    async fn create_volume(&self, new: NewVolume) -> Result<Volume, ControlError>;
+
+    /// Makes a snapshot of a volume.
+    async fn create_snapshot(&self, origin: &VolumeName, new: NewSnapshot) -> Result<Volume, ControlError>;
+
+    /// Changes a volume's size.
+    async fn resize_volume(&self, name: &VolumeName, resize: Resize) -> Result<Volume, ControlError>;
+
+    /// Deletes a volume. One in use is [`EBUSY`](thinp::control::Errno::EBUSY).
+    async fn delete_volume(&self, name: &VolumeName) -> Result<(), ControlError>;
+
+    /// Exports a volume, or ends that and its sessions.
+    async fn set_export(&self, name: &VolumeName, rule: Option<Export>) -> Result<Volume, ControlError>;
+
+    /// Begins a clean power-off and returns; the answer to the request has been sent.
+    fn power_off(&self);
+}
+
+fn serialize_id<S: Serializer>(id: &DeviceId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u32(id.get())
+}
+
+/// The word for a mode in JSON and in metrics.
+pub(crate) const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Write => "write",
+        Mode::OutOfDataSpace => "out_of_data_space",
+        Mode::OutOfMetadataSpace => "out_of_metadata_space",
+        Mode::ReadOnly => "read_only",
+        Mode::Fail => "fail",
+    }
+}
+
+/// A pool and the appliance's health, as `GET /v1/pool` shows them together.
+pub(crate) struct PoolView {
+    pub info: PoolInfo,
+    pub health: Health,
+}
+
+impl Serialize for PoolView {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let status = &self.info.status;
+        let discard = match status.discard {
+            DiscardPolicy::Ignore => "ignore",
+            DiscardPolicy::Passdown => "passdown",
+            DiscardPolicy::NoPassdown => "no_passdown",
+        };
+        let mut s = serializer.serialize_struct("Pool", 16)?;
+        s.serialize_field("state", &self.health.state)?;
+        s.serialize_field("reason", &self.health.reason)?;
+        s.serialize_field("status_line", &status.to_string())?;
+        s.serialize_field("adopted", &self.info.adopted)?;
+        s.serialize_field("mode", mode_name(status.mode))?;
+        s.serialize_field("needs_check", &status.needs_check)?;
+        s.serialize_field("transaction_id", &status.transaction_id)?;
+        s.serialize_field("metadata_used_blocks", &status.metadata_used_blocks)?;
+        s.serialize_field("metadata_total_blocks", &status.metadata_total_blocks)?;
+        s.serialize_field("metadata_low_water_blocks", &status.metadata_low_water_blocks)?;
+        s.serialize_field("data_used_blocks", &status.data_used_blocks)?;
+        s.serialize_field("data_total_blocks", &status.data_total_blocks)?;
+        s.serialize_field("data_block_sectors", &status.data_block_sectors)?;
+        s.serialize_field("held_root", &status.held_root)?;
+        s.serialize_field("discard", discard)?;
+        s.serialize_field("error_if_no_space", &status.error_if_no_space)?;
+        s.end()
+    }
+}

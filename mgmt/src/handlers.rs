@@ -1,0 +1,214 @@
+//! The endpoints: each reads its body, makes one call of [`Control`] and answers.
+
+use crate::api::Api;
+use crate::control::{Control, Export, NewSnapshot, NewVolume, PoolView, Resize, Volume};
+use crate::error::{Code, ControlError};
+use crate::http::Failure;
+use crate::http::answer::{JSON, json};
+use crate::http::exchange::Exchange;
+use crate::http::wire::Lost;
+use crate::metrics;
+use crate::names::VolumeName;
+use crate::routes::Endpoint;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use platform::net::Stream;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+/// Volumes that are asked for at a time while a list is sent.
+const VOLUMES_AT_ONCE: usize = 64;
+
+/// A body in JSON.
+trait Body: DeserializeOwned {
+    /// What one looks like, for whoever sent another.
+    const EXAMPLE: &str;
+}
+
+impl Body for NewVolume {
+    const EXAMPLE: &str = r#"{"name":"v1","size_bytes":1073741824}"#;
+}
+
+impl Body for NewSnapshot {
+    const EXAMPLE: &str = r#"{"name":"s1"}"#;
+}
+
+impl Body for Resize {
+    const EXAMPLE: &str = r#"{"size_bytes":2147483648}"#;
+}
+
+impl Body for Export {
+    const EXAMPLE: &str = r#"{"initiators":["iqn.1993-08.org.debian:01:abc"]} or {"initiators":"all"}"#;
+}
+
+/// What an endpoint answers.
+enum Reply {
+    /// 200 and this.
+    Json(Vec<u8>),
+    /// 201, this, and where it is found.
+    Created(Vec<u8>, Option<String>),
+    /// 204.
+    Empty,
+    /// The endpoint has answered by itself.
+    Sent,
+}
+
+impl Reply {
+    fn volume(volume: &Volume) -> Reply {
+        Reply::Created(json(volume), Some(format!("/v1/volumes/{}", volume.name)))
+    }
+
+    async fn send<S: Stream>(self, exchange: &mut Exchange<'_, S>) -> Result<(), Lost> {
+        let json_type = ("Content-Type", JSON);
+        match self {
+            Reply::Json(body) => exchange.reply(200, &[json_type], &body).await,
+            Reply::Created(body, None) => exchange.reply(201, &[json_type], &body).await,
+            Reply::Created(body, Some(place)) => exchange.reply(201, &[json_type, ("Location", &place)], &body).await,
+            Reply::Empty => exchange.reply(204, &[], &[]).await,
+            Reply::Sent => Ok(()),
+        }
+    }
+}
+
+impl<C: Control> Api<C> {
+    /// Serves one request that has a right to be served.
+    pub(crate) async fn call<S: Stream>(
+        &self,
+        endpoint: Endpoint,
+        exchange: &mut Exchange<'_, S>,
+    ) -> Result<(), Failure> {
+        let control = &self.control;
+        let reply = match endpoint {
+            Endpoint::Health => Reply::Json(json(&control.health())),
+            Endpoint::Metrics => metrics::send(self, exchange).await.map(|()| Reply::Sent)?,
+            Endpoint::ShowPool => self.show_pool()?,
+            Endpoint::Message => {
+                let answer = control.message(&read_message(exchange).await?).await?;
+                Reply::Json(json(&json!({ "errno": 0, "answer": answer })))
+            }
+            Endpoint::Adopt => {
+                control.adopt().await?;
+                self.show_pool()?
+            }
+            Endpoint::ShowMetadataSnapshot => Reply::Json(root(control.pool()?.status.held_root)),
+            Endpoint::ReserveMetadataSnapshot => {
+                Reply::Created(root(Some(control.reserve_metadata_snapshot().await?)), None)
+            }
+            Endpoint::ReleaseMetadataSnapshot => control.release_metadata_snapshot().await.map(|()| Reply::Empty)?,
+            Endpoint::ShowMetadataExport => Reply::Json(json(&control.metadata_export()?)),
+            Endpoint::SetMetadataExport => {
+                let rule = read_json(exchange).await?;
+                Reply::Json(json(&control.set_metadata_export(Some(rule)).await?))
+            }
+            Endpoint::EndMetadataExport => control.set_metadata_export(None).await.map(|_| Reply::Empty)?,
+            Endpoint::ListVolumes => self.list_volumes(exchange).await.map(|()| Reply::Sent)?,
+            Endpoint::CreateVolume => Reply::volume(&control.create_volume(read_json(exchange).await?).await?),
+            Endpoint::ShowVolume(name) => Reply::Json(json(&control.volume(&name).await?)),
+            Endpoint::ResizeVolume(name) => {
+                Reply::Json(json(&control.resize_volume(&name, read_json(exchange).await?).await?))
+            }
+            Endpoint::DeleteVolume(name) => control.delete_volume(&name).await.map(|()| Reply::Empty)?,
+            Endpoint::CreateSnapshot(origin) => {
+                Reply::volume(&control.create_snapshot(&origin, read_json(exchange).await?).await?)
+            }
+            Endpoint::SetExport(name) => {
+                let rule = read_json(exchange).await?;
+                Reply::Json(json(&control.set_export(&name, Some(rule)).await?))
+            }
+            Endpoint::EndExport(name) => control.set_export(&name, None).await.map(|_| Reply::Empty)?,
+            Endpoint::PowerOff => self.power_off(exchange).await.map(|()| Reply::Sent)?,
+        };
+        Ok(reply.send(exchange).await?)
+    }
+
+    fn show_pool(&self) -> Result<Reply, ControlError> {
+        let view = PoolView { info: self.control.pool()?, health: self.control.health() };
+        Ok(Reply::Json(json(&view)))
+    }
+
+    /// Powers off whether or not the peer waited for the answer.
+    async fn power_off<S: Stream>(&self, exchange: &mut Exchange<'_, S>) -> Result<(), Lost> {
+        exchange.close_after();
+        let answer = json(&json!({ "status": "powering off" }));
+        let sent = exchange.reply(202, &[("Content-Type", JSON)], &answer).await;
+        self.control.power_off();
+        sent
+    }
+
+    /// Sends the list while it is made, so that its length costs no memory.
+    async fn list_volumes<S: Stream>(&self, exchange: &mut Exchange<'_, S>) -> Result<(), Failure> {
+        let mut pages = Pages::new(&*self.control);
+        let mut page = pages.next().await?;
+        let mut sink = exchange.stream(JSON).await?;
+        sink.write(b"{\"volumes\":[").await?;
+        let mut separator = "\n";
+        while !page.is_empty() {
+            for volume in &page {
+                sink.write(separator.as_bytes()).await?;
+                sink.write(serde_json::to_string(volume).expect("a volume is JSON").as_bytes()).await?;
+                separator = ",\n";
+            }
+            page = pages.next().await?;
+        }
+        sink.write(b"\n]}\n").await?;
+        Ok(sink.finish().await?)
+    }
+}
+
+/// The volumes by name, a page at a time.
+pub(crate) struct Pages<'c, C> {
+    control: &'c C,
+    after: Option<VolumeName>,
+}
+
+impl<'c, C: Control> Pages<'c, C> {
+    pub(crate) fn new(control: &'c C) -> Pages<'c, C> {
+        Pages { control, after: None }
+    }
+
+    /// The next volumes; none at the end.
+    pub(crate) async fn next(&mut self) -> Result<Vec<Volume>, ControlError> {
+        let page = self.control.volumes(self.after.as_ref(), VOLUMES_AT_ONCE).await?;
+        if let Some(last) = page.last() {
+            self.after = Some(last.name.clone());
+        }
+        Ok(page)
+    }
+}
+
+/// The metadata snapshot's root, if there is one.
+fn root(block: Option<u64>) -> Vec<u8> {
+    json(&json!({ "root": block }))
+}
+
+/// Reads a body of JSON.
+async fn read_json<T: Body, S: Stream>(exchange: &mut Exchange<'_, S>) -> Result<T, Failure> {
+    expect_type(exchange, JSON)?;
+    let body = exchange.read_whole().await?;
+    let value = serde_json::from_slice(&body).map_err(|error| {
+        let message = format!("the body is not what this path takes: {error}");
+        ControlError::invalid(message, format!("send {}", T::EXAMPLE))
+    })?;
+    Ok(value)
+}
+
+/// Reads the text of a pool message: one line.
+async fn read_message<S: Stream>(exchange: &mut Exchange<'_, S>) -> Result<String, Failure> {
+    expect_type(exchange, "text/plain")?;
+    let body = exchange.read_whole().await?;
+    let text = core::str::from_utf8(&body).unwrap_or_default().trim();
+    if text.is_empty() || text.contains(|c: char| c.is_control() && c != '\t') {
+        let hint = "send the words after `dmsetup message POOL 0`, such as `create_thin 7`";
+        return Err(ControlError::invalid("a message is one line of text", hint).into());
+    }
+    Ok(text.to_string())
+}
+
+fn expect_type<S: Stream>(exchange: &Exchange<'_, S>, media_type: &str) -> Result<(), ControlError> {
+    if exchange.head().content_type.as_deref() == Some(media_type) {
+        return Ok(());
+    }
+    let hint = format!("send the header `Content-Type: {media_type}`");
+    Err(ControlError::new(Code::UnsupportedMediaType, format!("the body must be {media_type}"), hint))
+}

@@ -1,0 +1,87 @@
+//! The state in numbers, in the text format of Prometheus (version 0.0.4).
+
+use crate::api::Api;
+use crate::control::{Control, PoolInfo, Volume, mode_name};
+use crate::handlers::Pages;
+use crate::http::Failure;
+use crate::http::exchange::{Exchange, Sink};
+use alloc::format;
+use alloc::string::String;
+use platform::net::Stream;
+use thinp::control::Mode;
+
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const MODES: [Mode; 5] = [Mode::Write, Mode::OutOfDataSpace, Mode::OutOfMetadataSpace, Mode::ReadOnly, Mode::Fail];
+
+/// Answers with all metrics. Without a pool those of the pool are absent, and `gossamer_pool_available` is 0.
+pub(crate) async fn send<C: Control, S: Stream>(api: &Api<C>, exchange: &mut Exchange<'_, S>) -> Result<(), Failure> {
+    let pool = api.control.pool().ok();
+    let mut sink = exchange.stream(TEXT).await?;
+    sink.write(interface(api, pool.is_some()).as_bytes()).await?;
+    if let Some(pool) = pool {
+        sink.write(of_pool(&pool).as_bytes()).await?;
+        let help = "Space that the volume maps, shared or not.";
+        of_volumes(api, &mut sink, "gossamer_volume_mapped_bytes", help, |v| Some(v.mapped_bytes)).await?;
+        of_volumes(api, &mut sink, "gossamer_volume_size_bytes", "Size of the volume.", |v| v.size_bytes).await?;
+        of_volumes(api, &mut sink, "gossamer_volume_in_use", "1 while in use.", |v| Some(v.in_use.into())).await?;
+    }
+    Ok(sink.finish().await?)
+}
+
+fn interface<C: Control>(api: &Api<C>, available: bool) -> String {
+    let mut text = String::new();
+    gauge(&mut text, "gossamer_pool_available", "1 if the pool is open.", available.into());
+    gauge(&mut text, "gossamer_sessions", "Sessions of initiators.", api.control.sessions() as u64);
+    gauge(&mut text, "gossamer_http_connections", "HTTP connections.", api.counters.connections.get() as u64);
+    text.push_str("# HELP gossamer_http_answers_total Answers, by class of status.\n");
+    text.push_str("# TYPE gossamer_http_answers_total counter\n");
+    for (class, answers) in api.counters.answers.iter().enumerate().skip(2) {
+        text.push_str(&format!("gossamer_http_answers_total{{status=\"{class}xx\"}} {}\n", answers.get()));
+    }
+    text
+}
+
+fn of_pool(pool: &PoolInfo) -> String {
+    let (status, mut text) = (&pool.status, String::new());
+    let block_bytes = u64::from(status.data_block_sectors) * 512;
+    gauge(&mut text, "gossamer_pool_data_block_bytes", "Size of a data block.", block_bytes);
+    gauge(&mut text, "gossamer_pool_data_blocks", "Data blocks in all.", status.data_total_blocks);
+    gauge(&mut text, "gossamer_pool_data_used_blocks", "Data blocks in use.", status.data_used_blocks);
+    gauge(&mut text, "gossamer_pool_metadata_blocks", "Metadata blocks in all.", status.metadata_total_blocks);
+    gauge(&mut text, "gossamer_pool_metadata_used_blocks", "Metadata blocks in use.", status.metadata_used_blocks);
+    gauge(&mut text, "gossamer_pool_transaction_id", "Userland transaction id.", status.transaction_id);
+    gauge(&mut text, "gossamer_pool_needs_check", "1 if the metadata needs a check.", status.needs_check.into());
+    text.push_str("# HELP gossamer_pool_mode 1 for the mode that the pool is in.\n# TYPE gossamer_pool_mode gauge\n");
+    for mode in MODES {
+        let value = u8::from(mode == status.mode);
+        text.push_str(&format!("gossamer_pool_mode{{mode=\"{}\"}} {value}\n", mode_name(mode)));
+    }
+    text
+}
+
+fn gauge(text: &mut String, name: &str, help: &str, value: u64) {
+    text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"));
+}
+
+/// One metric of every volume that has it. All samples of a metric stand together, as the format asks.
+async fn of_volumes<C: Control, S: Stream>(
+    api: &Api<C>,
+    sink: &mut Sink<'_, '_, S>,
+    name: &str,
+    help: &str,
+    value: impl Fn(&Volume) -> Option<u64>,
+) -> Result<(), Failure> {
+    sink.write(format!("# HELP {name} {help}\n# TYPE {name} gauge\n").as_bytes()).await?;
+    let mut pages = Pages::new(&*api.control);
+    loop {
+        let page = pages.next().await?;
+        if page.is_empty() {
+            return Ok(());
+        }
+        for volume in &page {
+            if let Some(value) = value(volume) {
+                sink.write(format!("{name}{{volume=\"{}\"}} {value}\n", volume.name).as_bytes()).await?;
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! An appliance that keeps its volumes in a map.
+
+use crate::control::*;
+use crate::error::ControlError;
+use crate::names::VolumeName;
+use crate::token::TokenHash;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::ops::Bound;
+use thinp::control::{DeviceId, DiscardPolicy, Errno, Mode, Status};
+
+pub(crate) struct Fake {
+    token: TokenHash,
+    pub health: RefCell<Health>,
+    pub pool: RefCell<Result<PoolInfo, ControlError>>,
+    pub volumes: RefCell<BTreeMap<VolumeName, Volume>>,
+    pub metadata_export: RefCell<Option<Export>>,
+    pub messages: RefCell<Vec<String>>,
+    /// What the next call fails with.
+    pub fails: RefCell<Option<ControlError>>,
+    /// The page of a list that fails, counted from 0.
+    pub page_fails: Cell<Option<usize>>,
+    pub powered_off: Cell<bool>,
+}
+
+impl Fake {
+    pub(crate) fn new(token: TokenHash) -> Fake {
+        let status = Status {
+            transaction_id: 3,
+            metadata_used_blocks: 21,
+            metadata_total_blocks: 1024,
+            data_used_blocks: 40,
+            data_total_blocks: 16384,
+            data_block_sectors: 128,
+            held_root: None,
+            mode: Mode::Write,
+            discard: DiscardPolicy::Passdown,
+            error_if_no_space: false,
+            needs_check: false,
+            metadata_low_water_blocks: 256,
+        };
+        Fake {
+            token,
+            health: RefCell::new(Health { state: HealthState::Ok, reason: None }),
+            pool: RefCell::new(Ok(PoolInfo { status, adopted: false })),
+            volumes: RefCell::default(),
+            metadata_export: RefCell::default(),
+            messages: RefCell::default(),
+            fails: RefCell::default(),
+            page_fails: Cell::default(),
+            powered_off: Cell::default(),
+        }
+    }
+
+    fn check(&self) -> Result<(), ControlError> {
+        self.fails.borrow_mut().take().map_or(Ok(()), Err)
+    }
+
+    /// Sets the root that the pool's status shows.
+    fn hold(&self, root: Option<u64>) {
+        self.pool.borrow_mut().as_mut().unwrap().status.held_root = root;
+    }
+
+    fn change<T>(&self, name: &VolumeName, f: impl FnOnce(&mut Volume) -> T) -> Result<T, ControlError> {
+        self.check()?;
+        let mut volumes = self.volumes.borrow_mut();
+        let missing = || ControlError::new(Errno::ENODATA, format!("no volume {name}"), "list them");
+        volumes.get_mut(name).map(f).ok_or_else(missing)
+    }
+
+    fn insert(
+        &self,
+        name: VolumeName,
+        size_bytes: Option<u64>,
+        origin: Option<VolumeName>,
+    ) -> Result<Volume, ControlError> {
+        self.check()?;
+        let mut volumes = self.volumes.borrow_mut();
+        if volumes.contains_key(&name) {
+            return Err(ControlError::new(Errno::EEXIST, format!("there is a volume {name}"), "take another name"));
+        }
+        let id = DeviceId::new(volumes.len() as u64).unwrap();
+        let volume = Volume {
+            name: name.clone(),
+            id,
+            size_bytes,
+            mapped_bytes: 0,
+            snapshot_of: origin,
+            read_only: false,
+            serial: format!("serial{id}"),
+            export: None,
+            target: None,
+            in_use: false,
+        };
+        volumes.insert(name, volume.clone());
+        Ok(volume)
+    }
+}
+
+impl Control for Fake {
+    fn health(&self) -> Health {
+        self.health.borrow().clone()
+    }
+
+    fn tokens(&self) -> Vec<TokenHash> {
+        [TokenHash([0; 32]), self.token].to_vec()
+    }
+
+    fn sessions(&self) -> usize {
+        2
+    }
+
+    fn pool(&self) -> Result<PoolInfo, ControlError> {
+        self.check()?;
+        self.pool.borrow().clone()
+    }
+
+    async fn message(&self, text: &str) -> Result<String, ControlError> {
+        self.check()?;
+        self.messages.borrow_mut().push(text.to_string());
+        Ok(String::new())
+    }
+
+    async fn adopt(&self) -> Result<(), ControlError> {
+        self.check()?;
+        self.pool.borrow_mut().as_mut().unwrap().adopted = true;
+        Ok(())
+    }
+
+    async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {
+        self.check()?;
+        self.hold(Some(17));
+        Ok(17)
+    }
+
+    async fn release_metadata_snapshot(&self) -> Result<(), ControlError> {
+        self.check()?;
+        self.hold(None);
+        Ok(())
+    }
+
+    fn metadata_export(&self) -> Result<MetadataExport, ControlError> {
+        self.check()?;
+        let export = self.metadata_export.borrow().clone();
+        let target = export.is_some().then(|| "iqn.2026-11.io.gossamer:pool:metadata".to_string());
+        Ok(MetadataExport { export, target })
+    }
+
+    async fn set_metadata_export(&self, rule: Option<Export>) -> Result<MetadataExport, ControlError> {
+        self.check()?;
+        *self.metadata_export.borrow_mut() = rule;
+        self.metadata_export()
+    }
+
+    async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError> {
+        self.check()?;
+        if let Some(page) = self.page_fails.take() {
+            if page == 0 {
+                return Err(ControlError::new(Errno::EIO, "the list cannot be read", "look at the disk"));
+            }
+            self.page_fails.set(Some(page - 1));
+        }
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let volumes = self.volumes.borrow();
+        Ok(volumes.range::<VolumeName, _>((from, Bound::Unbounded)).take(most).map(|(_, v)| v.clone()).collect())
+    }
+
+    async fn volume(&self, name: &VolumeName) -> Result<Volume, ControlError> {
+        self.change(name, |volume| volume.clone())
+    }
+
+    async fn create_volume(&self, new: NewVolume) -> Result<Volume, ControlError> {
+        self.insert(new.name, Some(new.size_bytes.bytes()), None)
+    }
+
+    async fn create_snapshot(&self, origin: &VolumeName, new: NewSnapshot) -> Result<Volume, ControlError> {
+        let size_bytes = self.change(origin, |volume| volume.size_bytes)?;
+        self.insert(new.name, size_bytes, Some(origin.clone()))
+    }
+
+    async fn resize_volume(&self, name: &VolumeName, resize: Resize) -> Result<Volume, ControlError> {
+        self.change(name, |volume| {
+            volume.size_bytes = Some(resize.size_bytes.bytes());
+            volume.clone()
+        })
+    }
+
+    async fn delete_volume(&self, name: &VolumeName) -> Result<(), ControlError> {
+        if self.change(name, |volume| volume.in_use)? {
+            return Err(ControlError::new(Errno::EBUSY, format!("{name} is in use"), "log out first"));
+        }
+        self.volumes.borrow_mut().remove(name);
+        Ok(())
+    }
+
+    async fn set_export(&self, name: &VolumeName, rule: Option<Export>) -> Result<Volume, ControlError> {
+        self.change(name, |volume| {
+            volume.target = rule.is_some().then(|| format!("iqn.2026-11.io.gossamer:{name}"));
+            volume.export = rule;
+            volume.clone()
+        })
+    }
+
+    fn power_off(&self) {
+        self.powered_off.set(true);
+    }
+}

@@ -1,0 +1,9 @@
+//! The interface as a peer sees it.
+
+mod docs;
+mod endpoints;
+mod errors;
+mod fuzz;
+mod protocol;
+mod secrets;
+mod time;
