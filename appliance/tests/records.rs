@@ -1,0 +1,218 @@
+//! The records against a model, and against bad bytes. A failure prints its seed; `GOSSAMER_SEED=N` runs that one.
+
+use appliance::catalog::{Access, ApplianceRecord, Catalog, CatalogError, Edit, VolumeRecord};
+use appliance::settings::Settings;
+use platform::random::{Random, Seeded};
+use std::collections::{BTreeMap, BTreeSet};
+use thinp::control::DeviceId;
+
+struct Dice(Seeded);
+
+impl Dice {
+    /// Below `n`.
+    fn below(&self, n: usize) -> usize {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        (u64::from_le_bytes(bytes) % n as u64) as usize
+    }
+
+    fn bytes(&self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.0.fill(&mut bytes);
+        bytes
+    }
+
+    fn identity(&self) -> [u8; 16] {
+        self.bytes(16).try_into().unwrap()
+    }
+
+    fn access(&self) -> Option<Access> {
+        match self.below(3) {
+            0 => None,
+            1 => Some(Access::All),
+            _ => Some(Access::Initiators((0..self.below(8)).map(|n| format!("iqn.2001-04.com.example:{n}")).collect())),
+        }
+    }
+
+    fn record(&self, device: u32, name: String) -> VolumeRecord {
+        let size_bytes = (self.below(4) > 0).then(|| self.below(1 << 40) as u64);
+        let origin = (self.below(2) == 0).then(|| self.identity());
+        let (read_only, identity, export) = (self.below(2) == 0, self.identity(), self.access());
+        VolumeRecord { device, name, size_bytes, origin, read_only, identity, export }
+    }
+
+    fn appliance(&self) -> ApplianceRecord {
+        let token_hashes = (0..self.below(3)).map(|_| <[u8; 32]>::try_from(self.bytes(32)).unwrap().into()).collect();
+        ApplianceRecord { identity: self.identity(), token_hashes, metadata_export: self.access() }
+    }
+}
+
+/// Runs `round` for seeds.
+fn rounds(count: u64, round: impl Fn(&Dice)) {
+    let one = std::env::var("GOSSAMER_SEED").ok().map(|seed| seed.parse::<u64>().expect("a number"));
+    for seed in one.map_or(0..count, |seed| seed..seed + 1) {
+        println!("GOSSAMER_SEED={seed}");
+        round(&Dice(Seeded::from_u64(seed)));
+    }
+}
+
+#[derive(Default)]
+struct Model {
+    appliance: ApplianceRecord,
+    volumes: BTreeMap<u32, VolumeRecord>,
+}
+
+impl Model {
+    /// Edits that keep names unique: one to three, each of another device.
+    fn edits(&self, dice: &Dice) -> Vec<Edit> {
+        let devices: BTreeSet<u32> = (0..1 + dice.below(3)).map(|_| dice.below(60) as u32).collect();
+        let edit = |device: u32| match dice.below(9) {
+            0 => Edit::Appliance(dice.appliance()),
+            1..=3 => Edit::Remove(DeviceId::new(device.into()).unwrap()),
+            // The name tells the device, so that no other volume has it.
+            _ => Edit::Put(dice.record(device, format!("v{device}.{}", dice.below(3)))),
+        };
+        devices.into_iter().map(edit).collect()
+    }
+
+    fn apply(&mut self, edits: &[Edit]) {
+        for edit in edits.iter().cloned() {
+            match edit {
+                Edit::Appliance(record) => self.appliance = record,
+                Edit::Remove(device) => drop(self.volumes.remove(&device.get())),
+                Edit::Put(record) => drop(self.volumes.insert(record.device, record)),
+            }
+        }
+    }
+
+    fn assert_same(&self, catalog: &Catalog) {
+        assert_eq!(*catalog.appliance(), self.appliance);
+        assert!(catalog.volumes().eq(self.volumes.values()));
+        let by_name: BTreeMap<&str, &VolumeRecord> = self.volumes.values().map(|r| (r.name.as_str(), r)).collect();
+        assert!(catalog.by_name(None, usize::MAX).eq(by_name.into_values()));
+        for record in self.volumes.values() {
+            assert_eq!(catalog.named(&record.name), Some(record));
+            assert_eq!(catalog.identified(&record.identity), Some(record));
+        }
+    }
+}
+
+const CAPACITY_BYTES: usize = 1200;
+
+/// A catalog after a random history, its model, and its pages as a disk holds them.
+fn history(dice: &Dice, changes: usize) -> (Catalog, Model, Vec<Vec<u8>>) {
+    let (mut catalog, mut model, mut disk) = (Catalog::new(CAPACITY_BYTES), Model::default(), Vec::new());
+    for _ in 0..changes {
+        let edits = model.edits(dice);
+        let plan = catalog.plan(edits.clone()).unwrap();
+        if dice.below(5) == 0 {
+            continue; // The commit failed: nothing has changed.
+        }
+        for (page, bytes) in &plan.pages {
+            assert!(bytes.len() <= CAPACITY_BYTES, "page {page} overflows");
+            disk.resize(disk.len().max(*page as usize + 1), Vec::new());
+            disk[*page as usize] = bytes.clone();
+        }
+        catalog.enter_plan(plan).unwrap();
+        model.apply(&edits);
+    }
+    (catalog, model, disk)
+}
+
+#[test]
+fn what_was_planned_is_what_is_read() {
+    rounds(100, |dice| {
+        let (catalog, model, disk) = history(dice, 60);
+        model.assert_same(&catalog);
+        let read = Catalog::decode(&disk, CAPACITY_BYTES).unwrap();
+        model.assert_same(&read);
+        assert!(model.volumes.len() < 10 || disk.len() > 2, "several pages were in use");
+    });
+}
+
+#[test]
+fn reconciled_records_are_the_devices_that_are_there() {
+    rounds(100, |dice| {
+        let (mut catalog, model, _) = history(dice, 40);
+        let devices = (0..30).filter_map(|_| DeviceId::new(dice.below(80) as u64)).collect::<BTreeSet<_>>();
+        let edits = catalog.reconcile(&devices, |device| [device.get() as u8; 16]);
+        let plan = catalog.plan(edits).unwrap();
+        catalog.enter_plan(plan).unwrap();
+        assert!(catalog.volumes().map(|r| r.device).eq(devices.iter().map(|d| d.get())));
+        for record in catalog.volumes() {
+            match model.volumes.get(&record.device) {
+                Some(known) => assert_eq!(record, known),
+                None => assert_eq!((record.size_bytes, &record.export), (None, &None), "{}", record.name),
+            }
+        }
+        assert_eq!(catalog.reconcile(&devices, |_| [0; 16]), []);
+    });
+}
+
+#[test]
+fn damaged_pages_are_refused_by_number_or_read() {
+    rounds(3000, |dice| {
+        let (_, _, mut disk) = history(dice, 8);
+        if disk.is_empty() {
+            return;
+        }
+        let damaged = dice.below(disk.len());
+        let page = &mut disk[damaged];
+        match dice.below(3) {
+            _ if page.is_empty() => page.extend(dice.bytes(40)),
+            0 => page.truncate(dice.below(page.len())),
+            1 => *page = dice.bytes(dice.below(100)),
+            _ => {
+                let at = dice.below(page.len());
+                page[at] ^= 1 << dice.below(8);
+            }
+        }
+        match Catalog::decode(&disk, CAPACITY_BYTES) {
+            Ok(catalog) => assert!(catalog.volumes().all(|record| record.device <= DeviceId::MAX.get())),
+            Err(CatalogError::Malformed { page, .. }) => assert_eq!(page as usize, damaged),
+            Err(CatalogError::Duplicate { page, .. }) => assert!(page as usize >= damaged),
+            Err(other) => panic!("{other}"),
+        }
+    });
+}
+
+#[test]
+fn a_length_from_the_disk_allocates_nothing_by_itself() {
+    // An array of 2^64 - 1 records, and a name of 2^62 bytes.
+    let array = [&[0x9b][..], &[0xff; 8]].concat();
+    let name = [&[0x81, 0x87, 0x01, 0x7b][..], &[0x40, 0, 0, 0, 0, 0, 0, 0]].concat();
+    for page in [array, name] {
+        let error = Catalog::decode(&[Vec::new(), page], CAPACITY_BYTES).unwrap_err();
+        assert!(matches!(error, CatalogError::Malformed { page: 1, .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_record_of_a_later_version_is_read() {
+    let mut catalog = Catalog::new(CAPACITY_BYTES);
+    let record = Dice(Seeded::from_u64(1)).record(7, "v7".into());
+    let plan = catalog.plan(vec![Edit::Put(record.clone())]).unwrap();
+    let mut page = plan.pages[0].1.clone();
+    catalog.enter_plan(plan).unwrap();
+    // One record, an array of 7 fields: give it an eighth, of a shape that nobody knows.
+    assert_eq!(page[..2], [0x81, 0x87]);
+    page[1] = 0x88;
+    page.extend([0xa1, 0x61, b'x', 0x82, 0x01, 0x02]);
+    let read = Catalog::decode(&[Vec::new(), page], CAPACITY_BYTES).unwrap();
+    assert_eq!(read.volumes().collect::<Vec<_>>(), [&record]);
+}
+
+#[test]
+fn no_command_line_upsets_the_settings() {
+    rounds(3000, |dice| {
+        let keys = ["net=", "iscsi.port=", "iqn=", "block=", "token=", "log", "console=ttyS0", "virtio_mmio.device="];
+        let values = ["dhcp", "10.0.0.1/8", "64K", "4294967295G", "-1", "é", "=", "99999", "iqn."];
+        let words: Vec<String> = (0..dice.below(9))
+            .map(|_| format!("{}{}", keys[dice.below(keys.len())], values[dice.below(values.len())]))
+            .collect();
+        let noise = String::from_utf8_lossy(&dice.bytes(30)).into_owned();
+        let (settings, warnings) = Settings::parse(&format!("{} {noise}", words.join(" ")));
+        assert!(settings.data_block_sectors.is_multiple_of(128) && settings.data_block_sectors >= 128);
+        assert!(warnings.iter().all(|warning| warning.contains("is ignored: ")));
+    });
+}
