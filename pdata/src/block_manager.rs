@@ -186,7 +186,8 @@ impl BlockManager {
                 Ok(BlockRef(frame.clone()))
             }
             Some(Slot::Ready(frame)) => {
-                let what = if frame.dirty.get() { "it is newly in use as another kind" } else { "it is of another kind" };
+                let what =
+                    if frame.dirty.get() { "it is newly in use as another kind" } else { "it is of another kind" };
                 Err(Stop::Failed(Error::Damaged { block: number, kind: kind.name, what }))
             }
             Some(Slot::Loading(_)) | None => Err(Stop::Miss { block: number, kind }),
@@ -252,6 +253,14 @@ impl BlockManager {
     pub async fn write_raw(&self, number: u64, kind: &BlockKind, block: &Block) -> Result<()> {
         let buf = self.bufs.wait(BLOCK_BYTES).await.map_err(|_| Error::NoMemory)?;
         self.start_write(number, kind, block, buf).await.result.map_err(|source| write_failed(number, source))
+    }
+
+    /// Overwrites a block with zeroes, past the cache, durably.
+    pub async fn erase(&self, number: u64) -> Result<()> {
+        let buf = self.bufs.zeroed(BLOCK_BYTES).map_err(|_| Error::NoMemory)?;
+        let (result, _) = self.disk.write(number.saturating_mul(BLOCK_SECTORS), buf, false).await;
+        result.map_err(|source| write_failed(number, source))?;
+        self.flush().await
     }
 
     /// A block of zeroes of the open transaction, in place of whatever the cache has under its number.

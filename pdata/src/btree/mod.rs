@@ -99,7 +99,12 @@ impl<V: ValueType> BTree<V> {
     }
 
     /// Shadows child `index` of a shadowed node.
-    async fn shadow_child<'a>(&self, tm: &'a TransactionManager, parent: &BlockMut<'a>, index: usize) -> Result<BlockMut<'a>> {
+    async fn shadow_child<'a>(
+        &self,
+        tm: &'a TransactionManager,
+        parent: &BlockMut<'a>,
+        index: usize,
+    ) -> Result<BlockMut<'a>> {
         let child = self.shadow(tm, view(parent, |node| node.child(index))?).await?;
         edit(parent, |node| node.set_child(index, child.number()))?;
         Ok(child)

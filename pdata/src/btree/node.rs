@@ -139,7 +139,8 @@ impl<'a> Node<'a> {
 
     /// The values of a leaf.
     pub fn values<T: Value>(&self) -> Result<&'a [T]> {
-        let values = <[T]>::ref_from_bytes(self.values).ok().filter(|_| !self.internal && self.value_bytes == size_of::<T>());
+        let values =
+            <[T]>::ref_from_bytes(self.values).ok().filter(|_| !self.internal && self.value_bytes == size_of::<T>());
         values.ok_or(damaged(self.number, "its values are not of the size of this tree's"))
     }
 
@@ -188,7 +189,11 @@ impl<'a> NodeMut<'a> {
         let (value_bytes, max_entries) = (header.value_size.get() as usize, header.max_entries.get() as usize);
         let (keys, values) = <[U64]>::mut_from_prefix_with_elems(rest, max_entries).map_err(|_| wrong())?;
         let values = values.get_mut(..max_entries.saturating_mul(value_bytes)).ok_or_else(wrong)?;
-        if header.nr_entries.get() as usize > max_entries { Err(wrong()) } else { Ok(NodeMut { header, keys, values, number }) }
+        if header.nr_entries.get() as usize > max_entries {
+            Err(wrong())
+        } else {
+            Ok(NodeMut { header, keys, values, number })
+        }
     }
 
     pub fn number(&self) -> u64 {
@@ -311,7 +316,9 @@ impl<'a> NodeMut<'a> {
         }
         let last = self.len().checked_sub(1).and_then(|last| self.key(last));
         match (last, right.key(0)) {
-            (Some(last), Some(first)) if last >= first => Err(damaged(right.number, "its keys overlap its neighbour's")),
+            (Some(last), Some(first)) if last >= first => {
+                Err(damaged(right.number, "its keys overlap its neighbour's"))
+            }
             _ => Ok(()),
         }
     }

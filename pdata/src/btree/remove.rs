@@ -45,7 +45,9 @@ impl<V: ValueType> BTree<V> {
         while depth <= DEPTH_MAX {
             match step(&node, first)? {
                 Step::Cut => return Ok((new_root, cut::<V>(&node, first, last, most, depth == 1)?)),
-                Step::Collapse(_) if depth > 1 => return Err(damaged(node.number(), "it has one child but is no root")),
+                Step::Collapse(_) if depth > 1 => {
+                    return Err(damaged(node.number(), "it has one child but is no root"));
+                }
                 Step::Collapse(child) => self.collapse(tm, &node, child).await?,
                 Step::Child { index, number } => {
                     if at_floor(tm, number).await? {

@@ -18,7 +18,8 @@ const PER_WORD: u64 = 32;
 const UPPER: u64 = 0xAAAA_AAAA_AAAA_AAAA;
 
 /// Recognised by its salt alone: every bit pattern is a valid bitmap.
-pub(crate) static BITMAP: BlockKind = BlockKind { name: "space map bitmap", salt: 240779, number_at: 8, check: |_| Ok(()) };
+pub(crate) static BITMAP: BlockKind =
+    BlockKind { name: "space map bitmap", salt: 240779, number_at: 8, check: |_| Ok(()) };
 
 /// The stored value that stands for "3 or more".
 pub(crate) const MANY: u32 = 3;

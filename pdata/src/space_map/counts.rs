@@ -102,7 +102,8 @@ impl<I: Index> CountMap<I> {
         while at < range.end {
             let k = at / ENTRIES_PER_BITMAP;
             let (bitmap, before) = self.shadow_bitmap(tm, k).await?;
-            let mut change = Change { first: k.saturating_mul(ENTRIES_PER_BITMAP), bitmap, entry: before, delta: 0, by };
+            let mut change =
+                Change { first: k.saturating_mul(ENTRIES_PER_BITMAP), bitmap, entry: before, delta: 0, by };
             let end = range.end.min(change.first.saturating_add(ENTRIES_PER_BITMAP));
             while at < end {
                 at = change.run(at..end, freed)?;

@@ -80,6 +80,18 @@ pub enum MetadataError {
         /// The virtual block.
         block: u64,
     },
+    /// A mapping leads beyond the data disk.
+    #[error(
+        "virtual block {block} of thin device {device} is mapped to data block {data_block}, which the pool does not have; run thin_check"
+    )]
+    BadMapping {
+        /// The device.
+        device: DeviceId,
+        /// The virtual block.
+        block: u64,
+        /// Where it is said to be.
+        data_block: u64,
+    },
     /// The pool's clock has no further tick for a snapshot (reference 9.1, trap 17).
     #[error("no more snapshots: the pool's clock stands at its last value, {0}")]
     ClockExhausted(u32),
@@ -111,6 +123,14 @@ pub enum MetadataError {
         /// Blocks asked for.
         to: u64,
     },
+    /// A larger size was asked for than there is, or than the format can count.
+    #[error("cannot grow to {blocks} blocks: {most} are the most")]
+    TooLarge {
+        /// Blocks asked for.
+        blocks: u64,
+        /// The most possible.
+        most: u64,
+    },
     /// The data block was not reserved by [`super::Metadata::reserve_data_block`].
     #[error("data block {} was not reserved", .0.0)]
     NotReserved(DataBlock),
@@ -140,7 +160,7 @@ impl MetadataError {
             Storage(error) if error.is_no_space() => Errno::ENOSPC,
             Storage(error) if error.is_io() => Errno::EIO,
             Storage(_) => Errno::EILSEQ,
-            DataFlush(_) | Spoilt => Errno::EIO,
+            BadMapping { .. } | DataFlush(_) | Spoilt => Errno::EIO,
             TooSmall { .. }
             | UnknownFeatures { .. }
             | BadSuperblock { .. }
@@ -150,6 +170,7 @@ impl MetadataError {
             | WrongTransactionId { .. }
             | NoSnapshotHeld
             | Shrink { .. }
+            | TooLarge { .. }
             | NotReserved(_)
             | NeedsCheck => Errno::EINVAL,
         }

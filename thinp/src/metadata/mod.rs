@@ -3,14 +3,30 @@
 //! One transaction is always open. Changes go into it one at a time, in the order in which they were asked
 //! for; [`Metadata::commit`] makes them durable and opens the next. A commit holds changes up, never lookups.
 
+mod change;
+mod commit;
+
+mod data_space;
+mod devices;
 mod error;
+mod mappings;
+mod state;
+mod superblock;
+mod trees;
 
 pub use error::MetadataError;
 
+use self::change::Turns;
+use self::data_space::Space;
+use self::devices::Device;
+use self::state::Core;
 use crate::control::DeviceId;
+use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
 use platform::Runtime;
-use platform::block::{Disk, IoError};
+use platform::block::Disk;
 
 /// Result of a metadata operation.
 pub type Result<T, E = MetadataError> = core::result::Result<T, E>;
@@ -99,12 +115,19 @@ pub struct Blocked;
 
 /// The metadata of an open pool.
 pub struct Metadata {
-    _private: (),
+    runtime: Runtime,
+    disk: Disk,
+    cache_blocks: usize,
+    read_only: Cell<bool>,
+    core: RefCell<Rc<Core>>,
+    devices: RefCell<BTreeMap<DeviceId, Device>>,
+    space: RefCell<Space>,
+    turns: Turns,
 }
 
-#[expect(unused_variables, reason = "the bodies follow")]
 impl Metadata {
-    /// Opens (or makes) the pool on `disk`. The cache holds `cache_blocks` of 4 KiB.
+    /// Opens (or makes) the pool on `disk`. The cache holds `cache_blocks` of 4 KiB. `read_only` as by
+    /// [`Metadata::set_read_only`].
     pub async fn open(
         runtime: &Runtime,
         disk: Disk,
@@ -112,188 +135,56 @@ impl Metadata {
         cache_blocks: usize,
         read_only: bool,
     ) -> Result<Metadata> {
-        unreachable!()
+        let core = match mode {
+            OpenMode::Existing => Core::open(runtime, &disk, cache_blocks, read_only).await?,
+            OpenMode::Format { .. } if read_only => return Err(MetadataError::ReadOnly),
+            OpenMode::Format { data_block_sectors, data_blocks } => {
+                Core::format(runtime, &disk, cache_blocks, data_block_sectors, data_blocks).await?
+            }
+        };
+        Ok(Metadata {
+            runtime: runtime.clone(),
+            disk,
+            cache_blocks,
+            read_only: Cell::new(read_only),
+            core: RefCell::new(Rc::new(core)),
+            devices: RefCell::default(),
+            space: RefCell::default(),
+            turns: Turns::new(),
+        })
     }
+
+    fn core(&self) -> Rc<Core> {
+        self.core.borrow().clone()
+    }
+
     /// Sectors in a data block.
     pub fn data_block_sectors(&self) -> u32 {
-        unreachable!()
+        self.core.borrow().committed.get().data_block_sectors.get()
     }
+
     /// Userland's transaction id.
     pub fn transaction_id(&self) -> u64 {
-        unreachable!()
+        self.core.borrow().superblock.borrow().transaction_id.get()
     }
+
     /// The snapshot clock.
     pub fn time(&self) -> u32 {
-        unreachable!()
+        self.core.borrow().superblock.borrow().time.get()
     }
+
     /// Block of the held metadata snapshot, as committed.
     pub fn held_root(&self) -> Option<u64> {
-        unreachable!()
+        self.core.borrow().committed.get().held_root()
     }
+
     /// The flag in the superblock.
     pub fn needs_check(&self) -> bool {
-        unreachable!()
+        self.core.borrow().superblock.borrow().needs_check()
     }
+
     /// Every change fails with [`MetadataError::ReadOnly`] while set.
     pub fn set_read_only(&self, read_only: bool) {
-        unreachable!()
-    }
-    /// Makes an empty device.
-    pub async fn create_thin(&self, device: DeviceId) -> Result<()> {
-        unreachable!()
-    }
-    /// Makes a snapshot. The origin, if active, must be quiesced (no lookup between verdict and write).
-    pub async fn create_snap(&self, device: DeviceId, origin: DeviceId) -> Result<()> {
-        unreachable!()
-    }
-    /// Deletes a device that is not open.
-    pub async fn delete(&self, device: DeviceId) -> Result<()> {
-        unreachable!()
-    }
-    /// Loads a device's details; needed before its mappings can be used. Opens nest.
-    pub async fn open_device(&self, device: DeviceId) -> Result<Details> {
-        unreachable!()
-    }
-    /// Undoes one [`Metadata::open_device`].
-    pub fn close_device(&self, device: DeviceId) {
-        unreachable!()
-    }
-    /// Details of an open device, up to the moment.
-    pub fn details(&self, device: DeviceId) -> Option<Details> {
-        unreachable!()
-    }
-    /// All devices by id.
-    pub async fn devices(&self) -> Result<Vec<(DeviceId, Details)>> {
-        unreachable!()
-    }
-    /// Looks a block up if that takes no waiting: the hot path. The device must be open.
-    pub fn try_lookup(&self, device: DeviceId, block: VirtualBlock) -> Result<Option<Mapping>, Blocked> {
-        unreachable!()
-    }
-    /// Looks a block up.
-    pub async fn lookup(&self, device: DeviceId, block: VirtualBlock) -> Result<Option<Mapping>> {
-        unreachable!()
-    }
-    /// The first mapped block at or after `from`.
-    pub async fn next_mapped(&self, device: DeviceId, from: VirtualBlock) -> Result<Option<VirtualBlock>> {
-        unreachable!()
-    }
-    /// The last mapped block.
-    pub async fn highest_mapped(&self, device: DeviceId) -> Result<Option<VirtualBlock>> {
-        unreachable!()
-    }
-    /// The first run of mappings in `begin..end`.
-    pub async fn mapped_range(
-        &self,
-        device: DeviceId,
-        begin: VirtualBlock,
-        end: VirtualBlock,
-    ) -> Result<Option<MappedRange>> {
-        unreachable!()
-    }
-    /// Reserves a data block that is free now and was free at the last commit. Held in memory only, until
-    /// [`Metadata::insert`] or [`Metadata::unreserve_data_block`]: a crash cannot leak it.
-    pub async fn reserve_data_block(&self) -> Result<DataBlock> {
-        unreachable!()
-    }
-    /// Gives a reserved data block back.
-    pub fn unreserve_data_block(&self, block: DataBlock) {
-        unreachable!()
-    }
-    /// Maps a virtual block to a reserved data block (in place of what it was mapped to) and counts the block.
-    pub async fn insert(&self, device: DeviceId, block: VirtualBlock, data: DataBlock) -> Result<()> {
-        unreachable!()
-    }
-    /// Exchanges the mappings of two mapped blocks of one device. Allocates no data block.
-    pub async fn swap(&self, device: DeviceId, a: VirtualBlock, b: VirtualBlock) -> Result<()> {
-        unreachable!()
-    }
-    /// Removes the mappings in `begin..end`, at most `most` of them.
-    pub async fn remove_range(
-        &self,
-        device: DeviceId,
-        begin: VirtualBlock,
-        end: VirtualBlock,
-        most: u64,
-    ) -> Result<Removed> {
-        unreachable!()
-    }
-    /// How many leaves refer to a data block.
-    pub async fn data_block_count(&self, block: DataBlock) -> Result<u32> {
-        unreachable!()
-    }
-    /// Keeps data blocks from being reserved, in memory only: while they are being discarded on the data disk.
-    pub fn hold_data(&self, run: DataRun) {
-        unreachable!()
-    }
-    /// Undoes [`Metadata::hold_data`].
-    pub fn release_data(&self, run: DataRun) {
-        unreachable!()
-    }
-    /// The open device has uncommitted changes (reference 6.5).
-    pub fn changed(&self, device: DeviceId) -> bool {
-        unreachable!()
-    }
-    /// Anything is uncommitted.
-    pub fn any_changes(&self) -> bool {
-        unreachable!()
-    }
-    /// Makes the transaction durable. `flush_data` makes the data durable that new mappings point to; it may
-    /// overlap the write-out of metadata, and is awaited before the superblock is written.
-    pub async fn commit(&self, flush_data: impl AsyncFnOnce() -> Result<(), IoError>) -> Result<()> {
-        unreachable!()
-    }
-    /// Drops the transaction, goes back to what was committed and sets needs_check. Reservations and holds of data
-    /// blocks stay. If this fails the metadata is of no further use.
-    pub async fn abort(&self) -> Result<()> {
-        unreachable!()
-    }
-    /// The device had uncommitted changes when the transaction was aborted (reference 6.6).
-    pub fn aborted_with_changes(&self, device: DeviceId) -> bool {
-        unreachable!()
-    }
-    /// Sets the flag in the superblock, on disk at once.
-    pub async fn set_needs_check(&self) -> Result<()> {
-        unreachable!()
-    }
-    /// Size of the data map in data blocks.
-    pub fn data_blocks(&self) -> u64 {
-        unreachable!()
-    }
-    /// Data blocks neither counted nor reserved nor held.
-    pub fn free_data_blocks(&self) -> u64 {
-        unreachable!()
-    }
-    /// Size of the metadata map in 4 KiB blocks.
-    pub fn metadata_blocks(&self) -> u64 {
-        unreachable!()
-    }
-    /// Free metadata blocks less the reserve (reference 3.3).
-    pub fn free_metadata_blocks(&self) -> u64 {
-        unreachable!()
-    }
-    /// min(1024, a quarter of the metadata blocks) (reference 7.3).
-    pub fn metadata_low_water_blocks(&self) -> u64 {
-        unreachable!()
-    }
-    /// Changes the transaction id from `current` to `new`.
-    pub async fn set_transaction_id(&self, current: u64, new: u64) -> Result<()> {
-        unreachable!()
-    }
-    /// Takes a metadata snapshot and returns its block. Commits before and after: `flush_data` runs twice.
-    pub async fn reserve_metadata_snap(&self, flush_data: impl AsyncFn() -> Result<(), IoError>) -> Result<u64> {
-        unreachable!()
-    }
-    /// Lets the metadata snapshot go; effective on disk with a commit that is included.
-    pub async fn release_metadata_snap(&self, flush_data: impl AsyncFn() -> Result<(), IoError>) -> Result<()> {
-        unreachable!()
-    }
-    /// Grows the data map to `blocks`.
-    pub async fn grow_data(&self, blocks: u64) -> Result<()> {
-        unreachable!()
-    }
-    /// Grows the metadata map to `blocks`.
-    pub async fn grow_metadata(&self, blocks: u64) -> Result<()> {
-        unreachable!()
+        self.read_only.set(read_only);
     }
 }

@@ -1,0 +1,141 @@
+//! Who may change the metadata, and who may look at it meanwhile.
+//!
+//! Changes take turns. While one is between its first and its last step, a device's tree may be in pieces: lookups wait.
+//! A change that ends in between, by an error or because its future was dropped, spoils the transaction.
+
+use super::state::Core;
+use super::{Metadata, MetadataError, Result};
+use alloc::rc::Rc;
+use core::cell::Cell;
+use platform::sync::{Notify, Permit, Semaphore};
+
+/// The turnstile of one [`Metadata`].
+pub(super) struct Turns {
+    semaphore: Semaphore,
+    /// Trees are in pieces.
+    in_pieces: Cell<bool>,
+    spoilt: Cell<bool>,
+    /// Changes that ended: a lookup that waited for a block in between starts again.
+    ended: Cell<u64>,
+    end: Notify,
+}
+
+impl Turns {
+    pub const fn new() -> Turns {
+        Turns {
+            semaphore: Semaphore::new(1),
+            in_pieces: Cell::new(false),
+            spoilt: Cell::new(false),
+            ended: Cell::new(0),
+            end: Notify::new(),
+        }
+    }
+
+    /// Trees can be read now.
+    pub fn readable(&self) -> bool {
+        !self.in_pieces.get() && !self.spoilt.get()
+    }
+
+    /// How many changes have ended.
+    pub fn ended(&self) -> u64 {
+        self.ended.get()
+    }
+
+    /// Waits until trees can be read; an error if they cannot until an abort.
+    pub async fn wait_readable(&self) -> Result<()> {
+        loop {
+            let end = self.end.notified();
+            if self.spoilt.get() {
+                return Err(MetadataError::Spoilt);
+            }
+            if !self.in_pieces.get() {
+                return Ok(());
+            }
+            end.await;
+        }
+    }
+}
+
+/// What a change is doing.
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
+    /// Nothing yet.
+    Looking,
+    /// A commit: what lookups use is whole.
+    Writing,
+    /// Trees are in pieces.
+    Changing,
+}
+
+/// A turn: nobody else changes anything until it is dropped.
+pub(super) struct Change<'a> {
+    pub core: Rc<Core>,
+    turns: &'a Turns,
+    stage: Cell<Stage>,
+    _permit: Permit<'a>,
+}
+
+impl Change<'_> {
+    /// From here until [`Change::done`] trees are in pieces.
+    pub fn begin(&self) {
+        self.stage.set(Stage::Changing);
+        self.turns.in_pieces.set(true);
+    }
+
+    /// From here until [`Change::done`] a failure spoils the transaction, but lookups go on.
+    pub fn begin_writing(&self) {
+        self.stage.set(Stage::Writing);
+    }
+
+    /// Everything is whole again.
+    pub fn done(&self) {
+        let was = self.stage.replace(Stage::Looking);
+        if was == Stage::Changing {
+            self.turns.in_pieces.set(false);
+            self.turns.ended.set(self.turns.ended.get().wrapping_add(1));
+            self.turns.end.notify_all();
+        }
+    }
+
+    /// The transaction is gone, and with it what spoilt it.
+    pub fn restored(&self) {
+        self.turns.spoilt.set(false);
+        self.begin();
+        self.done();
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if self.stage.get() != Stage::Looking {
+            self.turns.spoilt.set(true);
+        }
+        self.done();
+    }
+}
+
+impl Metadata {
+    /// Waits for a turn to look at what only changes in turns.
+    pub(super) async fn look(&self) -> Result<Change<'_>> {
+        let turn = self.turn().await;
+        if self.turns.spoilt.get() { Err(MetadataError::Spoilt) } else { Ok(turn) }
+    }
+
+    /// Waits for a turn to change something.
+    pub(super) async fn change(&self) -> Result<Change<'_>> {
+        let change = self.look().await?;
+        if self.read_only.get() { Err(MetadataError::ReadOnly) } else { Ok(change) }
+    }
+
+    /// As [`Metadata::change`], for what takes metadata blocks: refused while only the reserve is left.
+    pub(super) async fn change_with_room(&self) -> Result<Change<'_>> {
+        let change = self.change().await?;
+        if self.free_metadata_blocks() == 0 { Err(MetadataError::NoMetadataSpace) } else { Ok(change) }
+    }
+
+    /// Waits for a turn, whatever state things are in.
+    pub(super) async fn turn(&self) -> Change<'_> {
+        let permit = self.turns.semaphore.acquire(1).await;
+        Change { core: self.core(), turns: &self.turns, stage: Cell::new(Stage::Looking), _permit: permit }
+    }
+}

@@ -1,0 +1,143 @@
+//! Ending a transaction: commit, abort, and the metadata snapshot, which is made of commits (reference 5.2, 6.6, 6.7).
+
+use super::change::Change;
+use super::state::Core;
+use super::superblock::{self, Superblock};
+use super::trees::DETAILS;
+use super::{Metadata, MetadataError, Result};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use platform::block::IoError;
+
+impl Metadata {
+    /// Anything is uncommitted.
+    pub fn any_changes(&self) -> bool {
+        self.core.borrow().changed.get() || self.devices.borrow().values().any(|device| device.changed || device.owned)
+    }
+
+    /// Makes the transaction durable. `flush_data` makes the data durable that new mappings point to; it may overlap the
+    /// write-out of metadata, and is awaited before the superblock is written. Without changes nothing but that is done.
+    pub async fn commit(&self, flush_data: impl AsyncFnOnce() -> Result<(), IoError>) -> Result<()> {
+        let change = self.change().await?;
+        self.commit_in(&change, flush_data).await
+    }
+
+    async fn commit_in(
+        &self,
+        change: &Change<'_>,
+        flush_data: impl AsyncFnOnce() -> Result<(), IoError>,
+    ) -> Result<()> {
+        change.begin_writing();
+        if self.any_changes() {
+            self.write_devices(&change.core).await?;
+            change.core.commit(flush_data).await?;
+            self.devices.borrow_mut().retain(|_, device| {
+                device.changed = false;
+                device.owned = false;
+                device.opens > 0
+            });
+        } else {
+            flush_data().await.map_err(MetadataError::DataFlush)?;
+        }
+        change.done();
+        Ok(())
+    }
+
+    /// Tells the trees of devices and of details what is known only in core.
+    async fn write_devices(&self, core: &Core) -> Result<()> {
+        let devices: Vec<_> = {
+            let devices = self.devices.borrow();
+            let changed = devices.iter().filter(|(_, device)| device.changed);
+            changed.map(|(id, device)| (*id, device.root, device.details)).collect()
+        };
+        for (id, root, details) in devices {
+            core.set_device_root(id, root).await?;
+            core.set_device_details(id, details).await?;
+        }
+        Ok(())
+    }
+
+    /// Drops the transaction, goes back to what was committed and sets needs_check on disk. Reservations and holds of data
+    /// blocks stay. If this fails the metadata is of no further use.
+    pub async fn abort(&self) -> Result<()> {
+        let change = self.turn().await;
+        let core = Core::open(&self.runtime, &self.disk, self.cache_blocks, false).await?;
+        let ids: Vec<_> = self.devices.borrow().keys().copied().collect();
+        for id in ids {
+            let found = core.device_details(id).await?.zip(core.device_root(id).await?);
+            let mut devices = self.devices.borrow_mut();
+            match (found, devices.get_mut(&id)) {
+                (Some((details, root)), Some(device)) => {
+                    device.aborted_with_changes |= device.changed;
+                    (device.details, device.root) = (details, root);
+                    (device.changed, device.owned) = (false, false);
+                }
+                _ => {
+                    devices.remove(&id);
+                }
+            }
+        }
+        core.set_needs_check().await?;
+        *self.core.borrow_mut() = Rc::new(core);
+        change.restored();
+        Ok(())
+    }
+
+    /// Sets needs_check in the superblock, on disk at once.
+    pub async fn set_needs_check(&self) -> Result<()> {
+        self.turn().await.core.set_needs_check().await
+    }
+
+    /// Changes the transaction id from `current` to `new`.
+    pub async fn set_transaction_id(&self, current: u64, new: u64) -> Result<()> {
+        let change = self.change().await?;
+        let found = self.transaction_id();
+        if found != current {
+            return Err(MetadataError::WrongTransactionId { expected: current, found });
+        }
+        change.core.superblock.borrow_mut().transaction_id.set(new);
+        change.core.changed.set(true);
+        Ok(())
+    }
+
+    /// Takes a metadata snapshot and returns its block. Commits before and after; so `flush_data` runs twice.
+    ///
+    /// Unlike in Linux `held_root` reaches the disk with the second commit's superblock and not before: a crash finds the
+    /// snapshot either complete or not there.
+    pub async fn reserve_metadata_snap(&self, flush_data: impl AsyncFn() -> Result<(), IoError>) -> Result<u64> {
+        let change = self.change_with_room().await?;
+        let core = &change.core;
+        if let Some(held) = core.superblock.borrow().held_root() {
+            return Err(MetadataError::SnapshotHeld(held));
+        }
+        self.commit_in(&change, &flush_data).await?;
+        change.begin_writing();
+        let copy = core.committed.get().to_snapshot();
+        let block = core.tm.copy_in(&superblock::KIND, &copy.to_block()).await?;
+        // These two roots only: what is below them is counted when it is shadowed.
+        core.tm.inc(copy.mapping_root.get());
+        core.tm.inc(copy.details_root.get());
+        core.superblock.borrow_mut().held_root.set(block);
+        core.changed.set(true);
+        self.commit_in(&change, &flush_data).await?;
+        Ok(block)
+    }
+
+    /// Lets the metadata snapshot go, and commits.
+    pub async fn release_metadata_snap(&self, flush_data: impl AsyncFnOnce() -> Result<(), IoError>) -> Result<()> {
+        let change = self.change().await?;
+        let core = &change.core;
+        let held = core.superblock.borrow().held_root().ok_or(MetadataError::NoSnapshotHeld)?;
+        let copy = {
+            let block = core.tm.blocks().read(held, &superblock::KIND).await?;
+            Superblock::of_snapshot(&block.bytes())?
+        };
+        change.begin_writing();
+        core.tree.devices.delete(&core.tm, copy.mapping_root.get()).await?;
+        DETAILS.delete(&core.tm, copy.details_root.get()).await?;
+        core.tm.dec(held);
+        core.superblock.borrow_mut().held_root.set(0);
+        core.changed.set(true);
+        self.commit_in(&change, flush_data).await
+    }
+}

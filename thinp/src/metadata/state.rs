@@ -1,0 +1,185 @@
+//! One opened pool: its transaction, trees, data map and superblock. An abort throws it away and opens another.
+
+use super::superblock::{self, PaddedRoot, SUPERBLOCK, Superblock};
+use super::trees::{DATA_BLOCKS_MAX, DETAILS, DetailsRecord, MappingTree};
+use super::{Details, MetadataError, Result};
+use crate::control::DeviceId;
+use alloc::rc::Rc;
+use core::cell::{Cell, RefCell};
+use futures_util::future::join;
+use pdata::TransactionManager;
+use pdata::block::BLOCK_SECTORS;
+use pdata::block_manager::BlockManager;
+use pdata::space_map::{DiskMap, METADATA_BLOCKS_MAX};
+use platform::Runtime;
+use platform::block::{Disk, IoError};
+
+/// The least that a pool with one device and some room to change it fits in.
+const METADATA_BLOCKS_MIN: u64 = 64;
+
+pub(super) struct Core {
+    pub tm: TransactionManager,
+    pub data: Rc<DiskMap>,
+    pub tree: MappingTree,
+    /// As the next commit will write it, the space maps excepted.
+    pub superblock: RefCell<Superblock>,
+    /// As it is on disk.
+    pub committed: Cell<Superblock>,
+    /// Something besides the devices' own state changed.
+    pub changed: Cell<bool>,
+}
+
+/// What the data map is reached through: block 0 of the metadata disk and those behind it.
+fn blocks(runtime: &Runtime, disk: &Disk, cache_blocks: usize) -> BlockManager {
+    BlockManager::new(disk.clone(), runtime.bufs.clone(), cache_blocks)
+}
+
+/// Metadata blocks that a disk offers.
+pub(super) fn disk_blocks(disk: &Disk) -> u64 {
+    (disk.size_sectors() / BLOCK_SECTORS).min(METADATA_BLOCKS_MAX)
+}
+
+impl Core {
+    fn new(tm: TransactionManager, data: DiskMap, superblock: Superblock) -> Core {
+        let data = Rc::new(data);
+        Core {
+            tm,
+            tree: MappingTree::new(data.clone()),
+            data,
+            superblock: RefCell::new(superblock),
+            committed: Cell::new(superblock),
+            changed: Cell::new(false),
+        }
+    }
+
+    /// The committed state on a disk.
+    pub async fn open(runtime: &Runtime, disk: &Disk, cache_blocks: usize, read_only: bool) -> Result<Core> {
+        let blocks = blocks(runtime, disk, cache_blocks);
+        let superblock = Superblock::open(&*blocks.read_raw(SUPERBLOCK).await?, read_only)?;
+        let (disk_blocks, map) = (blocks.disk_blocks(), &superblock.metadata_space_map.root);
+        if disk_blocks < map.nr_blocks.get() {
+            return Err(MetadataError::DiskShrunk { disk_blocks, map_blocks: map.nr_blocks.get() });
+        }
+        let data_blocks = superblock.data_space_map.root.nr_blocks.get();
+        if data_blocks > DATA_BLOCKS_MAX {
+            return Err(MetadataError::BadSuperblock { what: "it has more data blocks than mappings can tell apart" });
+        }
+        let tm = TransactionManager::open(blocks, map).await?;
+        let data = DiskMap::open(&superblock.data_space_map.root);
+        Ok(Core::new(tm, data, superblock))
+    }
+
+    /// Makes an empty pool. What was there before is unreadable from the first step on; the superblock comes last.
+    pub async fn format(
+        runtime: &Runtime,
+        disk: &Disk,
+        cache_blocks: usize,
+        data_block_sectors: u32,
+        data_blocks: u64,
+    ) -> Result<Core> {
+        superblock::check_data_block_sectors(data_block_sectors)?;
+        let nr_blocks = disk_blocks(disk);
+        if nr_blocks < METADATA_BLOCKS_MIN {
+            return Err(MetadataError::TooSmall { blocks: nr_blocks, least: METADATA_BLOCKS_MIN });
+        }
+        if data_blocks > DATA_BLOCKS_MAX {
+            return Err(MetadataError::BadSuperblock { what: "more data blocks than mappings can tell apart" });
+        }
+        let blocks = blocks(runtime, disk, cache_blocks);
+        blocks.erase(SUPERBLOCK).await?;
+        let tm = TransactionManager::create(blocks, nr_blocks).await?;
+        let data = DiskMap::create(&tm, data_blocks).await?;
+        let core = Core::new(tm, data, Superblock::format(data_block_sectors, nr_blocks));
+        let (mapping_root, details_root) = (core.tree.devices.create(&core.tm).await?, DETAILS.create(&core.tm).await?);
+        core.set_mapping_root(mapping_root);
+        core.set_details_root(details_root);
+        core.commit(async || Ok(())).await?;
+        Ok(core)
+    }
+
+    pub fn mapping_root(&self) -> u64 {
+        self.superblock.borrow().mapping_root.get()
+    }
+
+    pub fn set_mapping_root(&self, root: u64) {
+        self.superblock.borrow_mut().mapping_root.set(root);
+        self.changed.set(true);
+    }
+
+    pub fn details_root(&self) -> u64 {
+        self.superblock.borrow().details_root.get()
+    }
+
+    pub fn set_details_root(&self, root: u64) {
+        self.superblock.borrow_mut().details_root.set(root);
+        self.changed.set(true);
+    }
+
+    /// Root of a device's tree, as the tree of devices has it.
+    pub async fn device_root(&self, device: DeviceId) -> Result<Option<u64>> {
+        let (root, key) = (self.mapping_root(), u64::from(device.get()));
+        let found = self.tm.blocks().look(|blocks| self.tree.devices.try_lookup(blocks, root, key)).await?;
+        Ok(found.map(|root| root.get()))
+    }
+
+    /// Points the tree of devices to a device's tree. The reference that it held before passes to the caller.
+    pub async fn set_device_root(&self, device: DeviceId, device_root: u64) -> Result<()> {
+        let key = u64::from(device.get());
+        let (root, _) = self.tree.devices.insert(&self.tm, self.mapping_root(), key, device_root.into()).await?;
+        self.set_mapping_root(root);
+        Ok(())
+    }
+
+    /// A device's details, as the tree has them.
+    pub async fn device_details(&self, device: DeviceId) -> Result<Option<Details>> {
+        let (root, key) = (self.details_root(), u64::from(device.get()));
+        let found = self.tm.blocks().look(|blocks| DETAILS.try_lookup(blocks, root, key)).await?;
+        Ok(found.map(Details::from))
+    }
+
+    pub async fn set_device_details(&self, device: DeviceId, details: Details) -> Result<()> {
+        let (key, record) = (u64::from(device.get()), DetailsRecord::from(details));
+        let (root, _) = DETAILS.insert(&self.tm, self.details_root(), key, record).await?;
+        self.set_details_root(root);
+        Ok(())
+    }
+
+    /// Makes the transaction durable (reference 5.2): data flush and write-out of metadata, side by side; metadata flush;
+    /// the superblock alone; metadata flush.
+    pub async fn commit(&self, flush_data: impl AsyncFnOnce() -> Result<(), IoError>) -> Result<()> {
+        let mut next = *self.superblock.borrow();
+        next.data_space_map = PaddedRoot::new(self.data.close(&self.tm).await?);
+        next.metadata_space_map = PaddedRoot::new(self.tm.close().await?);
+        let blocks = self.tm.blocks();
+        let metadata = async {
+            blocks.write_out().await?;
+            blocks.flush().await
+        };
+        let (metadata, data) = join(metadata, flush_data()).await;
+        metadata?;
+        data.map_err(MetadataError::DataFlush)?;
+        self.write_superblock(&next).await?;
+        *self.superblock.borrow_mut() = next;
+        self.data.committed();
+        self.tm.committed();
+        self.changed.set(false);
+        Ok(())
+    }
+
+    /// Sets needs_check in the superblock on disk, and changes nothing else there.
+    pub async fn set_needs_check(&self) -> Result<()> {
+        let mut committed = self.committed.get();
+        committed.set_needs_check();
+        self.write_superblock(&committed).await?;
+        self.superblock.borrow_mut().set_needs_check();
+        Ok(())
+    }
+
+    async fn write_superblock(&self, superblock: &Superblock) -> Result<()> {
+        let blocks = self.tm.blocks();
+        blocks.write_raw(SUPERBLOCK, &superblock::KIND, &superblock.to_block()).await?;
+        blocks.flush().await?;
+        self.committed.set(*superblock);
+        Ok(())
+    }
+}

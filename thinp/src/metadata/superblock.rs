@@ -1,0 +1,161 @@
+//! Block 0: where everything else is (reference 1).
+
+use super::{MetadataError, Result};
+use pdata::block::{Block, BlockKind};
+use pdata::space_map::SpaceMapRoot;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Where the superblock is.
+pub const SUPERBLOCK: u64 = 0;
+
+const MAGIC: u64 = 27022010;
+const VERSION: u32 = 2;
+const METADATA_BLOCK_SECTORS: u32 = 8;
+const NEEDS_CHECK: u32 = 1;
+
+/// The superblock, and the copy of it that a metadata snapshot is.
+pub(super) static KIND: BlockKind =
+    BlockKind { name: "thin superblock", salt: 160774, number_at: 8, check: |_| Ok(()) };
+
+/// The fields, as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct Superblock {
+    csum: U32,
+    flags: U32,
+    blocknr: U64,
+    uuid: [u8; 16],
+    magic: U64,
+    version: U32,
+    pub time: U32,
+    pub transaction_id: U64,
+    pub held_root: U64,
+    pub data_space_map: PaddedRoot,
+    pub metadata_space_map: PaddedRoot,
+    pub mapping_root: U64,
+    pub details_root: U64,
+    pub data_block_sectors: U32,
+    metadata_block_sectors: U32,
+    metadata_nr_blocks: U64,
+    compat_flags: U32,
+    compat_ro_flags: U32,
+    incompat_flags: U32,
+}
+
+/// A space map root in its place of 128 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct PaddedRoot {
+    pub root: SpaceMapRoot,
+    padding: [u8; 96],
+}
+
+impl PaddedRoot {
+    pub fn new(root: SpaceMapRoot) -> PaddedRoot {
+        PaddedRoot { root, padding: [0; 96] }
+    }
+}
+
+const _: () = assert!(size_of::<Superblock>() == 364);
+
+impl Superblock {
+    /// The superblock of a pool that is being made.
+    pub fn format(data_block_sectors: u32, metadata_blocks: u64) -> Superblock {
+        let none = PaddedRoot::new(SpaceMapRoot::default());
+        Superblock {
+            csum: 0.into(),
+            flags: 0.into(),
+            blocknr: SUPERBLOCK.into(),
+            uuid: [0; 16],
+            magic: MAGIC.into(),
+            version: VERSION.into(),
+            time: 0.into(),
+            transaction_id: 0.into(),
+            held_root: 0.into(),
+            data_space_map: none,
+            metadata_space_map: none,
+            mapping_root: 0.into(),
+            details_root: 0.into(),
+            data_block_sectors: data_block_sectors.into(),
+            metadata_block_sectors: METADATA_BLOCK_SECTORS.into(),
+            metadata_nr_blocks: metadata_blocks.into(),
+            compat_flags: 0.into(),
+            compat_ro_flags: 0.into(),
+            incompat_flags: 0.into(),
+        }
+    }
+
+    /// Checks block 0 as it was read, in the order of reference 1.4. `read_only`: the pool will not be changed.
+    pub fn open(block: &Block, read_only: bool) -> Result<Superblock> {
+        if block.iter().all(|byte| *byte == 0) {
+            return Err(MetadataError::Blank);
+        }
+        let superblock = parse(block)?;
+        if superblock.blocknr.get() != SUPERBLOCK {
+            return Err(MetadataError::NotSuperblock { found: superblock.blocknr.get() });
+        }
+        superblock.check_magic()?;
+        if KIND.checksum(block) != BlockKind::stored_checksum(block) {
+            return Err(MetadataError::BadSuperblockChecksum);
+        }
+        let unknown = superblock.incompat_flags.get() | if read_only { 0 } else { superblock.compat_ro_flags.get() };
+        if unknown != 0 {
+            return Err(MetadataError::UnknownFeatures { flags: unknown });
+        }
+        check_data_block_sectors(superblock.data_block_sectors.get())?;
+        Ok(superblock)
+    }
+
+    /// The copy in a metadata snapshot, whose block was read and checked as [`KIND`].
+    pub fn of_snapshot(block: &Block) -> Result<Superblock> {
+        let superblock = parse(block)?;
+        superblock.check_magic()?;
+        Ok(superblock)
+    }
+
+    fn check_magic(&self) -> Result<()> {
+        let found = self.magic.get();
+        if found == MAGIC { Ok(()) } else { Err(MetadataError::BadMagic { found }) }
+    }
+
+    /// The block to write.
+    pub fn to_block(&self) -> Block {
+        let mut block = [0; pdata::block::BLOCK_BYTES];
+        for (to, from) in block.iter_mut().zip(self.as_bytes()) {
+            *to = *from;
+        }
+        block
+    }
+
+    /// The copy that a metadata snapshot is (reference 6.7): without space maps, holding nothing itself.
+    pub fn to_snapshot(self) -> Superblock {
+        let none = PaddedRoot::new(SpaceMapRoot::default());
+        Superblock { held_root: 0.into(), data_space_map: none, metadata_space_map: none, ..self }
+    }
+
+    pub fn needs_check(&self) -> bool {
+        self.flags.get() & NEEDS_CHECK != 0
+    }
+
+    pub fn set_needs_check(&mut self) {
+        self.flags.set(self.flags.get() | NEEDS_CHECK);
+    }
+
+    pub fn held_root(&self) -> Option<u64> {
+        Some(self.held_root.get()).filter(|root| *root != 0)
+    }
+}
+
+fn parse(block: &Block) -> Result<Superblock> {
+    let parsed = Superblock::read_from_prefix(block);
+    parsed.map(|(superblock, _)| superblock).map_err(|_| MetadataError::BadSuperblock { what: "it is too short" })
+}
+
+/// Sectors of a data block: 64 KiB to 1 GiB, a multiple of 64 KiB (reference 1.5).
+pub(super) fn check_data_block_sectors(sectors: u32) -> Result<()> {
+    if (128..=2_097_152).contains(&sectors) && sectors.is_multiple_of(128) {
+        return Ok(());
+    }
+    Err(MetadataError::BadSuperblock { what: "the data block size is not 64 KiB to 1 GiB in steps of 64 KiB" })
+}
