@@ -151,8 +151,29 @@ fn a_slow_reader_holds_the_sender_up_and_loses_nothing() {
                 }
             }
         });
+        let begun = runtime.timers.now();
         peer.send(&pattern(0, 300_000)).await.unwrap();
         peer.close();
         assert_eq!(reading.await, Ok(300_000));
+        // The window opens with each read: a hundred reads, and nobody waits for a probe.
+        assert!(runtime.timers.now() - begun < Duration::from_secs(6));
+    });
+}
+
+#[test]
+fn a_question_is_answered_after_one_round_trip() {
+    let world = World::new(50, GOOD);
+    let net = world.clone();
+    world.run(move |runtime| async move {
+        let (_stack, listener) = serve(&net, &runtime, false, ListenOptions::default());
+        let peer = Client::start(&net, &runtime).connect(3260).await.unwrap();
+        runtime.spawner.spawn(echo(listener.accept().await.unwrap()));
+        let begun = runtime.timers.now();
+        for n in 0..100u8 {
+            peer.send(&[n; 48]).await.unwrap();
+            assert_eq!(peer.receive().await, Ok(vec![n; 48]));
+        }
+        // A round trip takes 100 microseconds.
+        assert!(runtime.timers.now() - begun <= Duration::from_millis(11));
     });
 }

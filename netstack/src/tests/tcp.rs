@@ -124,6 +124,20 @@ fn a_peer_that_sends_on_after_we_closed_does_not_hold_the_place() {
 }
 
 #[test]
+fn a_peer_may_finish_what_it_was_sending_when_we_closed() {
+    let options = ListenOptions { connections_max: 1, receive_bytes: 8192, ..ListenOptions::default() };
+    meet(12, options, |scene| async move {
+        let peer = scene.client.connect(3260).await.unwrap();
+        drop(scene.accept().await);
+        peer.send(&[0; 1 << 20]).await.unwrap();
+        peer.close();
+        assert_eq!(peer.receive().await, Ok(vec![]));
+        scene.runtime.timers.sleep(Duration::from_secs(1)).await;
+        scene.client.connect(3260).await.unwrap();
+    });
+}
+
+#[test]
 fn a_peer_behind_a_cut_cable_is_dead_in_time() {
     meet(6, ListenOptions::default(), |scene| async move {
         let _idle = scene.client.connect(3260).await.unwrap();
