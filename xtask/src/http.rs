@@ -114,8 +114,9 @@ pub fn read_response(stream: &mut impl BufRead) -> Result<Response> {
         fields.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
     let mut response = Response { status, fields, body: Vec::new() };
-    if response.field("transfer-encoding").is_some() {
-        bail!("a transfer encoding, which was not asked for");
+    if response.field("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        read_chunks(stream, &mut response.body)?;
+        return Ok(response);
     }
     let len = match response.field("content-length") {
         Some(text) => Some(text.parse::<u64>().with_context(|| format!("content-length {text:?}"))?),
@@ -127,6 +128,22 @@ pub fn read_response(stream: &mut impl BufRead) -> Result<Response> {
         bail!("the body ends after {} of {} bytes", response.body.len(), len.unwrap_or_default());
     }
     Ok(response)
+}
+
+fn read_chunks(stream: &mut impl BufRead, body: &mut Vec<u8>) -> Result<()> {
+    loop {
+        let head = line(stream)?;
+        let len = u64::from_str_radix(head.split(';').next().unwrap_or_default().trim(), 16);
+        let len = len.with_context(|| format!("not the size of a chunk: {head:?}"))?;
+        let before = body.len() as u64;
+        stream.take(len).read_to_end(body)?;
+        if body.len() as u64 != before + len || !line(stream)?.is_empty() {
+            bail!("a chunk does not have its size, {len} bytes");
+        }
+        if len == 0 {
+            return Ok(());
+        }
+    }
 }
 
 fn line(stream: &mut impl BufRead) -> Result<String> {
@@ -149,6 +166,14 @@ mod tests {
         assert_eq!((response.status, response.field("content-type")), (201, Some("application/json")));
         assert_eq!(response.success().unwrap()["a"], 1);
         assert_eq!(bytes, b"extra");
+    }
+
+    #[test]
+    fn chunks_are_joined() {
+        let mut bytes = &b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"[..];
+        assert_eq!(read_response(&mut bytes).unwrap().text(), "abcd");
+        let mut bytes = &b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc\r\n"[..];
+        assert!(read_response(&mut bytes).is_err());
     }
 
     #[test]

@@ -15,11 +15,16 @@ const PROFILE: &str = "image";
 /// Fails if the image has an undefined symbol, wants a dynamic linker, cannot be booted by PVH, or names the
 /// builder's home.
 pub fn build(root: &Path) -> Result<PathBuf> {
+    let target_dir = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    build_into(root, &target_dir.join("image"))
+}
+
+/// [`build`] with everything that cargo makes below `target_dir`.
+pub fn build_into(root: &Path, target_dir: &Path) -> Result<PathBuf> {
     let home = PathBuf::from(env::var_os("HOME").context("HOME is not set")?);
-    let target_dir = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("image");
     let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["build", "--package", "kernel", "--profile", PROFILE, "--target", TARGET, "--target-dir"])
-        .arg(&target_dir)
+        .arg(target_dir)
         .current_dir(root)
         .env("CARGO_ENCODED_RUSTFLAGS", flags(root, &home)?)
         .status()
@@ -63,7 +68,8 @@ fn check(bytes: &[u8], home: &Path) -> Result<()> {
     ensure!(undefined.is_empty(), "it has undefined symbols: {}", undefined.join(", "));
     let home = [home.as_os_str().as_encoded_bytes(), b"/"].concat();
     if let Some(at) = bytes.windows(home.len()).position(|window| window == home) {
-        let text: String = bytes[at..].iter().take(120).take_while(|b| b.is_ascii_graphic()).map(|b| *b as char).collect();
+        let text: String =
+            bytes[at..].iter().take(120).take_while(|b| b.is_ascii_graphic()).map(|b| *b as char).collect();
         bail!("it names a path of the builder's home: {text}");
     }
     Ok(())
@@ -142,7 +148,8 @@ impl<'a> Elf<'a> {
                 continue;
             }
             tables += 1;
-            let strings = self.entries(self.sections).nth(section.u32(40)? as usize).context("it has no symbol names")?;
+            let strings =
+                self.entries(self.sections).nth(section.u32(40)? as usize).context("it has no symbol names")?;
             let strings = self.slice(strings.u64(24)?, strings.u64(32)?)?;
             let entry_bytes = section.u64(56)?.max(1);
             let symbols = Table { offset: section.u64(24)?, entry_bytes, entries: section.u64(32)? / entry_bytes };

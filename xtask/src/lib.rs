@@ -3,6 +3,7 @@
 //! - [`image`] builds the bare-metal image; [`machine`] puts QEMU's command line together from the profiles under
 //!   `qemu/`; [`console`] runs it and watches its serial console.
 //! - [`nbd`] serves disks with a volatile cache that a simulated power cut loses; [`http`] is a small client.
+//! - [`mutants`] builds products with a fault put in, which the tests must notice.
 //! - [`packages`] installs what is missing; [`process`] runs other programs so that none is left behind.
 //!
 //! Nothing of the product depends on this crate.
@@ -18,6 +19,7 @@ pub mod dice;
 pub mod http;
 pub mod image;
 pub mod machine;
+pub mod mutants;
 pub mod nbd;
 pub mod packages;
 pub mod process;

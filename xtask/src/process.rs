@@ -21,7 +21,7 @@ pub fn tied(program: impl AsRef<OsStr>) -> Command {
     match find("setpriv") {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
-            command.args(["--pdeathsig", "SIGKILL", "--"]).arg(program);
+            command.args(["--pdeathsig", "SIGTERM", "--"]).arg(program);
             command
         }
         None => Command::new(program),

@@ -1,0 +1,24 @@
+//! The tests, by what they show.
+
+mod api;
+mod bad_disks;
+mod bad_peers;
+mod image_copy;
+mod linux_initiator;
+mod linux_pools;
+mod metadata_snapshot;
+mod power_cut;
+
+use crate::runner::Test;
+
+/// All of them.
+pub const ALL: &[&[Test]] = &[
+    image_copy::TESTS,
+    api::TESTS,
+    bad_disks::TESTS,
+    bad_peers::TESTS,
+    linux_initiator::TESTS,
+    metadata_snapshot::TESTS,
+    linux_pools::TESTS,
+    power_cut::TESTS,
+];
