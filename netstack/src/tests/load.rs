@@ -177,3 +177,21 @@ fn a_question_is_answered_after_one_round_trip() {
         assert!(runtime.timers.now() - begun <= Duration::from_millis(11));
     });
 }
+
+#[test]
+fn what_is_written_out_of_the_blue_is_sent_at_once() {
+    let world = World::new(51, GOOD);
+    let net = world.clone();
+    world.run(move |runtime| async move {
+        let (_stack, listener) = serve(&net, &runtime, false, ListenOptions::default());
+        let peer = Client::start(&net, &runtime).connect(3260).await.unwrap();
+        let (_reader, mut writer) = listener.accept().await.unwrap().split();
+        for n in 0..20u8 {
+            runtime.timers.sleep(Duration::from_secs(1)).await;
+            let begun = runtime.timers.now();
+            writer.write_all(&[n; 48]).await.unwrap();
+            assert_eq!(peer.receive().await, Ok(vec![n; 48]));
+            assert!(runtime.timers.now() - begun <= Duration::from_micros(60));
+        }
+    });
+}
