@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 /// Volumes that are asked for at a time while a list is sent.
-const VOLUMES_AT_ONCE: usize = 64;
+const VOLUMES_AT_ONCE: usize = 256;
 
 /// A body in JSON.
 trait Body: DeserializeOwned {

@@ -9,8 +9,10 @@ use proptest::prelude::*;
 
 #[test]
 fn a_head_is_taken_apart() {
-    let text = b"PATCH http://h:80/v1/volumes/v1?a=b HTTP/1.1\r\nHost: h\r\nAuthorization:  BEARER 0123456789abcdef \r\n\
-        Content-Type: Application/JSON ; charset=utf-8\r\nConnection: keep-alive, Close\r\nContent-Length: 007\r\n\r\nrest";
+    let text = b"PATCH http://h:80/v1/volumes/v1?a=b HTTP/1.1\r\nHost: h\r\n\
+        Authorization:  BEARER 0123456789abcdef \r\n\
+        Content-Type: Application/JSON ; charset=utf-8\r\nConnection: keep-alive, Close\r\n\
+        Content-Length: 007\r\n\r\nrest";
     let (head, len) = parse(text).unwrap().unwrap();
     assert_eq!(&text[len..], b"rest");
     assert_eq!(
@@ -80,7 +82,10 @@ proptest! {
     }
 
     #[test]
-    fn a_known_length_is_kept(input in prop::collection::vec(any::<u8>(), 0..99), len in 0usize..99, step in 1usize..9) {
+    fn a_known_length_is_kept(
+        input in prop::collection::vec(any::<u8>(), 0..99),
+        (len, step) in (0usize..99, 1usize..9),
+    ) {
         let (body, consumed, decoder) = decode(Framing::Length(len as u64), &input, step, 7);
         prop_assert_eq!(&body, &input[..len.min(input.len())]);
         prop_assert_eq!(consumed, body.len());

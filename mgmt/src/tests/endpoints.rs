@@ -42,7 +42,8 @@ fn health_needs_no_token_and_says_why() {
 fn the_pool_shows_itself() {
     let rig = Rig::new();
     let expected = json!({
-        "state": "ok", "reason": null, "status_line": "3 21/1024 40/16384 - rw discard_passdown queue_if_no_space - 256 ",
+        "state": "ok", "reason": null,
+        "status_line": "3 21/1024 40/16384 - rw discard_passdown queue_if_no_space - 256 ",
         "adopted": false, "mode": "write", "needs_check": false, "transaction_id": 3,
         "metadata_used_blocks": 21, "metadata_total_blocks": 1024, "metadata_low_water_blocks": 256,
         "data_used_blocks": 40, "data_total_blocks": 16384, "data_block_sectors": 128, "held_root": null,
@@ -186,7 +187,7 @@ fn bad_bodies_change_nothing() {
 
 /// More volumes than one page, and more bytes than one chunk.
 fn many(rig: &Rig) -> Vec<String> {
-    let names: Vec<String> = (0..150).map(|n| format!("v{n:03}")).collect();
+    let names: Vec<String> = (0..600).map(|n| format!("v{n:03}")).collect();
     for name in &names {
         rig.json("POST", "/v1/volumes", &json!({"name": name, "size_bytes": 512}).to_string());
     }

@@ -49,18 +49,15 @@ fn requests_in_one_packet_are_answered_in_order() {
     let missing = "HTTP/1.1 401 Unauthorized
 Content-Type: application/json
 WWW-Authenticate: Bearer realm=\"gossamer\"
-Content-Length: 184
+Content-Length: 164
 Cache-Control: no-store
 
 {\"error\":\"unauthorized\",\"message\":\"a valid token is needed\",\
 \"hint\":\"send the header `Authorization: Bearer TOKEN`; the console showed the token at the first boot\"}
 ";
-    let missing = missing.replace("184", &format!("{}", missing.len() - missing.find("\n\n").unwrap() - 2));
     trace(
-        "GET /healthz HTTP/1.1\nHost: a\n\nPOST /v1/volumes HTTP/1.1\nHost: a\nContent-Length: 3\n\n{}\
-         GET /healthz HTTP/1.1\nHost: a\nConnection: close\n\nGET /healthz HTTP/1.1\nHost: a\n\n"
-            .replace("{}", "xyz")
-            .as_str(),
+        "GET /healthz HTTP/1.1\nHost: a\n\nPOST /v1/volumes HTTP/1.1\nHost: a\nContent-Length: 3\n\nxyz\
+         GET /healthz HTTP/1.1\nHost: a\nConnection: close\n\nGET /healthz HTTP/1.1\nHost: a\n\n",
         &format!("{OK}{missing}{}", OK.replace("no-store\n", "no-store\nConnection: close\n")),
     );
 }
@@ -146,7 +143,7 @@ fn good_1_0(head: &str) -> String {
 fn malformed_requests_end_their_connection_and_no_other() {
     let rig = Rig::new();
     let post = "POST /v1/pool/message HTTP/1.1\r\nHost: a\r\n";
-    let many_headers = "GET / HTTP/1.1\r\n".to_owned_with(&"a: b\r\n".repeat(65));
+    let many_headers = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(65));
     let long_line = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(9000));
     let cases: &[(&str, u16)] = &[
         ("\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03", 400),
@@ -191,16 +188,6 @@ fn malformed_requests_end_their_connection_and_no_other() {
         other.read().await
     });
     assert_eq!(Response::parse(&still, false).0.status, 200);
-}
-
-trait OwnedWith {
-    fn to_owned_with(&self, more: &str) -> String;
-}
-
-impl OwnedWith for str {
-    fn to_owned_with(&self, more: &str) -> String {
-        format!("{self}{more}\r\n")
-    }
 }
 
 #[test]
