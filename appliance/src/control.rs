@@ -1,60 +1,52 @@
 //! The service in the words of the management interface.
 
 use crate::catalog::{Access, Edit, VolumeRecord};
-use crate::service::{METADATA_TARGET, Served, Service, ServiceError};
+use crate::service::{METADATA_TARGET, Served, Service, ServiceError, Targets};
 use crate::startup;
 use crate::units::{Unit, serial};
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use export::Portal;
 use mgmt::{
-    Code, Control, ControlError, Export, Health, HealthState, InitiatorName, Initiators, MetadataExport, NewSnapshot,
-    NewVolume, PoolInfo, Resize, TokenHash, Volume, VolumeName,
+    Code, Control, ControlError, Export, Health, InitiatorName, Initiators, MetadataExport, NewSnapshot, NewVolume,
+    PoolInfo, Resize, TokenHash, Volume, VolumeName,
 };
 use platform::block::SECTOR_BYTES;
-use thinp::control::{DeviceId, Errno, Mode};
+use thinp::control::{DeviceId, Errno, ThinStatus};
 use thinp::records::Change;
 
 /// The appliance as its manager sees it.
-pub(crate) struct Manager(pub Rc<Service>);
+pub(crate) struct Manager {
+    pub service: Rc<Service>,
+    pub portal: Portal<Targets>,
+}
 
 impl Control for Manager {
     fn health(&self) -> Health {
-        let pool = match self.0.served() {
-            Ok(served) => served.pool.clone(),
-            Err(error) => return Health { state: HealthState::Unavailable, reason: Some(error.to_string()) },
-        };
-        let status = pool.status();
-        let reason = match status.mode {
-            _ if status.needs_check => Some("the metadata needs a check: run thin_check on it".to_string()),
-            Mode::Write => None,
-            mode => Some(format!("the pool is in {mode} mode")),
-        };
-        let state = if reason.is_none() { HealthState::Ok } else { HealthState::Degraded };
-        Health { state, reason }
+        self.service.health()
     }
 
     fn tokens(&self) -> Vec<TokenHash> {
-        let mut tokens = self.0.tokens.borrow().clone();
-        if let Ok(served) = self.0.served() {
+        let mut tokens = self.service.tokens.borrow().clone();
+        if let Ok(served) = self.service.served() {
             tokens.extend(served.catalog().appliance().token_hashes.iter().map(|hash| TokenHash(**hash)));
         }
         tokens
     }
 
     fn sessions(&self) -> usize {
-        self.0.portal().map_or(0, |portal| portal.sessions().len())
+        self.portal.sessions().len()
     }
 
     fn pool(&self) -> Result<PoolInfo, ControlError> {
-        let served = self.0.served()?;
+        let served = self.service.served()?;
         Ok(PoolInfo { status: served.pool.status(), adopted: served.adopted() })
     }
 
     async fn message(&self, text: &str) -> Result<String, ControlError> {
-        let answer = self.0.alone(async |served| {
+        let answer = self.service.alone(async |served| {
             let answer = served.pool.message(text).await?;
             served.reconcile().await?;
             Ok(answer)
@@ -63,29 +55,29 @@ impl Control for Manager {
     }
 
     async fn adopt(&self) -> Result<(), ControlError> {
-        Ok(self.0.alone(async |served| startup::adopt(&self.0, served).await).await?)
+        Ok(self.service.alone(async |served| startup::adopt(&self.service, served).await).await?)
     }
 
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {
-        let served = self.0.served()?;
+        let served = self.service.served()?;
         Ok(served.pool.reserve_metadata_snap().await.map_err(ServiceError::Pool)?)
     }
 
     async fn release_metadata_snapshot(&self) -> Result<(), ControlError> {
-        let served = self.0.served()?;
+        let served = self.service.served()?;
         Ok(served.pool.release_metadata_snap().await.map_err(ServiceError::Pool)?)
     }
 
     fn metadata_export(&self) -> Result<MetadataExport, ControlError> {
-        let served = self.0.served()?;
+        let served = self.service.served()?;
         let export = served.catalog().appliance().metadata_export.as_ref().map(rule_of);
-        let target = export.is_some().then(|| self.0.target_name(METADATA_TARGET));
+        let target = export.is_some().then(|| self.service.target_name(METADATA_TARGET));
         Ok(MetadataExport { export, target })
     }
 
     async fn set_metadata_export(&self, rule: Option<Export>) -> Result<MetadataExport, ControlError> {
         let access = rule.map(access_of);
-        self.0
+        self.service
             .alone(async |served| {
                 let mut record = served.catalog().appliance().clone();
                 record.metadata_export = access.clone();
@@ -97,7 +89,7 @@ impl Control for Manager {
     }
 
     async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError> {
-        let served = self.0.served()?;
+        let served = self.service.served()?;
         let mapped = self.mapped_bytes(&served).await?;
         let catalog = served.catalog();
         let records = catalog.by_name(after.map(VolumeName::as_str), most);
@@ -105,14 +97,14 @@ impl Control for Manager {
     }
 
     async fn volume(&self, name: &VolumeName) -> Result<Volume, ControlError> {
-        let served = self.0.served()?;
+        let served = self.service.served()?;
         let mapped = self.mapped_bytes(&served).await?;
         let found = served.catalog().named(name.as_str()).and_then(|r| self.describe(&served, r, &mapped));
         Ok(found.ok_or_else(|| no_volume(name))?)
     }
 
     async fn create_volume(&self, new: NewVolume) -> Result<Volume, ControlError> {
-        self.0
+        self.service
             .alone(async |served| {
                 let device = vacant(served, &new.name).await?;
                 let record = VolumeRecord {
@@ -121,7 +113,7 @@ impl Control for Manager {
                     size_bytes: Some(new.size_bytes.bytes()),
                     origin: None,
                     read_only: false,
-                    identity: self.0.new_identity(),
+                    identity: self.service.new_identity(),
                     export: None,
                 };
                 served.change(&[Change::CreateThin(device)], [Edit::Put(record)].into()).await
@@ -131,7 +123,7 @@ impl Control for Manager {
     }
 
     async fn create_snapshot(&self, origin: &VolumeName, new: NewSnapshot) -> Result<Volume, ControlError> {
-        self.0
+        self.service
             .alone(async |served| {
                 let of = served.catalog().named(origin.as_str()).cloned().ok_or_else(|| no_volume(origin))?;
                 let of_device = DeviceId::new(of.device.into()).ok_or_else(|| no_volume(origin))?;
@@ -142,7 +134,7 @@ impl Control for Manager {
                     size_bytes: of.size_bytes,
                     origin: Some(of.identity),
                     read_only: false,
-                    identity: self.0.new_identity(),
+                    identity: self.service.new_identity(),
                     export: None,
                 };
                 let change = Change::CreateSnap { device, origin: of_device };
@@ -153,17 +145,15 @@ impl Control for Manager {
     }
 
     async fn resize_volume(&self, name: &VolumeName, resize: Resize) -> Result<Volume, ControlError> {
-        self.0.alone(async |served| self.resize(served, name, resize.size_bytes.bytes()).await).await?;
-        if let Some(portal) = self.0.portal() {
-            portal.capacity_changed(&self.0.target_name(name.as_str()));
-        }
+        self.service.alone(async |served| self.resize(served, name, resize.size_bytes.bytes()).await).await?;
+        self.portal.capacity_changed(&self.service.target_name(name.as_str()));
         self.volume(name).await
     }
 
     async fn delete_volume(&self, name: &VolumeName) -> Result<(), ControlError> {
-        let deleted = self.0.alone(async |served| {
+        let deleted = self.service.alone(async |served| {
             let device = device_of(served, name)?;
-            if self.0.unit(device).is_some() {
+            if self.service.unit(device).is_some() {
                 return Err(ServiceError::InUse(name.to_string()));
             }
             match served.adopted() {
@@ -179,7 +169,7 @@ impl Control for Manager {
 
     async fn set_export(&self, name: &VolumeName, rule: Option<Export>) -> Result<Volume, ControlError> {
         let access = rule.map(access_of);
-        self.0
+        self.service
             .alone(async |served| {
                 let mut record = served.catalog().named(name.as_str()).cloned().ok_or_else(|| no_volume(name))?;
                 if access.is_some() && record.size_bytes.is_none() {
@@ -194,22 +184,22 @@ impl Control for Manager {
     }
 
     fn power_off(&self) {
-        self.0.want_power_off();
+        self.service.want_power_off();
     }
 }
 
 impl Manager {
     /// Ends the sessions that the rule no longer admits.
     async fn end_sessions(&self, name: &str, access: Option<&Access>) {
-        let Some(portal) = self.0.portal() else { return };
-        portal.end_sessions(&self.0.target_name(name), |initiator| access.is_some_and(|a| a.admits(initiator))).await;
+        let admits = |initiator: &str| access.is_some_and(|access| access.admits(initiator));
+        self.portal.end_sessions(&self.service.target_name(name), admits).await;
     }
 
     /// Growing never shows what a volume held before it was made smaller.
     async fn resize(&self, served: &Served, name: &VolumeName, size_bytes: u64) -> Result<(), ServiceError> {
         let mut record = served.catalog().named(name.as_str()).cloned().ok_or_else(|| no_volume(name))?;
         let device = device_of(served, name)?;
-        let unit = self.0.unit(device);
+        let unit = self.service.unit(device);
         let smaller = record.size_bytes.is_some_and(|old| size_bytes < old);
         if smaller && unit.is_some() {
             return Err(ServiceError::InUse(name.to_string()));
@@ -248,8 +238,8 @@ impl Manager {
             read_only: record.read_only,
             serial: serial(&record.identity),
             export: record.export.as_ref().map(rule_of),
-            target: record.export.as_ref().map(|_| self.0.target_name(&record.name)),
-            in_use: self.0.unit(id).is_some(),
+            target: record.export.as_ref().map(|_| self.service.target_name(&record.name)),
+            in_use: self.service.unit(id).is_some(),
         })
     }
 }
@@ -264,7 +254,7 @@ async fn forget(served: &Served, device: DeviceId, size_bytes: u64) -> Result<()
     if begin < whole && thin.mapped_run(begin, 1).await?.0 {
         thin.write_zeroes(begin, whole - begin).await?;
     }
-    if let Some(highest) = thin.highest_mapped_sector().await?
+    if let ThinStatus::Mapped { highest_mapped_sector: Some(highest), .. } = thin.status().await?
         && highest >= whole
     {
         thin.discard(whole, (highest + 1 - whole).next_multiple_of(block_sectors)).await?;

@@ -34,13 +34,15 @@ mod units;
 
 use crate::service::{Service, Targets};
 use crate::settings::Settings;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::pin::Pin;
 use core::time::Duration;
 use export::{Portal, PortalOptions};
-use mgmt::{Api, Control, Health, HealthState, Limits};
+use mgmt::{Api, Health, HealthState, Limits};
 use platform::Runtime;
 use platform::block::Disk;
 use platform::net::Listener;
@@ -63,6 +65,8 @@ pub struct Parts<L: Listener> {
     pub cache_blocks: usize,
     /// Shows a line to whoever started the machine.
     pub console: Rc<dyn Fn(&str)>,
+    /// Resolves when the machine asks for a power-off (a signal, a button); may never.
+    pub stop: Pin<Box<dyn Future<Output = ()>>>,
 }
 
 /// What must not be on a command line.
@@ -81,16 +85,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs the appliance until it is powered off. The pool is closed in order when this resolves.
 pub async fn run<L: Listener>(parts: Parts<L>) {
-    let Parts { runtime, disks, iscsi, http, settings, secrets, cache_blocks, console } = parts;
+    let Parts { runtime, disks, iscsi, http, settings, secrets, cache_blocks, console, stop } = parts;
     let service = Service::new(&runtime, settings, &secrets);
-    let portal = Rc::new(Portal::new(&runtime, Targets(service.clone()), PortalOptions::default()));
-    service.set_portal(&portal);
-    let api = Rc::new(Api::new(&runtime, Rc::new(control::Manager(service.clone())), Limits::default()));
+    let portal = Portal::new(&runtime, Rc::new(Targets(service.clone())), PortalOptions::default());
+    let manager = Rc::new(control::Manager { service: service.clone(), portal: portal.clone() });
+    let api = Rc::new(Api::new(&runtime, manager, Limits::default()));
     let (iscsi_at, http_at) = (iscsi.describe(), http.describe());
     let serving = api.clone();
     listen(&runtime, http, move |stream| {
         let api = serving.clone();
         async move { api.serve(stream).await }
+    });
+    let stopping = service.clone();
+    runtime.spawner.spawn(async move {
+        stop.await;
+        stopping.want_power_off();
     });
     match startup::open(&runtime, &disks, &service, cache_blocks, &*console).await {
         Ok(served) => service.serve(served),
@@ -135,12 +144,11 @@ fn listen<L: Listener, F: Future<Output = ()> + 'static>(
 
 /// Tells the console once how the pool is, and when it is ready if it was not at first.
 fn announce(runtime: &Runtime, service: &Rc<Service>, console: Rc<dyn Fn(&str)>, iscsi_at: String, http_at: String) {
-    let manager = control::Manager(service.clone());
     let service = service.clone();
     runtime.spawner.spawn(async move {
         let mut told = false;
         loop {
-            let Health { state, reason } = manager.health();
+            let Health { state, reason } = service.health();
             let reason = reason.unwrap_or_default();
             let Some(pool) = service.pool() else {
                 return console(&format!("gossamer: serving http={http_at} pool=unavailable reason={reason}"));

@@ -9,16 +9,16 @@ use alloc::format;
 use alloc::rc::{Rc, Weak};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::cell::{Cell, OnceCell, Ref, RefCell};
-use export::{Directory, Portal, Refusal};
-use mgmt::{Token, TokenHash};
+use core::cell::{Cell, Ref, RefCell};
+use export::{Directory, Refusal};
+use mgmt::{Health, HealthState, Token, TokenHash};
 use platform::Runtime;
 use platform::block::Disk;
 use platform::random::Random;
 use platform::sync::{Notify, Semaphore};
 use sha2::{Digest, Sha256};
-use thinp::control::DeviceId;
 use thinp::Pool;
+use thinp::control::{DeviceId, Mode};
 use thinp::records::{Change, Records};
 
 /// The name of the metadata export: no volume can have it, for volumes' names have no colon.
@@ -38,7 +38,6 @@ pub struct Service {
     pub(crate) settings: Settings,
     random: Rc<dyn Random>,
     served: RefCell<Result<Rc<Served>, String>>,
-    portal: OnceCell<Weak<Portal<Targets>>>,
     /// The token that was given from outside, or made for a pool that keeps none.
     pub(crate) tokens: RefCell<Vec<TokenHash>>,
     pub(crate) given_identity: Option<[u8; 16]>,
@@ -104,7 +103,6 @@ impl Service {
             settings,
             random: runtime.random.clone(),
             served: RefCell::new(Err("the pool is being opened".to_string())),
-            portal: OnceCell::new(),
             tokens: RefCell::new(given.into_iter().collect()),
             given_identity,
             units: RefCell::default(),
@@ -113,14 +111,6 @@ impl Service {
             off: Cell::new(false),
             off_wanted: Notify::new(),
         })
-    }
-
-    pub(crate) fn set_portal(&self, portal: &Rc<Portal<Targets>>) {
-        self.portal.get_or_init(|| Rc::downgrade(portal));
-    }
-
-    pub(crate) fn portal(&self) -> Option<Rc<Portal<Targets>>> {
-        self.portal.get().and_then(Weak::upgrade)
     }
 
     pub(crate) fn serve(&self, served: Served) {
@@ -140,6 +130,22 @@ impl Service {
     /// The pool, if it is open.
     pub fn pool(&self) -> Option<Pool> {
         self.served().ok().map(|served| served.pool.clone())
+    }
+
+    /// How the appliance is.
+    pub(crate) fn health(&self) -> Health {
+        let pool = match self.served() {
+            Ok(served) => served.pool.clone(),
+            Err(error) => return Health { state: HealthState::Unavailable, reason: Some(error.to_string()) },
+        };
+        let status = pool.status();
+        let reason = match status.mode {
+            _ if status.needs_check => Some("the metadata needs a check: run thin_check on it".to_string()),
+            Mode::Write => None,
+            mode => Some(format!("the pool is in {mode} mode")),
+        };
+        let state = if reason.is_none() { HealthState::Ok } else { HealthState::Degraded };
+        Health { state, reason }
     }
 
     pub(crate) fn want_power_off(&self) {

@@ -1,9 +1,9 @@
 //! What is exported: volumes, and the bytes of the metadata disk.
 
-use export::{Attributes, Identity, LogicalUnit, UnitError};
 use alloc::format;
 use alloc::string::String;
 use core::cell::Cell;
+use export::{Attributes, Identity, LogicalUnit, UnitError};
 use platform::block::{Bufs, Class, Disk, Flow, IoError, SECTOR_BYTES};
 use platform::buf::Buf;
 use thinp::Thin;

@@ -12,14 +12,15 @@ mod reactor;
 #[cfg(test)]
 mod tests;
 
+use appliance::settings::Settings;
+use appliance::{Parts, Secrets};
 use args::Args;
 use disk::FileDisk;
-use embedded_io_async::{Read, Write};
 use net::Net;
 use os::Signals;
 use platform::Runtime;
+use platform::block::Disk;
 use platform::buf::BufPool;
-use platform::net::{Listener, Stream};
 use platform::task::{Executor, Machine};
 use platform::time::{Clock, Duration, Instant, Timers};
 use reactor::Reactor;
@@ -29,6 +30,9 @@ use std::rc::Rc;
 
 /// Most bytes of I/O buffers.
 const BUFFER_BYTES: usize = 256 << 20;
+
+/// Metadata blocks of 4 KiB to keep in memory.
+const CACHE_BLOCKS: usize = 64 << 8;
 
 /// How long the last answers may take to be delivered when the appliance has ended.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -91,30 +95,22 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let net = Net::new(reactor.clone(), runtime.clone());
     let listen = |address| net.listen(address).map_err(|error| format!("cannot listen on {address}: {error}"));
 
-    // Until the appliance is here: an echo.
-    let stop = signals.first();
-    let http = listen(args.http)?;
-    let iscsi = listen(args.iscsi)?;
-    os::console(&format!("gossamer: echo iscsi={} http={}", iscsi.describe(), http.describe()));
-    for listener in [iscsi, http] {
-        let spawner = runtime.spawner.clone();
-        runtime.spawner.spawn(async move {
-            while let Ok(stream) = listener.accept().await {
-                let (mut reader, mut writer) = stream.split();
-                spawner.spawn(async move {
-                    let mut buf = vec![0; 65536];
-                    while let Ok(read @ 1..) = reader.read(&mut buf).await {
-                        if writer.write_all(&buf[..read]).await.is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-        });
-    }
+    let (settings, warnings) = Settings::parse(&args.settings);
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    let parts = Parts {
+        runtime,
+        disks: vec![("meta".into(), Disk::new(meta.clone())), ("data".into(), Disk::new(data.clone()))],
+        iscsi: listen(args.iscsi)?,
+        http: listen(args.http)?,
+        settings,
+        secrets: Secrets { token: args.token, identity: None },
+        cache_blocks: CACHE_BLOCKS,
+        console: Rc::new(os::console),
+        stop: Box::pin(signals.first()),
+    };
     let host = Host { reactor, disks: vec![meta, data], clock };
     executor.run(&timers.clone(), &host, async move {
-        stop.await;
+        appliance::run(parts).await;
         if timers.timeout(SETTLE, net.settle()).await.is_err() {
             log::warn!("some peers have not taken the last that was sent to them");
         }
