@@ -11,9 +11,14 @@ pub mod error;
 pub mod metadata;
 mod open;
 pub mod pool;
+pub mod records;
 mod thin;
+
+#[cfg(test)]
+mod tests;
 
 pub use error::{Error, OpenError, PoolDisk};
 pub use open::Format;
 pub use pool::{Features, Pool, PoolOptions};
+pub use records::{Change, Records};
 pub use thin::Thin;

@@ -76,17 +76,23 @@ impl Inner {
         if self.mode() >= Mode::ReadOnly {
             return Err(Error::Refused(self.mode()));
         }
+        let freed = self.passdown.take();
         if !self.metadata.any_changes() {
+            self.pass_down(freed);
             return self.data.flush().await.map_err(Error::Flush);
         }
         let result = self.metadata.commit(async || self.data.flush().await).await;
         self.commits.last.set(self.runtime.timers.now());
         match result {
             Ok(()) => {
+                self.pass_down(freed);
                 self.look_at_space();
                 Ok(())
             }
-            Err(error) => Err(self.failed(error).await),
+            Err(error) => {
+                self.keep(freed);
+                Err(self.failed(error).await)
+            }
         }
     }
 
@@ -123,7 +129,7 @@ fn due(pool: &Weak<Inner>) -> Due {
     let Some(pool) = pool.upgrade() else { return Due::Never };
     if pool.state.closed() {
         Due::Never
-    } else if pool.mode() < Mode::ReadOnly && pool.metadata.any_changes() {
+    } else if pool.mode() < Mode::ReadOnly && (pool.metadata.any_changes() || !pool.passdown.is_empty()) {
         Due::At(pool.commits.last.get() + pool.options.commit_period)
     } else {
         Due::Idle

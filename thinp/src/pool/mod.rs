@@ -3,6 +3,7 @@
 mod commit;
 mod message;
 mod mode;
+mod passdown;
 
 pub(crate) use mode::Reserved;
 
@@ -21,9 +22,10 @@ use core::future::Future;
 use core::time::Duration;
 use message::Message;
 use mode::State;
+use passdown::Passdown;
 use platform::Runtime;
 use platform::block::Disk;
-use platform::sync::{Permit, Semaphore};
+use platform::sync::Semaphore;
 
 /// The feature arguments of a pool's table line (reference 7.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -86,6 +88,7 @@ pub(crate) struct Inner {
     pub(crate) block_sectors: u64,
     pub(crate) state: State,
     pub(crate) commits: Commits,
+    pub(crate) passdown: Passdown,
     pub(crate) scratch: Scratch,
     meta_disk: Disk,
     /// Active devices.
@@ -125,6 +128,7 @@ impl Pool {
             scratch,
             state: State::new(mode_at_start, options.features.error_if_no_space),
             commits: Commits::new(runtime.timers.now()),
+            passdown: Passdown::default(),
             runtime: runtime.clone(),
             metadata,
             data,
@@ -214,7 +218,7 @@ impl Pool {
 
     /// Makes an empty device and commits.
     pub async fn create_thin(&self, device: DeviceId) -> Result<(), Error> {
-        self.control(Needs::Space, async move |inner, _| {
+        self.control(Needs::Space, async move |inner: Rc<Inner>| {
             inner.change(async || inner.metadata.create_thin(device).await).await?;
             inner.commit().await
         })
@@ -223,7 +227,7 @@ impl Pool {
 
     /// Makes a snapshot of a device, which may be active, and commits.
     pub async fn create_snap(&self, device: DeviceId, origin: DeviceId) -> Result<(), Error> {
-        self.control(Needs::Space, async move |inner, _| {
+        self.control(Needs::Space, async move |inner: Rc<Inner>| {
             inner.check_not_reserved(origin)?;
             let active = inner.active(origin);
             let quiet = match &active {
@@ -239,7 +243,7 @@ impl Pool {
 
     /// Deletes a device that is not active, and commits.
     pub async fn delete(&self, device: DeviceId) -> Result<(), Error> {
-        self.control(Needs::Nothing, async move |inner, _| {
+        self.control(Needs::Nothing, async move |inner: Rc<Inner>| {
             inner.check_not_reserved(device)?;
             inner.check_not_active(device)?;
             inner.change(async || inner.metadata.delete(device).await).await?;
@@ -250,7 +254,7 @@ impl Pool {
 
     /// Changes userland's transaction id from `current` to `new`, and commits.
     pub async fn set_transaction_id(&self, current: u64, new: u64) -> Result<(), Error> {
-        self.control(Needs::Space, async move |inner, _| {
+        self.control(Needs::Space, async move |inner: Rc<Inner>| {
             inner.change(async || inner.metadata.set_transaction_id(current, new).await).await?;
             inner.commit().await
         })
@@ -259,7 +263,7 @@ impl Pool {
 
     /// Takes a metadata snapshot and returns the metadata block of its superblock (reference 6.7).
     pub async fn reserve_metadata_snap(&self) -> Result<u64, Error> {
-        self.control(Needs::Space, async move |inner, _| {
+        self.control(Needs::Space, async move |inner: Rc<Inner>| {
             let _held = inner.commits.hold().await;
             let result = inner.metadata.reserve_metadata_snap(async || inner.data.flush().await).await;
             let block = inner.changed(result).await?;
@@ -271,7 +275,7 @@ impl Pool {
 
     /// Lets the metadata snapshot go.
     pub async fn release_metadata_snap(&self) -> Result<(), Error> {
-        self.control(Needs::Nothing, async move |inner, _| {
+        self.control(Needs::Nothing, async move |inner: Rc<Inner>| {
             let _held = inner.commits.hold().await;
             let result = inner.metadata.release_metadata_snap(async || inner.data.flush().await).await;
             inner.changed(result).await?;
@@ -283,7 +287,7 @@ impl Pool {
 
     /// Grows the pool to the present sizes of its disks, like a resume after a reload (reference 7.7).
     pub async fn grow(&self) -> Result<(), Error> {
-        self.control(Needs::Nothing, async move |inner, _| {
+        self.control(Needs::Nothing, async move |inner: Rc<Inner>| {
             let metadata = &inner.metadata;
             let data_blocks = inner.data.size_sectors() / inner.block_sectors;
             if data_blocks != metadata.data_blocks() {
@@ -348,13 +352,13 @@ impl Pool {
     pub(crate) async fn control<T: 'static>(
         &self,
         needs: Needs,
-        work: impl AsyncFnOnce(&Rc<Inner>, &Permit<'_>) -> Result<T, Error> + 'static,
+        work: impl AsyncFnOnce(Rc<Inner>) -> Result<T, Error> + 'static,
     ) -> Result<T, Error> {
         let inner = self.0.clone();
         self.detached(async move {
-            let alone = inner.control.acquire(1).await;
+            let _alone = inner.control.acquire(1).await;
             inner.check_message(needs)?;
-            work(&inner, &alone).await.map_err(|error| match error {
+            work(inner.clone()).await.map_err(|error| match error {
                 Error::Refused(mode) => Error::MessageRefused(mode),
                 other => other,
             })

@@ -180,8 +180,11 @@ impl Inner {
         }
         self.look_at_low_water();
         let mut reserved = self.metadata.reserve_data_block().await;
-        if reserved == Err(MetadataError::NoDataSpace) && self.metadata.any_changes() {
-            self.commit().await?;
+        if reserved == Err(MetadataError::NoDataSpace) {
+            if self.metadata.any_changes() {
+                self.commit().await?;
+            }
+            self.passdown.ended().await;
             reserved = self.metadata.reserve_data_block().await;
         }
         match reserved {
@@ -256,11 +259,17 @@ impl Inner {
         }
     }
 
-    /// After a failed change or commit: a spoilt transaction is aborted, and the pool changes nothing any more.
+    /// After a failed change or commit. If it spoilt the transaction, that is aborted.
     pub(crate) async fn failed(self: &Rc<Self>, error: MetadataError) -> Error {
-        if error.spoils() && self.mode() < Mode::ReadOnly {
+        if error.spoils() { self.abort(error).await } else { Error::Metadata(error) }
+    }
+
+    /// Aborts the transaction; the pool changes nothing any more.
+    pub(crate) async fn abort(self: &Rc<Self>, error: MetadataError) -> Error {
+        if self.mode() < Mode::ReadOnly {
             log::error!("pool: {error}; the transaction is aborted");
             self.state.mode.set(Mode::ReadOnly);
+            self.keep(self.passdown.take());
             match self.metadata.abort().await {
                 Ok(()) => self.metadata.set_read_only(true),
                 Err(error) => {

@@ -1,12 +1,11 @@
-//! Discards: whole blocks are unmapped, and the data disk is told of blocks that nothing refers to any more
+//! Discards: whole blocks are unmapped; the data disk is told later of those that nothing refers to any more
 //! (reference 7.6).
 
 use super::{Device, Thin, range};
 use crate::control::{DiscardPolicy, Mode};
 use crate::error::Error;
-use crate::metadata::{DataRun, VirtualBlock};
+use crate::metadata::VirtualBlock;
 use alloc::rc::Rc;
-use alloc::vec::Vec;
 
 /// Most blocks unmapped in one step, between which other I/O goes on.
 const STEP_BLOCKS: u64 = 1024;
@@ -41,48 +40,17 @@ impl Device {
         let lock = self.locks.lock(begin.0..end.0).await;
         // What is under way on these blocks must not reach them after they were freed.
         self.in_flight.drain().await;
-        let mut from = begin;
-        let mut freed: Vec<DataRun> = Vec::new();
-        loop {
-            let removed =
-                self.pool.change(async || self.pool.metadata.remove_range(self.id, from, end, STEP_BLOCKS).await).await;
-            let removed = match removed {
-                Ok(removed) => removed,
-                Err(error) => {
-                    self.release(&freed);
-                    return Err(error);
-                }
-            };
-            // Held before anything else can run: a commit would make them free to be handed out.
-            removed.freed.iter().for_each(|run| self.pool.metadata.hold_data(*run));
-            freed.extend(removed.freed);
-            match removed.next {
-                Some(next) => from = next,
-                None => break,
-            }
+        let mut from = Some(begin);
+        while let Some(next) = from {
+            let remove = async || self.pool.metadata.remove_range(self.id, next, end, STEP_BLOCKS).await;
+            let removed = self.pool.change(remove).await?;
+            self.pool.pass_down_later(removed.freed);
+            from = removed.next;
         }
         drop(lock);
-        if self.pool.discard_policy() == DiscardPolicy::Passdown {
-            self.pass_down(&freed).await;
-        }
-        self.release(&freed);
         if self.pool.mode() == Mode::OutOfMetadataSpace {
-            self.pool.commit().await?;
+            return self.pool.commit().await;
         }
-        Ok(())
-    }
-
-    /// A data disk that fails a discard keeps the contents, which is its right: as in dm-thin nobody is told.
-    async fn pass_down(&self, freed: &[DataRun]) {
-        for run in freed {
-            let sectors = run.blocks.saturating_mul(self.pool.block_sectors);
-            if let Err(error) = self.data.discard(self.block_sector(run.begin), sectors).await {
-                log::debug!("thin device {}: the data disk did not discard: {error}", self.id);
-            }
-        }
-    }
-
-    fn release(&self, freed: &[DataRun]) {
-        freed.iter().for_each(|run| self.pool.metadata.release_data(*run));
+        self.pool.bound_passdown().await
     }
 }

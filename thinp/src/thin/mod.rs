@@ -77,6 +77,12 @@ impl Device {
         Ok(self.block_sector(mapping.block) + piece.at)
     }
 
+    /// No durability can be promised on top of changes that were lost (reference 6.6).
+    fn check_nothing_lost(&self) -> Result<(), Error> {
+        let lost = self.pool.metadata.aborted_with_changes(self.id);
+        if lost { Err(Error::ChangesLost(self.id)) } else { Ok(()) }
+    }
+
     fn io_error(&self, piece: &Piece) -> impl Fn(IoError) -> Error + use<> {
         let (device, sector) = (self.id, piece.block.0.wrapping_mul(self.pool.block_sectors).wrapping_add(piece.at));
         move |source| Error::Io { device, sector, source }
@@ -176,9 +182,7 @@ impl Thin {
     pub async fn flush(&self) -> Result<(), Error> {
         let (device, pool) = (&self.0, &self.0.pool);
         pool.check_working()?;
-        if pool.metadata.aborted_with_changes(device.id) {
-            return Err(Error::ChangesLost(device.id));
-        }
+        device.check_nothing_lost()?;
         if pool.metadata.changed(device.id) {
             return pool.commit().await;
         }

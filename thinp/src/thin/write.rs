@@ -31,6 +31,9 @@ impl Thin {
         let device = &self.0;
         device.pool.check_working()?;
         let sectors = range_of(sector, bufs.iter())?;
+        if fua {
+            device.check_nothing_lost()?;
+        }
         // Where a commit will be needed anyway it makes the data durable, too.
         let through = fua && !device.pool.metadata.changed(device.id);
         let mut writings: SmallVec<[Writing; 1]> = SmallVec::new();
@@ -104,7 +107,10 @@ impl Device {
                     drop(lock);
                     return writing.await;
                 }
-                Some(mapping) => Filling::Copy(mapping.block),
+                Some(mapping) => {
+                    self.data_sector(&piece, &mapping)?;
+                    Filling::Copy(mapping.block)
+                }
                 None => self.filling_of_unmapped(&piece),
             };
             match self.pool.reserve().await {

@@ -1,0 +1,342 @@
+//! The reserved device: pages of records that change in the same commit as the devices they describe
+//! (design decision 6).
+//!
+//! Logical page *i* has two provisioned copies, at virtual blocks 2*i* and 2*i* + 1. The copy at 2*i* is the truth. A change
+//! writes the other one, and the transaction swaps the two mappings, so nothing is allocated and nothing that a
+//! superblock refers to is overwritten. The device is known by the mark in its first page, which names its own id.
+//! It takes the highest free id and does not touch userland's transaction id.
+
+mod page;
+
+use crate::control::{DeviceId, Mode};
+use crate::error::Error;
+use crate::metadata::{Metadata, MetadataError, VirtualBlock};
+use crate::pool::{Inner, Needs, Pool, Reserved};
+use crate::thin::Thin;
+use alloc::collections::BTreeSet;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use page::{HEADER_BYTES, Header, PAGE_BYTES};
+use platform::block::{Bufs, SECTOR_BYTES};
+use platform::buf::Buf;
+
+/// A change of the set of devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Makes an empty device.
+    CreateThin(DeviceId),
+    /// Makes a snapshot; the origin may be active, or created by the same call before.
+    CreateSnap {
+        /// The new device.
+        device: DeviceId,
+        /// What it is a snapshot of.
+        origin: DeviceId,
+    },
+    /// Deletes a device, which must not be active. Deletions come after all creations.
+    Delete(DeviceId),
+}
+
+/// The records of a pool. Clones are the same.
+#[derive(Clone)]
+pub struct Records(Rc<Shared>);
+
+struct Shared {
+    pool: Pool,
+    thin: Thin,
+    pages: Cell<u32>,
+    /// For the writing of spare copies: kept, so that volumes that wait for space while they hold all other
+    /// buffers cannot keep a deletion from its record.
+    buffer: RefCell<Option<Buf>>,
+}
+
+impl Records {
+    /// Bytes that a page holds.
+    pub const PAGE_CAPACITY_BYTES: usize = PAGE_BYTES - HEADER_BYTES;
+
+    /// Looks for the reserved device, from the highest id down.
+    ///
+    /// # Errors
+    /// [`Error::DamagedRecords`] if it is there but unreadable, [`Error::TwoRecords`] if two devices carry the mark.
+    pub async fn find(pool: &Pool) -> Result<Option<Records>, Error> {
+        let mut found: Option<Thin> = None;
+        for (device, details) in pool.devices().await?.into_iter().rev() {
+            if details.mapped_blocks < 2 {
+                continue;
+            }
+            let thin = pool.open_any(device, None).await?;
+            if !is_marked(pool, &thin, details.mapped_blocks).await? {
+                continue;
+            }
+            if let Some(first) = &found {
+                return Err(Error::TwoRecords(first.id(), device));
+            }
+            found = Some(thin);
+        }
+        let Some(thin) = found else { return Ok(None) };
+        let records = Records::over(pool, thin).await?;
+        records.read(0).await?;
+        Ok(Some(records))
+    }
+
+    /// Makes the reserved device, with one empty page, in one commit: a pool made elsewhere is adopted by this.
+    pub async fn create(pool: &Pool) -> Result<Records, Error> {
+        if let Some(records) = Records::find(pool).await? {
+            return Err(Error::RecordsExist(records.device()));
+        }
+        let device = pool.control(Needs::Space, async |inner: Rc<Inner>| make_device(&inner).await).await?;
+        let thin = pool.open_any(device, None).await?;
+        Records::over(pool, thin).await
+    }
+
+    async fn over(pool: &Pool, thin: Thin) -> Result<Records, Error> {
+        let highest = pool.0.metadata.highest_mapped(thin.id()).await?;
+        let pages = highest.map_or(0, |block| block.0.saturating_add(1) / 2);
+        thin.never_queue();
+        pool.0.reserved.set(Some(thin.id()));
+        let buffer = RefCell::new(Some(pool.0.runtime.bufs.alloc(PAGE_BYTES)?));
+        let pages = Cell::new(u32::try_from(pages).unwrap_or(u32::MAX));
+        Ok(Records(Rc::new(Shared { pool: pool.clone(), thin, pages, buffer })))
+    }
+
+    /// The reserved device.
+    pub fn device(&self) -> DeviceId {
+        self.0.thin.id()
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u32 {
+        self.0.pages.get()
+    }
+
+    /// What was last applied to a page; nothing if it was only provisioned.
+    pub async fn read(&self, page: u32) -> Result<Vec<u8>, Error> {
+        if page >= self.pages() {
+            return Err(Error::NoPage(page));
+        }
+        let buf = self.0.pool.0.runtime.bufs.wait(PAGE_BYTES).await?;
+        let (result, buf) = self.0.thin.read(self.sector(truth(page)), buf).await;
+        result?;
+        let device = self.device();
+        let payload = page::decode(&buf, device, page);
+        payload.map(<[u8]>::to_vec).map_err(|what| Error::DamagedRecords { device, page, what })
+    }
+
+    /// Changes devices and pages in one commit: all of it is durable on success, none of it after an error, unless the
+    /// pool left write mode. Works on a full pool if it makes no new page.
+    pub async fn apply(&self, changes: &[Change], pages: &[(u32, Vec<u8>)]) -> Result<(), Error> {
+        if let Some((_, payload)) = pages.iter().find(|(_, payload)| payload.len() > Self::PAGE_CAPACITY_BYTES) {
+            return Err(Error::PageTooLong { len: payload.len(), most: Self::PAGE_CAPACITY_BYTES });
+        }
+        let frees = changes.iter().all(|change| matches!(change, Change::Delete(_)));
+        let needs = if frees { Needs::Nothing } else { Needs::Space };
+        let (this, changes, pages) = (self.clone(), changes.to_vec(), pages.to_vec());
+        let work = async move |inner: Rc<Inner>| this.apply_alone(&inner, &changes, &pages).await;
+        self.0.pool.control(needs, work).await
+    }
+
+    async fn apply_alone(&self, inner: &Rc<Inner>, changes: &[Change], pages: &[(u32, Vec<u8>)]) -> Result<(), Error> {
+        check_changes(inner, changes).await?;
+        for (page, payload) in pages {
+            self.provision(*page).await?;
+            self.write_spare(inner, *page, payload).await?;
+        }
+        let origins: BTreeSet<DeviceId> = changes.iter().filter_map(origin).collect();
+        let active: Vec<_> = origins.into_iter().filter_map(|origin| inner.active(origin)).collect();
+        let mut quiet = Vec::new();
+        for device in &active {
+            quiet.push(device.quiesce().await);
+        }
+        if inner.metadata.free_metadata_blocks() == 0 && inner.mode() != Mode::OutOfMetadataSpace {
+            inner.commit().await?;
+        }
+        let held = inner.commits.hold().await;
+        self.change_all(inner, changes, pages).await?;
+        drop(quiet);
+        inner.commit_held(&held).await
+    }
+
+    /// The changes, between two commits. What is refused is undone, so that it does not get into the next one.
+    async fn change_all(&self, inner: &Rc<Inner>, changes: &[Change], pages: &[(u32, Vec<u8>)]) -> Result<(), Error> {
+        let metadata = &inner.metadata;
+        let mut made = Vec::new();
+        for change in changes {
+            let (device, result) = match *change {
+                Change::CreateThin(device) => (device, metadata.create_thin(device).await),
+                Change::CreateSnap { device, origin } => (device, metadata.create_snap(device, origin).await),
+                Change::Delete(_) => continue,
+            };
+            if let Err(error) = result {
+                return Err(undo(inner, made, error).await);
+            }
+            made.push(device);
+        }
+        let device = self.device();
+        for (page, _) in pages {
+            if let Err(error) = metadata.swap(device, truth(*page), spare(*page)).await {
+                return Err(inner.abort(error).await);
+            }
+        }
+        for change in changes {
+            if let Change::Delete(device) = *change
+                && let Err(error) = metadata.delete(device).await
+            {
+                return Err(inner.abort(error).await);
+            }
+        }
+        inner.changed(Ok(())).await
+    }
+
+    /// Makes the pages up to this one.
+    async fn provision(&self, page: u32) -> Result<(), Error> {
+        while self.pages() <= page {
+            let next = self.pages();
+            for copy in [truth(next), spare(next)] {
+                let mut buf = self.0.pool.0.runtime.bufs.wait(PAGE_BYTES).await?;
+                page::encode(&mut buf, Header { device: self.device(), page: next, sequence: 0 }, &[]);
+                self.0.thin.write(self.sector(copy), Bufs::from_iter([buf]), false).await?;
+            }
+            self.0.pages.set(next.checked_add(1).ok_or(Error::NoPage(page))?);
+        }
+        Ok(())
+    }
+
+    /// Writes the copy of a page that is not the truth.
+    async fn write_spare(&self, inner: &Rc<Inner>, page: u32, payload: &[u8]) -> Result<(), Error> {
+        let kept = self.0.buffer.take();
+        let buf = match kept {
+            Some(buf) => buf,
+            None => inner.runtime.bufs.wait(PAGE_BYTES).await?,
+        };
+        let (read, mut buf) = self.0.thin.read(self.sector(truth(page)), buf).await;
+        read?;
+        let sequence = page::sequence(&buf).unwrap_or(0).wrapping_add(1);
+        page::encode(&mut buf, Header { device: self.device(), page, sequence }, payload);
+        match inner.metadata.lookup(self.device(), spare(page)).await? {
+            Some(mapping) if !mapping.shared => {
+                let sector = mapping.block.0.saturating_mul(inner.block_sectors);
+                let (written, buf) = inner.data.write(sector, buf, false).await;
+                self.0.buffer.replace((buf.len() == PAGE_BYTES).then_some(buf));
+                written.map_err(|source| Error::Io { device: self.device(), sector, source })
+            }
+            // Somebody made a snapshot of the device elsewhere.
+            _ => self.0.thin.write(self.sector(spare(page)), Bufs::from_iter([buf]), false).await,
+        }
+    }
+
+    fn sector(&self, block: VirtualBlock) -> u64 {
+        block.0.saturating_mul(self.0.pool.0.block_sectors)
+    }
+}
+
+/// Where the truth of a page is.
+fn truth(page: u32) -> VirtualBlock {
+    VirtualBlock(u64::from(page) * 2)
+}
+
+/// Where the copy is that a change writes.
+fn spare(page: u32) -> VirtualBlock {
+    VirtualBlock(u64::from(page) * 2 + 1)
+}
+
+fn origin(change: &Change) -> Option<DeviceId> {
+    match change {
+        Change::CreateSnap { origin, .. } => Some(*origin),
+        Change::CreateThin(_) | Change::Delete(_) => None,
+    }
+}
+
+/// The device has no holes and its first page carries the mark.
+async fn is_marked(pool: &Pool, thin: &Thin, mapped_blocks: u64) -> Result<bool, Error> {
+    let highest = pool.0.metadata.highest_mapped(thin.id()).await?;
+    if highest.is_none_or(|block| block.0.saturating_add(1) != mapped_blocks) {
+        return Ok(false);
+    }
+    let buf = pool.0.runtime.bufs.wait(8 * SECTOR_BYTES).await?;
+    let (result, buf) = thin.read(0, buf).await;
+    result?;
+    Ok(page::is_marked(&buf, thin.id()))
+}
+
+/// Whether the changes can be made, so that the transaction does not have to be undone.
+async fn check_changes(inner: &Rc<Inner>, changes: &[Change]) -> Result<(), Error> {
+    let mut known: BTreeSet<DeviceId> = inner.metadata.devices().await?.into_iter().map(|(id, _)| id).collect();
+    for change in changes {
+        if let Some(origin) = origin(change) {
+            inner.check_not_reserved(origin)?;
+        }
+        match *change {
+            Change::CreateThin(device) | Change::CreateSnap { device, .. } if known.contains(&device) => {
+                return Err(MetadataError::Exists(device).into());
+            }
+            Change::CreateSnap { origin, .. } if !known.contains(&origin) => {
+                return Err(MetadataError::NoDevice(origin).into());
+            }
+            Change::CreateThin(device) | Change::CreateSnap { device, .. } => known.insert(device),
+            Change::Delete(_) => continue,
+        };
+    }
+    for change in changes {
+        if let Change::Delete(device) = *change {
+            inner.check_not_reserved(device)?;
+            inner.check_not_active(device)?;
+            if !known.remove(&device) {
+                return Err(MetadataError::NoDevice(device).into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes creations back after the next one was refused.
+async fn undo(inner: &Rc<Inner>, made: Vec<DeviceId>, refusal: MetadataError) -> Error {
+    if !refusal.spoils() {
+        for device in made.into_iter().rev() {
+            if let Err(error) = inner.metadata.delete(device).await {
+                return inner.abort(error).await;
+            }
+        }
+    }
+    inner.failed(refusal).await
+}
+
+/// Makes the reserved device with its first page; called alone.
+async fn make_device(inner: &Rc<Inner>) -> Result<DeviceId, Error> {
+    if inner.metadata.free_data_blocks() < 2 {
+        return Err(Error::NoDataSpace);
+    }
+    let taken: BTreeSet<u32> = inner.metadata.devices().await?.into_iter().map(|(id, _)| id.get()).collect();
+    let free = (0..=DeviceId::MAX.get()).rev().find(|id| !taken.contains(id));
+    let device = free.and_then(|id| DeviceId::new(u64::from(id))).ok_or(Error::NoFreeId)?;
+    let mut buf = inner.runtime.bufs.wait(PAGE_BYTES).await?;
+    let copies = [inner.reserve().await?, inner.reserve().await?];
+    for copy in &copies {
+        page::encode(&mut buf, Header { device, page: 0, sequence: 0 }, &[]);
+        let sector = copy.block().0.saturating_mul(inner.block_sectors);
+        let (written, back) = inner.data.write(sector, buf, false).await;
+        written.map_err(|source| Error::Io { device, sector, source })?;
+        buf = back;
+    }
+    let held = inner.commits.hold().await;
+    let result = inner.metadata.create_thin(device).await;
+    inner.changed(result).await?;
+    for (block, copy) in [truth(0), spare(0)].into_iter().zip(copies) {
+        if let Err(error) = insert(&inner.metadata, device, block, copy).await {
+            return Err(undo(inner, [device].into(), error).await);
+        }
+    }
+    inner.commit_held(&held).await?;
+    Ok(device)
+}
+
+async fn insert(
+    metadata: &Metadata,
+    device: DeviceId,
+    block: VirtualBlock,
+    copy: Reserved,
+) -> Result<(), MetadataError> {
+    metadata.open_device(device).await?;
+    let result = metadata.insert(device, block, copy.block()).await;
+    metadata.close_device(device);
+    result.map(|()| copy.mapped())
+}

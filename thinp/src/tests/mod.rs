@@ -1,0 +1,158 @@
+//! The pool against disks that lose power, fill up and fail.
+
+mod discards;
+mod disks;
+mod messages;
+mod model;
+mod modes;
+mod opening;
+mod records;
+mod writes;
+
+use crate::control::DeviceId;
+use crate::{Error, Pool, PoolOptions, Thin};
+use disks::{CachedDisk, Slow};
+use platform::Runtime;
+use platform::block::{BlockDevice, Bufs, Disk, SECTOR_BYTES};
+use platform::buf::BufPool;
+use platform::mem::MemDisk;
+use platform::random::{Random, Seeded};
+use platform::task::{Executor, Machine};
+use platform::time::{Clock, Instant, Timers};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::vec;
+use std::vec::Vec;
+
+/// Sectors in a data block of the tests' pools.
+pub const BLOCK: u64 = 128;
+
+/// A clock that stands still until everybody waits for it.
+#[derive(Default)]
+struct SimClock(Cell<u64>);
+
+impl Clock for SimClock {
+    fn now(&self) -> Instant {
+        Instant { nanos: self.0.get() }
+    }
+}
+
+struct SimMachine(Rc<SimClock>);
+
+impl Machine for SimMachine {
+    fn poll(&self) -> bool {
+        false
+    }
+
+    fn park(&self, deadline: Option<Instant>) {
+        let deadline = deadline.expect("everybody waits, and nothing will ever happen");
+        self.0.0.set(deadline.nanos.max(self.0.0.get()));
+    }
+}
+
+/// Where a test runs: simulated time, tasks in an order that the seed decides, two disks with volatile caches.
+#[derive(Clone)]
+pub struct World {
+    pub runtime: Runtime,
+    pub meta: CachedDisk,
+    pub data: CachedDisk,
+}
+
+/// Runs a test over two disks.
+pub fn run<T: 'static>(seed: u64, meta: MemDisk, data: MemDisk, test: impl AsyncFnOnce(World) -> T + 'static) -> T {
+    std::println!("seed {seed}");
+    let clock = Rc::new(SimClock::default());
+    let timers = Timers::new(clock.clone());
+    let random: Rc<dyn Random> = Rc::new(Seeded::from_u64(seed));
+    let chooser = random.clone();
+    let executor = Executor::with_chooser(move |n| disks::below(&*chooser, n as u64) as usize);
+    let bufs = BufPool::new(16 << 20);
+    let runtime = Runtime { spawner: executor.spawner(), timers: timers.clone(), random, bufs };
+    let world = World { runtime, meta: CachedDisk::new(meta), data: CachedDisk::new(data) };
+    executor.run(&timers, &SimMachine(clock), async move { test(world).await })
+}
+
+/// Runs a test over two blank disks: 512 metadata blocks, `data_blocks` data blocks.
+pub fn run_blank<T: 'static>(seed: u64, data_blocks: u64, test: impl AsyncFnOnce(World) -> T + 'static) -> T {
+    run(seed, MemDisk::new(512 * 8), MemDisk::new(data_blocks * BLOCK), test)
+}
+
+impl World {
+    /// A disk over one of the two, with random latency.
+    pub fn slow(&self, inner: impl BlockDevice + 'static) -> Disk {
+        let (spawner, timers) = (self.runtime.spawner.clone(), self.runtime.timers.clone());
+        Disk::new(Slow { inner: Rc::new(inner), spawner, timers, random: self.runtime.random.clone() })
+    }
+
+    pub fn meta_disk(&self) -> Disk {
+        self.slow(self.meta.clone())
+    }
+
+    pub fn data_disk(&self) -> Disk {
+        self.slow(self.data.clone())
+    }
+
+    pub async fn open_with(&self, options: PoolOptions) -> Pool {
+        Pool::open(&self.runtime, self.meta_disk(), self.data_disk(), options).await.unwrap()
+    }
+
+    pub async fn open(&self) -> Pool {
+        self.open_with(PoolOptions::default()).await
+    }
+
+    /// A new pool with device 0, open.
+    pub async fn pool_with_device(&self, options: PoolOptions) -> (Pool, Thin) {
+        let pool = self.open_with(options).await;
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        (pool, thin)
+    }
+
+    pub fn below(&self, n: u64) -> u64 {
+        disks::below(&*self.runtime.random, n)
+    }
+
+    /// Writes sectors that are full of `byte`.
+    pub async fn write(&self, thin: &Thin, sector: u64, sectors: u64, byte: u8) -> Result<(), Error> {
+        self.write_bytes(thin, sector, &vec![byte; sectors as usize * SECTOR_BYTES], false).await
+    }
+
+    /// Writes bytes in buffers of uneven sizes.
+    pub async fn write_bytes(&self, thin: &Thin, sector: u64, bytes: &[u8], fua: bool) -> Result<(), Error> {
+        let mut bufs = Bufs::new();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let sectors = 1 + self.below((rest.len() / SECTOR_BYTES) as u64) as usize;
+            let (now, later) = rest.split_at(sectors * SECTOR_BYTES);
+            let mut buf = self.runtime.bufs.wait(now.len()).await?;
+            buf.copy_from_slice(now);
+            bufs.push(buf);
+            rest = later;
+        }
+        thin.write(sector, bufs, fua).await
+    }
+
+    pub async fn read(&self, thin: &Thin, sector: u64, sectors: u64) -> Result<Vec<u8>, Error> {
+        let mut buf = self.runtime.bufs.wait(sectors as usize * SECTOR_BYTES).await?;
+        buf.fill(0xEE);
+        let (result, buf) = thin.read(sector, buf).await;
+        assert!(result.is_err() || buf.len() == sectors as usize * SECTOR_BYTES);
+        result.map(|()| buf.to_vec())
+    }
+
+    /// The sectors are full of `byte`.
+    pub async fn expect(&self, thin: &Thin, sector: u64, sectors: u64, byte: u8) {
+        let bytes = self.read(thin, sector, sectors).await.unwrap();
+        let wrong = bytes.iter().position(|found| *found != byte);
+        assert_eq!(wrong, None, "sector {} is {:#x}", sector, wrong.map_or(0, |at| bytes[at]));
+    }
+
+    /// What a power cut leaves of both disks.
+    pub fn cut(&self) -> (MemDisk, MemDisk) {
+        (self.meta.cut(&*self.runtime.random), self.data.cut(&*self.runtime.random))
+    }
+}
+
+pub fn id(id: u64) -> DeviceId {
+    DeviceId::new(id).unwrap()
+}

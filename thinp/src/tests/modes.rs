@@ -1,0 +1,222 @@
+//! Running out of space, failing disks, events (reference 7.4, 7.5).
+
+use super::{BLOCK, World, id, run, run_blank};
+use crate::control::{Errno, Mode};
+use crate::{Error, Features, Pool, PoolOptions, Thin};
+use platform::block::{IoError, Op, Request};
+use platform::layers::Fault;
+use platform::mem::MemDisk;
+use platform::time::Duration;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::string::ToString;
+
+/// A full pool of 8 blocks: device 0 has them all.
+async fn full_pool(world: &World, error_if_no_space: bool) -> (Pool, Thin) {
+    let features = Features { error_if_no_space, ..Features::default() };
+    let (pool, thin) = world.pool_with_device(PoolOptions { features, ..PoolOptions::default() }).await;
+    world.write(&thin, 0, 8 * BLOCK, 0x11).await.unwrap();
+    (pool, thin)
+}
+
+#[test]
+fn a_full_pool_is_rw_until_somebody_wants_more() {
+    run_blank(1, 8, async |world| {
+        let (pool, thin) = full_pool(&world, true).await;
+        assert_eq!(pool.status().mode, Mode::Write);
+        let error = world.write(&thin, 8 * BLOCK, 1, 0x22).await.unwrap_err();
+        assert_eq!(error.errno(), Errno::ENOSPC);
+        assert!(pool.status().to_string().contains(" 8/8 - out_of_data_space discard_passdown error_if_no_space - "));
+        // What is mapped works, and so do messages.
+        world.write(&thin, 0, 1, 0x22).await.unwrap();
+        thin.flush().await.unwrap();
+        pool.message("create_thin 5").await.unwrap();
+        // Space comes back with the commit that frees it.
+        thin.discard(0, 2 * BLOCK).await.unwrap();
+        world.write(&thin, 8 * BLOCK, 1, 0x22).await.unwrap_err();
+        world.runtime.timers.sleep(Duration::from_millis(1100)).await;
+        assert_eq!(pool.status().mode, Mode::Write);
+        world.write(&thin, 8 * BLOCK, 1, 0x22).await.unwrap();
+    });
+}
+
+#[test]
+fn uncommitted_frees_are_reclaimed_before_a_pool_is_called_full() {
+    run_blank(2, 8, async |world| {
+        let (pool, thin) = full_pool(&world, true).await;
+        thin.discard(0, BLOCK).await.unwrap();
+        world.write(&thin, 9 * BLOCK, 1, 0x22).await.unwrap();
+        assert_eq!(pool.status().mode, Mode::Write);
+    });
+}
+
+#[test]
+fn writes_wait_for_space_and_go_on_when_it_comes() {
+    run_blank(3, 8, async |world| {
+        let (pool, thin) = full_pool(&world, false).await;
+        let (writer, w) = (thin.clone(), world.clone());
+        let waiting = world.runtime.spawner.spawn(async move { w.write(&writer, 8 * BLOCK + 1, 1, 0x22).await });
+        world.runtime.timers.sleep(Duration::from_secs(10)).await;
+        assert_eq!(pool.status().mode, Mode::OutOfDataSpace);
+        // Nobody waits for the waiting write: neither a reader of its block nor a snapshot.
+        world.expect(&thin, 8 * BLOCK, BLOCK, 0).await;
+        pool.create_snap(id(1), id(0)).await.unwrap();
+        pool.delete(id(1)).await.unwrap();
+        world.data_resize(16);
+        pool.grow().await.unwrap();
+        waiting.await.unwrap().unwrap();
+        assert_eq!(pool.status().mode, Mode::Write);
+        world.expect(&thin, 8 * BLOCK + 1, 1, 0x22).await;
+    });
+}
+
+impl World {
+    fn data_resize(&self, blocks: u64) {
+        self.data.resize(blocks * BLOCK);
+    }
+}
+
+#[test]
+fn writes_that_waited_too_long_fail_and_later_ones_at_once() {
+    run_blank(4, 8, async |world| {
+        let (pool, thin) = full_pool(&world, false).await;
+        let before = world.runtime.timers.now();
+        assert_eq!(world.write(&thin, 8 * BLOCK, 1, 0x22).await, Err(Error::NoDataSpace));
+        let waited = world.runtime.timers.now() - before;
+        assert!((60..61).contains(&waited.as_secs()), "{waited:?}");
+        assert!(pool.status().to_string().contains(" out_of_data_space discard_passdown error_if_no_space - "));
+        let before = world.runtime.timers.now();
+        assert_eq!(world.write(&thin, 8 * BLOCK, 1, 0x22).await, Err(Error::NoDataSpace));
+        assert!((world.runtime.timers.now() - before).as_secs() < 1);
+        thin.discard(0, BLOCK).await.unwrap();
+        pool.commit().await.unwrap();
+        world.runtime.timers.sleep(Duration::from_secs(1)).await;
+        assert!(pool.status().to_string().contains(" rw discard_passdown queue_if_no_space - "));
+    });
+}
+
+/// Requests to a disk that a rule fails.
+type Rule = Rc<RefCell<Option<fn(&Request) -> bool>>>;
+
+async fn failing_pool(world: &World, meta: &Rule, data: &Rule) -> (Pool, Thin) {
+    let fault = |inner: super::CachedDisk, rule: &Rule| {
+        let rule = rule.clone();
+        world.slow(Fault::new(Rc::new(inner), move |request| {
+            let fails = rule.borrow().is_some_and(|rule| rule(request));
+            fails.then_some(IoError::Device { op: request.op, sector: request.sector })
+        }))
+    };
+    let (meta, data) = (fault(world.meta.clone(), meta), fault(world.data.clone(), data));
+    let pool = Pool::open(&world.runtime, meta, data, PoolOptions::default()).await.unwrap();
+    pool.create_thin(id(0)).await.unwrap();
+    let thin = pool.open_thin(id(0), None).await.unwrap();
+    (pool, thin)
+}
+
+/// Trap 23, and the first row of reference 7.4's transitions to read-only.
+#[test]
+fn trap_23_a_failed_commit_is_told_and_makes_the_pool_read_only() {
+    let disks = run_blank(5, 32, async |world| {
+        let (meta, data) = (Rule::default(), Rule::default());
+        let (pool, thin) = failing_pool(&world, &meta, &data).await;
+        pool.create_thin(id(1)).await.unwrap();
+        let untouched = pool.open_thin(id(1), None).await.unwrap();
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        thin.flush().await.unwrap();
+        let seen = pool.events();
+        world.write(&thin, BLOCK, BLOCK, 0x22).await.unwrap();
+        *data.borrow_mut() = Some(|request| request.op == Op::Flush);
+        assert_eq!(thin.flush().await.unwrap_err().errno(), Errno::EIO);
+        *data.borrow_mut() = None;
+        let line = pool.status().to_string();
+        assert!(line.contains(" 1/32 - ro discard_passdown queue_if_no_space needs_check "), "{line}");
+        assert!(pool.events() > seen);
+        // Its changes are lost, and it says so for ever; others are not concerned.
+        assert_eq!(thin.flush().await, Err(Error::ChangesLost(id(0))));
+        untouched.flush().await.unwrap();
+        world.expect(&thin, 0, BLOCK, 0x11).await;
+        world.expect(&thin, BLOCK, BLOCK, 0).await;
+        world.write(&thin, 0, 1, 0x33).await.unwrap();
+        assert_eq!(world.write(&thin, BLOCK, 1, 0x33).await, Err(Error::Refused(Mode::ReadOnly)));
+        assert_eq!(pool.message("create_thin 9").await.unwrap_err().errno(), Errno::EOPNOTSUPP);
+        assert_eq!(thin.status().await.unwrap().to_string(), "128 127", "the lost block is not counted");
+        world.cut()
+    });
+    // The flag is on disk at once, and stays.
+    run(6, disks.0, disks.1, async |world| {
+        let pool = world.open().await;
+        assert!(pool.status().to_string().contains(" ro discard_passdown queue_if_no_space needs_check "));
+        assert_eq!(pool.grow().await.unwrap_err().errno(), Errno::EOPNOTSUPP);
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.expect(&thin, 1, BLOCK - 1, 0x11).await;
+    });
+}
+
+#[test]
+fn a_metadata_disk_that_takes_no_writes_fails_the_pool() {
+    run_blank(7, 32, async |world| {
+        let (meta, data) = (Rule::default(), Rule::default());
+        let (pool, thin) = failing_pool(&world, &meta, &data).await;
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        *meta.borrow_mut() = Some(|request| request.op != Op::Read);
+        assert_eq!(thin.flush().await.unwrap_err().errno(), Errno::EIO);
+        assert_eq!(pool.status().mode, Mode::Fail);
+        assert_eq!(pool.status().to_string(), "Fail");
+        assert_eq!(thin.status().await.unwrap().to_string(), "Fail");
+        assert_eq!(world.read(&thin, 0, 1).await, Err(Error::Refused(Mode::Fail)));
+        assert_eq!(world.write(&thin, 0, 1, 1).await, Err(Error::Refused(Mode::Fail)));
+        assert_eq!(thin.discard(0, BLOCK).await, Err(Error::Refused(Mode::Fail)));
+        assert_eq!(pool.message("delete 0").await.unwrap_err().errno(), Errno::EOPNOTSUPP);
+    });
+}
+
+/// Deviation 1: deletes and discards are how metadata space comes back.
+#[test]
+fn out_of_metadata_space_deletes_and_discards_bring_it_back() {
+    let meta = MemDisk::new(48 * 8);
+    run(8, meta, MemDisk::new(20_000 * BLOCK), async |world| {
+        let features = Features { error_if_no_space: true, ..Features::default() };
+        let (pool, thin) = world.pool_with_device(PoolOptions { features, ..PoolOptions::default() }).await;
+        let mut blocks = 0;
+        let refused = loop {
+            // Far apart, so that leaves fill.
+            match world.write(&thin, blocks * BLOCK, 1, 0x11).await {
+                Ok(()) => blocks += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused, Error::Refused(Mode::OutOfMetadataSpace));
+        assert_eq!(refused.errno(), Errno::EIO);
+        assert!(blocks > 1000, "{blocks}");
+        let line = pool.status().to_string();
+        assert!(line.contains(" 48/48 ") && line.contains(" ro ") && line.contains(" - 12 "), "{line}");
+        assert_eq!(pool.message("create_thin 9").await.unwrap_err().errno(), Errno::EOPNOTSUPP);
+        world.expect(&thin, 0, 1, 0x11).await;
+        thin.flush().await.unwrap();
+        thin.discard(0, blocks / 2 * BLOCK).await.unwrap();
+        pool.commit().await.unwrap();
+        assert_eq!((pool.status().mode, pool.status().needs_check), (Mode::Write, false));
+        world.write(&thin, 0, 1, 0x22).await.unwrap();
+        drop(thin);
+        pool.delete(id(0)).await.unwrap();
+        assert_eq!(pool.status().data_used_blocks, 0);
+    });
+}
+
+#[test]
+fn low_water_is_told_once() {
+    run_blank(9, 16, async |world| {
+        let options = PoolOptions { low_water_blocks: 4, ..PoolOptions::default() };
+        let (pool, thin) = world.pool_with_device(options).await;
+        let seen = pool.events();
+        world.write(&thin, 0, 11 * BLOCK, 0x11).await.unwrap();
+        assert_eq!(pool.events(), seen);
+        world.write(&thin, 11 * BLOCK, 3 * BLOCK, 0x11).await.unwrap();
+        assert_eq!(pool.event_after(seen).await, seen + 1);
+        thin.discard(0, 4 * BLOCK).await.unwrap();
+        pool.commit().await.unwrap();
+        world.runtime.timers.sleep(Duration::from_secs(1)).await;
+        world.write(&thin, 0, 4 * BLOCK, 0x11).await.unwrap();
+        assert_eq!(pool.events(), seen + 2, "armed again");
+    });
+}
