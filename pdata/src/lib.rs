@@ -7,6 +7,7 @@ extern crate alloc;
 pub mod block;
 pub mod block_manager;
 pub mod btree;
+pub mod check;
 pub mod checksum;
 mod error;
 pub mod space_map;

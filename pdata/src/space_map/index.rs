@@ -82,6 +82,11 @@ impl CoreIndex {
         index
     }
 
+    /// The first `bitmaps` entries.
+    pub fn first(&self, bitmaps: u64) -> Vec<IndexEntry> {
+        self.entries.borrow().iter().take(usize::try_from(bitmaps).unwrap_or(usize::MAX)).copied().collect()
+    }
+
     /// Writes the entries into an index block.
     pub fn store(&self, block: &mut Block) {
         if let Ok((entries, _)) = Entries::mut_from_prefix(block.get_mut(HEADER_BYTES..).unwrap_or_default()) {

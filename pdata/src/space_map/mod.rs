@@ -3,7 +3,7 @@
 //! Two bits a block in bitmaps; counts above 2 in a btree. [`CountMap`] is that format. [`DiskMap`] counts the blocks of
 //! another disk; [`MetadataMap`] counts the very blocks that it is made of.
 
-mod bitmap;
+pub(crate) mod bitmap;
 mod counts;
 mod disk;
 mod index;
@@ -13,8 +13,9 @@ pub use bitmap::ENTRIES_PER_BITMAP;
 pub use disk::DiskMap;
 pub use metadata::{METADATA_BLOCKS_MAX, MetadataMap};
 
+pub(crate) use bitmap::{BITMAP, MANY};
 pub(crate) use counts::CountMap;
-pub(crate) use index::{Committed, CoreIndex, Index, IndexEntry, TreeIndex};
+pub(crate) use index::{Committed, CoreIndex, INDEX, Index, IndexEntry, TreeIndex};
 
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -4,6 +4,7 @@
 //! for; [`Metadata::commit`] makes them durable and opens the next. A commit holds changes up, never lookups.
 
 mod change;
+pub mod check;
 mod commit;
 
 mod data_space;

@@ -1,0 +1,181 @@
+//! Checking what is on a disk: walks trees, recounts references, compares with the space maps.
+//!
+//! A target walks all of its trees with one [`Checker`], then lets it compare. What is found is told as [`Problem`]s;
+//! nothing is changed and nothing stops the check but a lack of memory.
+
+mod counts;
+mod maps;
+mod walk;
+
+pub use counts::Counts;
+pub use walk::Walk;
+
+use crate::Error;
+use crate::block_manager::BlockManager;
+use alloc::vec::Vec;
+
+/// Problems that are kept; more are only counted.
+const PROBLEMS_MAX: usize = 1000;
+
+/// Which of a pool's two space maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapName {
+    /// Counts the metadata blocks.
+    Metadata,
+    /// Counts the blocks of the data disk.
+    Data,
+}
+
+/// How bad a [`Problem`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// A hint or total that others write carelessly; nothing is lost.
+    Hint,
+    /// Space that nothing uses and nobody can have.
+    Leak,
+    /// Using this loses data.
+    Damage,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// A block cannot be read or understood.
+    #[error(transparent)]
+    Unreadable(#[from] Error),
+    /// A node that is no root has fewer entries than it must.
+    #[error("btree node {block} has {entries} entries, at least {floor} are needed")]
+    Underfull {
+        /// The node.
+        block: u64,
+        /// Its entries.
+        entries: usize,
+        /// The least.
+        floor: usize,
+    },
+    /// A node has keys that its parent leads elsewhere for.
+    #[error("btree node {block} has keys outside of what its parent {parent} says")]
+    KeyRange {
+        /// The node.
+        block: u64,
+        /// Its parent.
+        parent: u64,
+    },
+    /// A stored count is not what was counted.
+    #[error("{map:?} block {block} is referred to {counted} times, its space map says {stored}")]
+    Count {
+        /// The map.
+        map: MapName,
+        /// The block.
+        block: u64,
+        /// As stored.
+        stored: u32,
+        /// As it is.
+        counted: u32,
+    },
+    /// The overflow tree counts a block that it should not.
+    #[error("{map:?} block {block} is in the overflow tree with {count}, its bitmap says {bits}")]
+    Overflow {
+        /// The map.
+        map: MapName,
+        /// The block.
+        block: u64,
+        /// In the overflow tree.
+        count: u32,
+        /// In the bitmap.
+        bits: u32,
+    },
+    /// Something points to a block that the map does not have.
+    #[error("{map:?} block {block} is referred to, but there are only {blocks}")]
+    Beyond {
+        /// The map.
+        map: MapName,
+        /// The block.
+        block: u64,
+        /// Blocks counted by the map.
+        blocks: u64,
+    },
+    /// The map's number of allocated blocks is wrong.
+    #[error("the {map:?} space map says that {stored} blocks are in use; {counted} are")]
+    Allocated {
+        /// The map.
+        map: MapName,
+        /// As stored.
+        stored: u64,
+        /// As it is.
+        counted: u64,
+    },
+    /// A bitmap's number of free entries is wrong.
+    #[error("the {map:?} space map says that bitmap {bitmap} has {stored} free entries; it has {counted}")]
+    Free {
+        /// The map.
+        map: MapName,
+        /// Which bitmap.
+        bitmap: u64,
+        /// As stored.
+        stored: u32,
+        /// As it is.
+        counted: u32,
+    },
+    /// A free entry is hidden from the search for one.
+    #[error("the {map:?} space map says that bitmap {bitmap} has no free entry before {stored}; {counted} is free")]
+    FreeBefore {
+        /// The map.
+        map: MapName,
+        /// Which bitmap.
+        bitmap: u64,
+        /// As stored.
+        stored: u32,
+        /// The first free entry.
+        counted: u32,
+    },
+}
+
+impl Problem {
+    /// How bad it is.
+    pub fn severity(&self) -> Severity {
+        match self {
+            Problem::Count { stored: 1, counted: 0, .. } => Severity::Leak,
+            Problem::Allocated { .. } | Problem::FreeBefore { .. } => Severity::Hint,
+            // Only "none free" misleads anybody.
+            Problem::Free { stored, counted, .. } if (*stored == 0) == (*counted == 0) => Severity::Hint,
+            _ => Severity::Damage,
+        }
+    }
+}
+
+/// A check under way.
+pub struct Checker {
+    blocks: BlockManager,
+    /// References to metadata blocks, as counted so far.
+    pub metadata: Counts,
+    problems: Vec<Problem>,
+    problems_untold: u64,
+}
+
+impl Checker {
+    /// Starts with nothing counted.
+    pub fn new(blocks: BlockManager) -> Checker {
+        Checker { blocks, metadata: Counts::default(), problems: Vec::new(), problems_untold: 0 }
+    }
+
+    /// The blocks that are checked.
+    pub fn blocks(&self) -> &BlockManager {
+        &self.blocks
+    }
+
+    /// Notes a problem.
+    pub fn tell(&mut self, problem: Problem) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(problem);
+        } else {
+            self.problems_untold = self.problems_untold.saturating_add(1);
+        }
+    }
+
+    /// The problems found, and how many more there were than are kept.
+    pub fn into_problems(self) -> (Vec<Problem>, u64) {
+        (self.problems, self.problems_untold)
+    }
+}

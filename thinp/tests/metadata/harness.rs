@@ -1,0 +1,143 @@
+//! What the tests share: a runtime, disks, dice, and Linux's `thin_check` as judge.
+
+use platform::Runtime;
+use platform::block::{BlockDevice, Disk};
+use platform::buf::BufPool;
+use platform::mem::MemDisk;
+use platform::random::{Random, Seeded};
+use platform::task::{Executor, block_on_ready};
+use platform::time::{Clock, Instant, Timers};
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::process::Command;
+use std::rc::Rc;
+use std::sync::OnceLock;
+use thinp::control::DeviceId;
+use thinp::metadata::check::{self, Report};
+use thinp::metadata::{DataBlock, Metadata, OpenMode, VirtualBlock};
+
+struct NoTime;
+
+impl Clock for NoTime {
+    fn now(&self) -> Instant {
+        Instant::default()
+    }
+}
+
+pub fn runtime() -> Runtime {
+    Runtime {
+        spawner: Executor::new().spawner(),
+        timers: Timers::new(Rc::new(NoTime)),
+        random: Rc::new(Seeded::from_u64(1)),
+        bufs: BufPool::new(1 << 20),
+    }
+}
+
+pub const CACHE: usize = 1024;
+
+pub async fn format(disk: &MemDisk, data_blocks: u64) -> Metadata {
+    let mode = OpenMode::Format { data_block_sectors: 128, data_blocks };
+    Metadata::open(&runtime(), Disk::new(disk.clone()), mode, CACHE, false).await.unwrap()
+}
+
+pub async fn open(disk: &MemDisk, cache_blocks: usize) -> Metadata {
+    Metadata::open(&runtime(), Disk::new(disk.clone()), OpenMode::Existing, cache_blocks, false).await.unwrap()
+}
+
+pub fn id(id: u64) -> DeviceId {
+    DeviceId::new(id).unwrap()
+}
+
+/// Maps a virtual block to a new data block.
+pub async fn provision(metadata: &Metadata, device: DeviceId, block: u64) -> DataBlock {
+    let data = metadata.reserve_data_block().await.unwrap();
+    metadata.insert(device, VirtualBlock(block), data).await.unwrap();
+    data
+}
+
+pub async fn commit(metadata: &Metadata) {
+    metadata.commit(async || Ok(())).await.unwrap();
+}
+
+/// Numbers from a seed.
+pub struct Dice(Seeded, Cell<u64>);
+
+impl Dice {
+    pub fn new(seed: u64) -> Dice {
+        Dice(Seeded::from_u64(seed), Cell::new(0))
+    }
+
+    pub fn below(&self, limit: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        self.1.set(self.1.get() + 1);
+        u64::from_le_bytes(bytes) % limit
+    }
+
+    pub fn chance(&self, one_in: u64) -> bool {
+        self.below(one_in) == 0
+    }
+}
+
+/// The seed of this run: `SEED=n` repeats one.
+pub fn seed() -> u64 {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 % 1_000_000_007
+    });
+    println!("SEED={seed}");
+    seed
+}
+
+pub fn bytes_of(disk: &MemDisk) -> Vec<u8> {
+    disk.peek(0, disk.limits().size_sectors as usize * 512)
+}
+
+/// The folder with the tools 1.x, if this machine has them.
+fn tools() -> Option<&'static PathBuf> {
+    static TOOLS: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let out = Command::new("/work/shared/lab/thin-tools").output().ok().filter(|out| out.status.success())?;
+        Some(PathBuf::from(String::from_utf8(out.stdout).ok()?.trim()))
+    };
+    let found = TOOLS.get_or_init(find).as_ref();
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "CI needs thin-provisioning-tools 1.x (shared/lab/thin-tools)");
+        println!("skipped: no thin-provisioning-tools 1.x here");
+    }
+    found
+}
+
+/// Runs one of the tools on a disk; its output if it is content.
+pub fn run_tool(disk: &MemDisk, tool: &str, args: &[&str]) -> Option<Result<String, String>> {
+    let tools = tools()?;
+    let file = tempfile(disk);
+    let out = Command::new(tools.join(tool)).args(args).arg(&file).output().unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Some(if out.status.success() { Ok(text(out.stdout)) } else { Err(text(out.stdout) + &text(out.stderr)) })
+}
+
+fn tempfile(disk: &MemDisk) -> PathBuf {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("gossamer-{}-{n}.meta", std::process::id()));
+    std::fs::write(&path, bytes_of(disk)).unwrap();
+    path
+}
+
+/// `thin_check` 1.x is content.
+#[track_caller]
+pub fn thin_check(disk: &MemDisk) {
+    if let Some(Err(why)) = run_tool(disk, "thin_check", &[]) {
+        panic!("thin_check: {why}");
+    }
+}
+
+/// Our own check finds nothing at all, not even a careless hint.
+#[track_caller]
+pub fn check(disk: &MemDisk) -> Report {
+    let report = block_on_ready(check::check(&runtime(), &Disk::new(disk.clone()), CACHE)).unwrap();
+    let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+    assert!(problems.is_empty(), "{problems:#?}");
+    report
+}

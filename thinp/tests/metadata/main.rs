@@ -1,0 +1,4 @@
+//! The pool's metadata against models, Linux's tools and power cuts.
+
+mod harness;
+mod smoke;
