@@ -1,0 +1,295 @@
+//! The login phase (RFC 7143 section 6) as a state machine: login requests and their text in, responses out.
+//!
+//! It knows no target and no session: when an initiator has negotiated its way to the full-feature phase, the
+//! caller looks up what it [agreed](Agreed) on and sends the last response, or [`Login::refuse`]s.
+
+use super::params::{Negotiation, Offer, Params, SessionType};
+use super::pdu::{CONTINUE, FINAL, LoginRequest, LoginResponse};
+use super::text::{TEXT_BYTES_MAX, TextWriter, normalise_name, pairs};
+use alloc::string::String;
+use alloc::vec::Vec;
+use zerocopy::byteorder::big_endian::U32;
+
+/// Login status: class and detail (RFC 7143 section 11.13.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Status {
+    /// Go on.
+    Success = 0x0000,
+    /// The negotiation is malformed.
+    InitiatorError = 0x0200,
+    /// Authentication failed, or is missing.
+    AuthenticationFailure = 0x0201,
+    /// The initiator may not use this target.
+    AuthorizationFailure = 0x0202,
+    /// There is no such target.
+    NotFound = 0x0203,
+    /// No version in common.
+    UnsupportedVersion = 0x0205,
+    /// The session has as many connections as it may.
+    TooManyConnections = 0x0206,
+    /// A mandatory key is missing.
+    MissingParameter = 0x0207,
+    /// No such session type.
+    SessionTypeNotSupported = 0x0209,
+    /// There is no session with this TSIH.
+    SessionDoesNotExist = 0x020a,
+    /// Not allowed during login.
+    InvalidDuringLogin = 0x020b,
+    /// The target cannot serve now.
+    ServiceUnavailable = 0x0301,
+    /// A limit is reached.
+    OutOfResources = 0x0302,
+}
+
+/// What an initiator asked for and got, when its login is complete but for the session itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agreed {
+    /// Name of the initiator, normalised.
+    pub initiator: String,
+    /// The target of a normal session, normalised; `None` for discovery.
+    pub target: Option<String>,
+    /// The initiator's part of the session id.
+    pub isid: [u8; 6],
+    /// The target's part as the initiator sent it: 0 for a new session.
+    pub tsih: u16,
+    /// Connection id.
+    pub cid: u16,
+    /// CmdSN of the first command.
+    pub cmd_sn: u32,
+    /// StatSN of the first response in the full-feature phase.
+    pub stat_sn: u32,
+    /// The negotiated parameters.
+    pub params: Params,
+}
+
+/// What to do after a login request.
+#[derive(Debug)]
+pub enum Step {
+    /// Send this and wait for the next request.
+    Send(LoginResponse, Vec<u8>),
+    /// Complete: if the session can be had send this, with its TSIH, else [`Login::refuse`].
+    Finish(Agreed, LoginResponse, Vec<u8>),
+    /// Send this and close.
+    Refuse(LoginResponse),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Security = 0,
+    Operational = 1,
+    FullFeature = 3,
+}
+
+impl Stage {
+    fn of(bits: u8) -> Option<Stage> {
+        match bits & 3 {
+            0 => Some(Stage::Security),
+            1 => Some(Stage::Operational),
+            3 => Some(Stage::FullFeature),
+            _ => None,
+        }
+    }
+}
+
+/// The keys of the first request, which say who wants what.
+#[derive(Debug)]
+struct Leading {
+    initiator: String,
+    target: Option<String>,
+    kind: SessionType,
+}
+
+/// A login in progress.
+#[derive(Debug)]
+pub struct Login {
+    portal_group: u16,
+    window: u32,
+    /// The stage and the first request; fields that may not change are compared with it.
+    current: Option<(Stage, LoginRequest)>,
+    leading: Option<Leading>,
+    negotiation: Negotiation,
+    collected: Vec<u8>,
+    stat_sn: u32,
+}
+
+impl Login {
+    /// A connection on which nothing was received. `window` is the number of commands that the session may
+    /// have outstanding.
+    pub fn new(offer: Offer, portal_group: u16, window: u32) -> Login {
+        Login {
+            portal_group,
+            window,
+            current: None,
+            leading: None,
+            negotiation: Negotiation::new(offer),
+            collected: Vec::new(),
+            stat_sn: 0,
+        }
+    }
+
+    /// Takes a login request and its data segment.
+    pub fn step(&mut self, request: &LoginRequest, text: &[u8]) -> Step {
+        match self.try_step(request, text) {
+            Ok(step) => step,
+            Err(status) => Step::Refuse(self.refuse(request, status)),
+        }
+    }
+
+    /// The response that ends a login with `status`.
+    pub fn refuse(&mut self, request: &LoginRequest, status: Status) -> LoginResponse {
+        self.response(request, 0, status)
+    }
+
+    fn try_step(&mut self, request: &LoginRequest, text: &[u8]) -> Result<Step, Status> {
+        if request.version_min > 0 {
+            return Err(Status::UnsupportedVersion);
+        }
+        let stage = self.check(request)?;
+        let transit = request.flags & FINAL != 0;
+        let next = Stage::of(request.flags).filter(|next| *next as u8 > stage as u8);
+        let next = if transit { Some(next.ok_or(Status::InitiatorError)?) } else { None };
+        if self.collected.len().saturating_add(text.len()) > TEXT_BYTES_MAX {
+            return Err(Status::OutOfResources);
+        }
+        self.collected.extend_from_slice(text);
+        if request.flags & CONTINUE != 0 {
+            if transit {
+                return Err(Status::InitiatorError);
+            }
+            return Ok(Step::Send(self.response(request, (stage as u8) << 2, Status::Success), Vec::new()));
+        }
+        let text = core::mem::take(&mut self.collected);
+        let reply = self.answer(stage, &text)?;
+        let flags = match next {
+            Some(next) => FINAL | (stage as u8) << 2 | next as u8,
+            None => (stage as u8) << 2,
+        };
+        let response = self.response(request, flags, Status::Success);
+        if next == Some(Stage::FullFeature) {
+            return Ok(Step::Finish(self.agreed(request)?, response, reply));
+        }
+        if let (Some(next), Some((stage, _))) = (next, &mut self.current) {
+            *stage = next;
+        }
+        Ok(Step::Send(response, reply))
+    }
+
+    /// The stage of a request that fits to those before it.
+    fn check(&mut self, request: &LoginRequest) -> Result<Stage, Status> {
+        let stage = Stage::of(request.flags >> 2).filter(|stage| *stage != Stage::FullFeature);
+        let stage = stage.ok_or(Status::InitiatorError)?;
+        match &self.current {
+            None => self.current = Some((stage, *request)),
+            Some((current, first)) => {
+                let same = first.isid == request.isid
+                    && first.tsih == request.tsih
+                    && first.cid == request.cid
+                    && first.task_tag == request.task_tag;
+                if !same || *current != stage {
+                    return Err(Status::InitiatorError);
+                }
+            }
+        }
+        Ok(stage)
+    }
+
+    /// Answers a complete text.
+    fn answer(&mut self, stage: Stage, text: &[u8]) -> Result<Vec<u8>, Status> {
+        let mut reply = TextWriter::default();
+        let kind = match &self.leading {
+            Some(leading) => leading.kind,
+            None => {
+                let leading = Leading::find(text)?;
+                let kind = leading.kind;
+                self.leading = Some(leading);
+                if kind == SessionType::Normal {
+                    reply.put("TargetPortalGroupTag", self.portal_group);
+                }
+                kind
+            }
+        };
+        for pair in pairs(text) {
+            let (key, value) = pair.map_err(|_| Status::InitiatorError)?;
+            self.negotiation.note(key).map_err(|_| Status::InitiatorError)?;
+            match key {
+                // Part of the first text, where they were read; `note` refuses them a second time.
+                "InitiatorName" | "TargetName" | "SessionType" => {}
+                "AuthMethod" => security(stage, value, &mut reply)?,
+                _ => self.negotiation.answer(kind, key, value, &mut reply),
+            }
+        }
+        if stage == Stage::Operational {
+            self.negotiation.declare(&mut reply);
+        }
+        Ok(reply.into_bytes())
+    }
+
+    fn agreed(&mut self, request: &LoginRequest) -> Result<Agreed, Status> {
+        let leading = self.leading.take().ok_or(Status::InitiatorError)?;
+        Ok(Agreed {
+            initiator: leading.initiator,
+            target: leading.target,
+            isid: request.isid,
+            tsih: request.tsih.get(),
+            cid: request.cid.get(),
+            cmd_sn: request.cmd_sn.get(),
+            stat_sn: self.stat_sn,
+            params: self.negotiation.params(),
+        })
+    }
+
+    fn response(&mut self, request: &LoginRequest, flags: u8, status: Status) -> LoginResponse {
+        let [class, detail] = (status as u16).to_be_bytes();
+        let stat_sn = U32::new(self.stat_sn);
+        self.stat_sn = self.stat_sn.wrapping_add(1);
+        LoginResponse {
+            flags,
+            isid: request.isid,
+            tsih: request.tsih,
+            task_tag: request.task_tag,
+            stat_sn,
+            exp_cmd_sn: request.cmd_sn,
+            max_cmd_sn: U32::new(request.cmd_sn.get().wrapping_add(self.window).wrapping_sub(1)),
+            status_class: class,
+            status_detail: detail,
+            ..LoginResponse::new()
+        }
+    }
+}
+
+impl Leading {
+    fn find(text: &[u8]) -> Result<Leading, Status> {
+        let value = |wanted: &str| {
+            let found = pairs(text).filter_map(Result::ok).find(|(key, _)| *key == wanted);
+            found.map(|(_, value)| value)
+        };
+        let name = |key| match value(key) {
+            Some(name) => normalise_name(name).map(Some).ok_or(Status::InitiatorError),
+            None => Ok(None),
+        };
+        let initiator = name("InitiatorName")?.ok_or(Status::MissingParameter)?;
+        let kind = match value("SessionType").unwrap_or("Normal") {
+            "Normal" => SessionType::Normal,
+            "Discovery" => SessionType::Discovery,
+            _ => return Err(Status::SessionTypeNotSupported),
+        };
+        let target = match kind {
+            SessionType::Normal => Some(name("TargetName")?.ok_or(Status::MissingParameter)?),
+            SessionType::Discovery => None,
+        };
+        Ok(Leading { initiator, target, kind })
+    }
+}
+
+/// The security stage: no authentication is asked for, so an initiator that insists on one is refused.
+fn security(stage: Stage, methods: &str, reply: &mut TextWriter) -> Result<(), Status> {
+    if stage != Stage::Security {
+        return Err(Status::InitiatorError);
+    }
+    if !methods.split(',').any(|method| method == "None") {
+        return Err(Status::AuthenticationFailure);
+    }
+    reply.put("AuthMethod", "None");
+    Ok(())
+}

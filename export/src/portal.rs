@@ -1,0 +1,515 @@
+//! The portal: logins, sessions, and what ends them.
+
+use crate::budget::{Account, Budget};
+use crate::iscsi::connection::{Connection, Lister, Scsi};
+use crate::iscsi::link::Link;
+use crate::iscsi::login::{Agreed, Login, Status, Step};
+use crate::iscsi::params::Offer;
+use crate::iscsi::pdu::{AsyncMessage, LoginRequest, LoginResponse, NopIn, opcode, padding};
+use crate::iscsi::send::{self, Outgoing, Payload};
+use crate::iscsi::text_phase::{Exchange, Listed};
+use crate::iscsi::wire::Receiver;
+use crate::scsi::block::CHUNK_BYTES;
+use crate::scsi::lu::Lu;
+use crate::scsi::sense::Sense;
+use crate::unit::{Directory, Refusal};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::rc::{Rc, Weak};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::net::SocketAddr;
+use embedded_io_async::{Read, Write};
+use futures_util::future::{Either, select};
+use platform::Runtime;
+use platform::net::{NetError, Stream};
+use platform::sync::Notify;
+use platform::time::Duration;
+use zerocopy::byteorder::big_endian::{U16, U32};
+
+/// Longest data segment of a login PDU (RFC 7143 section 6.1).
+const LOGIN_SEGMENT_BYTES: usize = 8192;
+
+/// How long the last PDUs of a connection may take to be sent.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The limits of a portal.
+#[derive(Debug, Clone)]
+pub struct PortalOptions {
+    /// Target portal group tag.
+    pub portal_group: u16,
+    /// Addresses to tell in discovery, as `host:port`. Empty: the address at which the initiator reached us.
+    pub addresses: Vec<String>,
+    /// Connections at a time, those in login included. Beyond it logins end with "out of resources" (0302).
+    pub connections_max: usize,
+    /// Commands that a session may have outstanding: its command window.
+    pub commands_max: u32,
+    /// Memory for payload on its way, of all connections together; beyond it they wait.
+    pub payload_bytes_max: usize,
+    /// A login that takes longer is dropped.
+    pub login_timeout: Duration,
+    /// An initiator that is silent for so long is pinged, and dropped when it is for twice as long.
+    pub ping_interval: Duration,
+}
+
+impl Default for PortalOptions {
+    fn default() -> PortalOptions {
+        PortalOptions {
+            portal_group: 1,
+            addresses: Vec::new(),
+            connections_max: 64,
+            commands_max: 128,
+            payload_bytes_max: 16 << 20,
+            login_timeout: Duration::from_secs(15),
+            ping_interval: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A session as told to the outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// iSCSI name of the initiator.
+    pub initiator: String,
+    /// Where it connects from.
+    pub peer: SocketAddr,
+    /// The target; `None` in a discovery session.
+    pub target: Option<String>,
+    /// The target's part of the session id.
+    pub tsih: u16,
+}
+
+/// A session, which is one connection.
+pub struct Session {
+    info: SessionInfo,
+    isid: [u8; 6],
+    /// Connection id.
+    pub cid: u16,
+    link: Rc<Link>,
+    sessions: Weak<Sessions>,
+}
+
+impl Session {
+    /// Closes all sessions of this session's target.
+    pub fn close_target(&self) {
+        let Some(sessions) = self.sessions.upgrade() else { return };
+        sessions.close(|other| other.info.target == self.info.target);
+    }
+}
+
+/// All sessions, by TSIH.
+#[derive(Default)]
+struct Sessions {
+    by_tsih: RefCell<BTreeMap<u16, Rc<Session>>>,
+    last_tsih: Cell<u16>,
+    changed: Notify,
+}
+
+impl Sessions {
+    fn find(&self, wanted: impl Fn(&Session) -> bool) -> Option<Rc<Session>> {
+        self.by_tsih.borrow().values().find(|session| wanted(session)).cloned()
+    }
+
+    fn close(&self, chosen: impl Fn(&Session) -> bool) {
+        let sessions: Vec<_> = self.by_tsih.borrow().values().filter(|session| chosen(session)).cloned().collect();
+        sessions.iter().for_each(|session| session.link.close());
+    }
+
+    /// Closes sessions, and waits until no session is left that `chosen` picks.
+    async fn end(&self, chosen: impl Fn(&Session) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            self.close(&chosen);
+            if self.find(&chosen).is_none() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// A TSIH that no session has: never 0.
+    fn new_tsih(&self) -> Option<u16> {
+        let taken = self.by_tsih.borrow();
+        let last = self.last_tsih.get();
+        let tsih = (1..=u16::MAX).map(|step| last.wrapping_add(step)).find(|t| *t != 0 && !taken.contains_key(t))?;
+        self.last_tsih.set(tsih);
+        Some(tsih)
+    }
+
+    fn remove(&self, tsih: u16) {
+        self.by_tsih.borrow_mut().remove(&tsih);
+        self.changed.notify_all();
+    }
+}
+
+/// Serves iSCSI connections. Clones are the same portal.
+pub struct Portal<D: Directory>(Rc<Inner<D>>);
+
+impl<D: Directory> Clone for Portal<D> {
+    fn clone(&self) -> Self {
+        Portal(self.0.clone())
+    }
+}
+
+struct Inner<D: Directory> {
+    runtime: Runtime,
+    directory: Rc<D>,
+    options: PortalOptions,
+    budget: Rc<Budget>,
+    sessions: Rc<Sessions>,
+    /// Units in use, by target name.
+    units: RefCell<BTreeMap<String, Weak<Lu<D::Unit>>>>,
+    connections: Cell<usize>,
+    stopping: Cell<bool>,
+}
+
+/// A connection is counted as long as this lives.
+struct Counted<'a>(&'a Cell<usize>);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A session that was let in, and may start. Dropping it ends the session.
+struct Granted<U> {
+    session: Rc<Session>,
+    scsi: Option<Scsi<U>>,
+    sessions: Rc<Sessions>,
+}
+
+impl<U> Drop for Granted<U> {
+    fn drop(&mut self) {
+        self.sessions.remove(self.session.info.tsih);
+    }
+}
+
+impl<D: Directory> Portal<D> {
+    /// A portal to the targets of a directory.
+    pub fn new(runtime: &Runtime, directory: Rc<D>, options: PortalOptions) -> Portal<D> {
+        Portal(Rc::new(Inner {
+            runtime: runtime.clone(),
+            directory,
+            budget: Budget::new(runtime.bufs.clone(), options.payload_bytes_max),
+            options,
+            sessions: Rc::default(),
+            units: RefCell::default(),
+            connections: Cell::new(0),
+            stopping: Cell::new(false),
+        }))
+    }
+
+    /// Serves one connection to its end.
+    pub async fn serve(&self, stream: impl Stream) {
+        let inner = &self.0;
+        inner.connections.set(inner.connections.get() + 1);
+        let _counted = Counted(&inner.connections);
+        let ends = stream.ends();
+        let (reader, mut writer) = stream.split();
+        let mut receiver = Receiver::new(reader);
+        let login = inner.login(&mut receiver, &mut writer, ends.peer);
+        match inner.runtime.timers.timeout(inner.options.login_timeout, login).await {
+            Ok(Ok(Some((granted, stat_sn)))) => {
+                inner.full_feature(receiver, writer, granted, stat_sn, ends.local).await
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => log::info!("iscsi: login from {ends} failed: {error}"),
+            Err(_) => log::info!("iscsi: login from {ends} took too long"),
+        }
+    }
+
+    /// The sessions now.
+    pub fn sessions(&self) -> Vec<SessionInfo> {
+        self.0.sessions.by_tsih.borrow().values().map(|session| session.info.clone()).collect()
+    }
+
+    /// Ends the sessions of a target whose initiators `admitted` does not name, and waits until what they started
+    /// is over.
+    pub async fn end_sessions(&self, target: &str, admitted: impl Fn(&str) -> bool) {
+        let ends = |info: &SessionInfo| info.target.as_deref() == Some(target) && !admitted(&info.initiator);
+        self.0.sessions.end(|session| ends(&session.info)).await;
+    }
+
+    /// Tells the initiators of a target that its size has changed.
+    pub fn capacity_changed(&self, target: &str) {
+        if let Some(lu) = self.0.units.borrow().get(target).and_then(Weak::upgrade) {
+            lu.attend(Sense::CAPACITY_CHANGED, |_| true);
+        }
+    }
+
+    /// Refuses further logins, tells the initiators, and ends all sessions.
+    pub async fn shutdown(&self) {
+        self.0.stopping.set(true);
+        for session in self.0.sessions.by_tsih.borrow().values() {
+            // "All connections of the session are dropped"; parameters 2 and 3 are Time2Wait and Time2Retain.
+            let message = AsyncMessage { event: 3, ..AsyncMessage::new() };
+            if session.link.queue.try_push(Outgoing::status(message.into_bhs(), Payload::None)).is_err() {
+                log::debug!("iscsi: no room to tell {} of the shutdown", session.info.initiator);
+            }
+        }
+        self.0.sessions.end(|_| true).await;
+    }
+}
+
+impl<D: Directory> Inner<D> {
+    fn offer(&self) -> Offer {
+        Offer {
+            segment_bytes: CHUNK_BYTES,
+            max_burst_bytes: CHUNK_BYTES,
+            first_burst_bytes: 65_536,
+            max_outstanding_r2t: 4,
+        }
+    }
+
+    /// The login phase. `None` if it ended without a session.
+    async fn login<R, W>(
+        &self,
+        receiver: &mut Receiver<R>,
+        writer: &mut W,
+        peer: SocketAddr,
+    ) -> Result<Option<(Granted<D::Unit>, u32)>, NetError>
+    where
+        R: Read<Error = NetError>,
+        W: Write<Error = NetError>,
+    {
+        let mut login = Login::new(self.offer(), self.options.portal_group, self.options.commands_max);
+        loop {
+            let bhs = match receiver.header().await {
+                Ok(Some(bhs)) if bhs.operation() == opcode::LOGIN_REQUEST => bhs,
+                _ => return Ok(None),
+            };
+            if bhs.data_len() > LOGIN_SEGMENT_BYTES {
+                return Ok(None);
+            }
+            let mut text = alloc::vec![0; bhs.data_len()];
+            if receiver.data(&mut text).await.is_err() || receiver.end().await.is_err() {
+                return Ok(None);
+            }
+            let request = *LoginRequest::of(&bhs);
+            let (agreed, response, text) = match login.step(&request, &text) {
+                Step::Send(response, text) => {
+                    answer(writer, response, &text).await?;
+                    continue;
+                }
+                Step::Refuse(response) => {
+                    answer(writer, response, &[]).await?;
+                    return Ok(None);
+                }
+                Step::Finish(agreed, response, text) => (agreed, response, text),
+            };
+            let stat_sn = agreed.stat_sn;
+            return match self.grant(agreed, peer).await {
+                Ok(granted) => {
+                    let tsih = U16::new(granted.session.info.tsih);
+                    answer(writer, LoginResponse { tsih, ..response }, &text).await?;
+                    Ok(Some((granted, stat_sn)))
+                }
+                Err(status) => {
+                    log::info!("iscsi: login from {peer} refused: {status:?}");
+                    answer(writer, login.refuse(&request, status), &[]).await?;
+                    Ok(None)
+                }
+            };
+        }
+    }
+
+    /// Opens the target, ends the session that this one reinstates, and enters the new one.
+    async fn grant(&self, agreed: Agreed, peer: SocketAddr) -> Result<Granted<D::Unit>, Status> {
+        if self.stopping.get() {
+            return Err(Status::ServiceUnavailable);
+        }
+        if self.connections.get() > self.options.connections_max {
+            return Err(Status::OutOfResources);
+        }
+        self.check_tsih(&agreed)?;
+        let unit = match &agreed.target {
+            Some(target) => Some(self.directory.open(target, &agreed.initiator).await.map_err(refused)?),
+            None => None,
+        };
+        let same = |session: &Session| {
+            session.info.initiator == agreed.initiator
+                && session.isid == agreed.isid
+                && session.info.target == agreed.target
+        };
+        self.sessions.end(same).await;
+        let tsih = self.sessions.new_tsih().ok_or(Status::OutOfResources)?;
+        let lu = match (unit, &agreed.target) {
+            (Some(unit), Some(target)) => Some(self.lu(unit, target)),
+            _ => None,
+        };
+        let scsi = lu.map(|lu| Scsi { nexus: lu.connect(), lu });
+        let account = Account::new(self.budget.clone());
+        let places = self.options.commands_max;
+        let link = Rc::new(Link::new(self.runtime.clone(), account, agreed.params, agreed.cmd_sn, places));
+        let info = SessionInfo { initiator: agreed.initiator, peer, target: agreed.target, tsih };
+        let sessions = Rc::downgrade(&self.sessions);
+        let session = Rc::new(Session { info, isid: agreed.isid, cid: agreed.cid, link, sessions });
+        self.sessions.by_tsih.borrow_mut().insert(tsih, session.clone());
+        Ok(Granted { session, scsi, sessions: self.sessions.clone() })
+    }
+
+    /// A login that names a session: a session has one connection, and ends with it.
+    fn check_tsih(&self, agreed: &Agreed) -> Result<(), Status> {
+        if agreed.tsih == 0 {
+            return Ok(());
+        }
+        let session = self.sessions.find(|session| {
+            session.info.tsih == agreed.tsih
+                && session.info.initiator == agreed.initiator
+                && session.isid == agreed.isid
+                && session.info.target == agreed.target
+        });
+        match session {
+            Some(session) if session.cid != agreed.cid => Err(Status::TooManyConnections),
+            _ => Err(Status::SessionDoesNotExist),
+        }
+    }
+
+    /// The state that sessions of one unit share.
+    fn lu(&self, unit: Rc<D::Unit>, target: &str) -> Rc<Lu<D::Unit>> {
+        let mut units = self.units.borrow_mut();
+        units.retain(|_, lu| lu.strong_count() > 0);
+        match units.get(target).and_then(Weak::upgrade) {
+            Some(lu) if Rc::ptr_eq(&lu.unit, &unit) => lu,
+            _ => {
+                let lu = Rc::new(Lu::new(unit, target.into(), self.options.portal_group));
+                units.insert(target.into(), Rc::downgrade(&lu));
+                lu
+            }
+        }
+    }
+
+    async fn full_feature<R, W>(
+        &self,
+        mut receiver: Receiver<R>,
+        writer: W,
+        granted: Granted<D::Unit>,
+        stat_sn: u32,
+        local: SocketAddr,
+    ) where
+        R: Read<Error = NetError>,
+        W: Write<Error = NetError> + 'static,
+    {
+        let Granted { session, scsi, .. } = &granted;
+        let link = session.link.clone();
+        let info = &session.info;
+        let what = info.target.as_deref().unwrap_or("discovery");
+        log::info!("iscsi: {} at {} logged in to {what}", info.initiator, info.peer);
+        {
+            let params = link.params();
+            receiver.set_digests(params.header_digest, params.data_digest);
+        }
+        let sender = self.runtime.spawner.spawn(send_all(link.clone(), writer, stat_sn));
+        let mut connection = Connection {
+            link: link.clone(),
+            session: session.clone(),
+            scsi: scsi.clone(),
+            lister: self.lister(session, local),
+            receiver,
+            exchange: Exchange::default(),
+        };
+        let reason = {
+            let serving = core::pin::pin!(connection.run());
+            let (closed, silent) = (core::pin::pin!(link.closed()), core::pin::pin!(self.watch(&link)));
+            match select(serving, select(closed, silent)).await {
+                Either::Left((end, _)) => format!("{end}"),
+                Either::Right((Either::Left(_), _)) => String::from("closed here"),
+                Either::Right((Either::Right(_), _)) => String::from("it is silent"),
+            }
+        };
+        // What is queued is still sent; what the tasks would add is not.
+        link.queue.close();
+        link.abort_tasks();
+        link.tasks_ended().await;
+        if self.runtime.timers.timeout(LINGER, sender).await.is_err() {
+            link.abandon();
+        }
+        log::info!("iscsi: session of {} with {what} ended: {reason}", info.initiator);
+    }
+
+    /// Pings an initiator that is silent; returns when it stays silent.
+    async fn watch(&self, link: &Link) {
+        let interval = self.options.ping_interval;
+        loop {
+            let due = link.heard() + interval;
+            let now = self.runtime.timers.now();
+            self.runtime.timers.sleep_until(due.max(now + interval / 4)).await;
+            let silent = self.runtime.timers.now() - link.heard();
+            if silent >= interval * 2 {
+                return;
+            }
+            if silent >= interval {
+                let ping = NopIn { transfer_tag: U32::new(link.new_tag()), ..NopIn::new() };
+                if link.queue.try_push(Outgoing::unnumbered(ping.into_bhs(), Payload::None)).is_err() {
+                    log::debug!("iscsi: no room for a ping");
+                }
+            }
+        }
+    }
+
+    /// Answers SendTargets for a session.
+    fn lister(&self, session: &Rc<Session>, local: SocketAddr) -> Box<Lister> {
+        let directory = self.directory.clone();
+        let info = session.info.clone();
+        let group = self.options.portal_group;
+        let own = [format!("{local}")];
+        let addresses = if self.options.addresses.is_empty() { &own[..] } else { &self.options.addresses };
+        let addresses: Vec<String> = addresses.iter().map(|address| format!("{address},{group}")).collect();
+        Box::new(move |value| {
+            let names = match (value, &info.target) {
+                ("All", None) => directory.targets(&info.initiator),
+                ("All" | "", Some(own)) => alloc::vec![own.clone()],
+                ("", None) => return None,
+                (name, None) => {
+                    directory.targets(&info.initiator).into_iter().filter(|t| t.eq_ignore_ascii_case(name)).collect()
+                }
+                (name, Some(own)) => {
+                    if own.eq_ignore_ascii_case(name) {
+                        alloc::vec![own.clone()]
+                    } else {
+                        Vec::new()
+                    }
+                }
+            };
+            Some(names.into_iter().map(|name| Listed { name, addresses: addresses.clone() }).collect())
+        })
+    }
+}
+
+fn refused(refusal: Refusal) -> Status {
+    match refusal {
+        Refusal::NotFound => Status::NotFound,
+        Refusal::Forbidden => Status::AuthorizationFailure,
+        Refusal::Unavailable => Status::ServiceUnavailable,
+    }
+}
+
+/// Runs the sender until the connection is over. When it fails the connection ends.
+async fn send_all<W: Write<Error = NetError>>(link: Rc<Link>, writer: W, stat_sn: u32) {
+    let sending = core::pin::pin!(send::run(link.clone(), writer, stat_sn));
+    let abandoned = core::pin::pin!(link.abandoned());
+    if let Either::Left((Err(error), _)) = select(sending, abandoned).await {
+        log::debug!("iscsi: sending failed: {error}");
+        link.queue.close();
+        link.close();
+    }
+}
+
+/// Sends a login response.
+async fn answer<W: Write<Error = NetError>>(
+    writer: &mut W,
+    response: LoginResponse,
+    text: &[u8],
+) -> Result<(), NetError> {
+    let mut bhs = response.into_bhs();
+    bhs.set_data_len(text.len());
+    writer.write_all(&bhs.to_bytes()).await?;
+    writer.write_all(text).await?;
+    for _ in 0..padding(text.len()) {
+        writer.write_all(&[0]).await?;
+    }
+    writer.flush().await
+}

@@ -1,0 +1,167 @@
+//! Running a command: who may, and those that move no blocks.
+
+use super::block;
+use super::cdb::{Command, ModeSense};
+use super::lu::{Lu, Nexus};
+use super::sense::Sense;
+use super::{Failure, Transfer, inquiry, mode, opcodes, vpd};
+use crate::unit::LogicalUnit;
+use alloc::vec::Vec;
+
+/// The LUN that every target has.
+pub const LUN_0: [u8; 8] = [0; 8];
+
+/// Runs a decoded command that came in over `nexus` for `lun`. GOOD if it returns without failure.
+pub async fn execute<U: LogicalUnit, T: Transfer>(
+    lu: &Lu<U>,
+    nexus: &Nexus,
+    lun: [u8; 8],
+    command: Result<Command, Sense>,
+    transfer: &mut T,
+) -> Result<(), Failure> {
+    let present = lun == LUN_0;
+    match &command {
+        // These are answered whatever is wrong with the unit.
+        Ok(Command::Inquiry { page, allocation }) => {
+            return parameters(transfer, inquire(lu, present, *page)?, *allocation).await;
+        }
+        Ok(Command::ReportLuns { select, allocation }) => {
+            return parameters(transfer, luns(*select)?, *allocation).await;
+        }
+        Ok(Command::RequestSense { descriptor, allocation }) => {
+            let sense =
+                if present { nexus.take_attention().unwrap_or(Sense::NO_SENSE) } else { Sense::LUN_NOT_SUPPORTED };
+            return parameters(transfer, sense.encode(*descriptor), *allocation).await;
+        }
+        _ if !present => return Err(Sense::LUN_NOT_SUPPORTED.into()),
+        _ => {}
+    }
+    if let Some(attention) = nexus.take_attention() {
+        return Err(attention.into());
+    }
+    let command = command?;
+    if command.writes() {
+        writable(lu)?;
+    }
+    match command {
+        Command::ModeSense(request) => mode_sense(lu, &request, transfer).await,
+        Command::ModeSelect { long, save, .. } => mode_select(lu, nexus, long, save, transfer).await,
+        Command::ReadCapacity10 => parameters(transfer, capacity_10(lu), 8).await,
+        Command::ReadCapacity16 { allocation } => parameters(transfer, capacity_16(lu), allocation).await,
+        Command::ReportOpcodes(request) => parameters(transfer, opcodes::report(&request)?, request.allocation).await,
+        Command::ReportTaskManagement { extended, allocation } => {
+            parameters(transfer, task_management(extended), allocation).await
+        }
+        Command::ReadDefectData10 { request, allocation } => {
+            parameters(transfer, alloc::vec![0, request & 0x1f, 0, 0], allocation).await
+        }
+        Command::ReadDefectData12 { request, allocation } => {
+            parameters(transfer, alloc::vec![0, request & 0x1f, 0, 0, 0, 0, 0, 0], allocation).await
+        }
+        Command::TestUnitReady | Command::StartStopUnit | Command::SendDiagnostic => Ok(()),
+        command => block::execute(lu, command, transfer).await,
+    }
+}
+
+fn writable<U: LogicalUnit>(lu: &Lu<U>) -> Result<(), Sense> {
+    if lu.unit.attributes().read_only {
+        return Err(Sense::WRITE_PROTECTED);
+    }
+    if lu.mode.get().write_protect { Err(Sense::SOFTWARE_WRITE_PROTECTED) } else { Ok(()) }
+}
+
+/// Sends parameter data, cut to the allocation length.
+pub async fn parameters<T: Transfer>(transfer: &mut T, mut data: Vec<u8>, allocation: u32) -> Result<(), Failure> {
+    data.truncate(usize::try_from(allocation).unwrap_or(usize::MAX));
+    transfer.announce(data.len() as u64);
+    transfer.send_parameters(data).await
+}
+
+/// Receives all of a parameter list.
+async fn parameter_list<T: Transfer>(transfer: &mut T) -> Result<Vec<u8>, Failure> {
+    let mut list = Vec::new();
+    while let Some(chunk) = transfer.receive().await? {
+        list.extend_from_slice(&chunk.buf);
+    }
+    Ok(list)
+}
+
+fn inquire<U: LogicalUnit>(lu: &Lu<U>, present: bool, page: Option<u8>) -> Result<Vec<u8>, Sense> {
+    let identity = lu.unit.identity();
+    let Some(code) = page else { return Ok(inquiry::standard(&identity, present)) };
+    if !present {
+        return Err(Sense::LUN_NOT_SUPPORTED);
+    }
+    let attributes = lu.unit.attributes();
+    let subject = vpd::Subject { attributes, identity: &identity, target: &lu.target, portal_group: lu.portal_group };
+    vpd::page(code, &subject).ok_or(Sense::cdb_field(2))
+}
+
+/// LUN 0 is the only one, and there are no well-known or administrative units.
+fn luns(select: u8) -> Result<Vec<u8>, Sense> {
+    match select {
+        0x00 | 0x02 | 0x11 => Ok([[0, 0, 0, 8, 0, 0, 0, 0], LUN_0].concat()),
+        0x01 | 0x10 | 0x12 => Ok(alloc::vec![0; 8]),
+        _ => Err(Sense::cdb_field(2)),
+    }
+}
+
+async fn mode_sense<U: LogicalUnit, T: Transfer>(
+    lu: &Lu<U>,
+    request: &ModeSense,
+    transfer: &mut T,
+) -> Result<(), Failure> {
+    let data = mode::sense(request, &lu.unit.attributes(), lu.mode.get())?;
+    parameters(transfer, data, request.allocation).await
+}
+
+async fn mode_select<U: LogicalUnit, T: Transfer>(
+    lu: &Lu<U>,
+    nexus: &Nexus,
+    long: bool,
+    save: bool,
+    transfer: &mut T,
+) -> Result<(), Failure> {
+    if save {
+        return Err(Sense::cdb_field(1).into());
+    }
+    let list = parameter_list(transfer).await?;
+    let before = lu.mode.get();
+    let after = mode::select(long, &list, &lu.unit.attributes(), before)?;
+    if after != before {
+        lu.mode.set(after);
+        lu.attend(Sense::MODE_PARAMETERS_CHANGED, |other| other.id != nexus.id);
+    }
+    Ok(())
+}
+
+fn capacity_10<U: LogicalUnit>(lu: &Lu<U>) -> Vec<u8> {
+    let attributes = lu.unit.attributes();
+    let last = u32::try_from(attributes.blocks.saturating_sub(1)).unwrap_or(u32::MAX);
+    [last.to_be_bytes(), attributes.block_bytes.to_be_bytes()].concat()
+}
+
+fn capacity_16<U: LogicalUnit>(lu: &Lu<U>) -> Vec<u8> {
+    let attributes = lu.unit.attributes();
+    let mut data = Vec::with_capacity(32);
+    data.extend(attributes.blocks.saturating_sub(1).to_be_bytes());
+    data.extend(attributes.block_bytes.to_be_bytes());
+    let per_physical = (attributes.physical_block_bytes / attributes.block_bytes.max(1)).max(1);
+    // LBPME and LBPRZ.
+    data.extend([0, per_physical.ilog2() as u8, if attributes.is_thin() { 0xc0 } else { 0 }, 0]);
+    data.resize(32, 0);
+    data
+}
+
+/// ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET, QUERY TASK, TARGET RESET; of the second
+/// byte I_T NEXUS RESET, QUERY TASK SET and QUERY ASYNCHRONOUS EVENT.
+fn task_management(extended: bool) -> Vec<u8> {
+    let mut data = alloc::vec![0xde, 0x07, 0, 0];
+    if extended {
+        data.extend([0; 12]);
+        if let Some(additional) = data.get_mut(3) {
+            *additional = 0x0c;
+        }
+    }
+    data
+}

@@ -1,0 +1,113 @@
+//! What the sessions of one logical unit share, and what each has for itself.
+
+use super::locks::RangeLocks;
+use super::sense::Sense;
+use super::tasks::TaskSet;
+use crate::unit::LogicalUnit;
+use alloc::collections::VecDeque;
+use alloc::rc::{Rc, Weak};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+
+/// An exported unit: the disk, and the state that SCSI puts around it.
+pub struct Lu<U> {
+    /// The disk.
+    pub unit: Rc<U>,
+    /// iSCSI name of the target.
+    pub target: String,
+    /// Target portal group tag, which is also the relative port.
+    pub portal_group: u16,
+    /// Commands accepted from all nexuses.
+    pub tasks: Rc<TaskSet>,
+    /// Ranges in use by commands that run.
+    pub locks: RangeLocks,
+    /// Mode parameters that MODE SELECT can change.
+    pub mode: Cell<ModeState>,
+    nexuses: RefCell<Vec<Weak<Nexus>>>,
+    next_nexus: Cell<u64>,
+}
+
+/// Changeable mode parameters, not kept over restarts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ModeState {
+    /// D_SENSE: sense data in descriptor format.
+    pub descriptor_sense: bool,
+    /// SWP: software write protect.
+    pub write_protect: bool,
+}
+
+/// An initiator port and this unit: one for each session.
+pub struct Nexus {
+    /// Different for each.
+    pub id: u64,
+    attentions: RefCell<VecDeque<Sense>>,
+}
+
+impl<U: LogicalUnit> Lu<U> {
+    /// A unit that nobody is logged in to.
+    pub fn new(unit: Rc<U>, target: String, portal_group: u16) -> Lu<U> {
+        Lu {
+            unit,
+            target,
+            portal_group,
+            tasks: Rc::default(),
+            locks: RangeLocks::default(),
+            mode: Cell::default(),
+            nexuses: RefCell::default(),
+            next_nexus: Cell::new(0),
+        }
+    }
+
+    /// A new nexus, with the unit attention that every new one gets.
+    pub fn connect(&self) -> Rc<Nexus> {
+        let id = self.next_nexus.get();
+        self.next_nexus.set(id + 1);
+        let nexus = Rc::new(Nexus { id, attentions: RefCell::default() });
+        nexus.attend(Sense::POWER_ON);
+        let mut nexuses = self.nexuses.borrow_mut();
+        nexuses.retain(|nexus| nexus.strong_count() > 0);
+        nexuses.push(Rc::downgrade(&nexus));
+        nexus
+    }
+
+    /// Raises a unit attention for the nexuses that `chosen` picks.
+    pub fn attend(&self, attention: Sense, chosen: impl Fn(&Nexus) -> bool) {
+        let nexuses = self.nexuses.borrow();
+        nexuses
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|nexus| chosen(nexus))
+            .for_each(|nexus| nexus.attend(attention));
+    }
+
+    /// LOGICAL UNIT RESET: all tasks end, mode parameters return to their defaults, every nexus is told.
+    pub async fn reset(&self) {
+        self.tasks.abort(None).await;
+        self.mode.set(ModeState::default());
+        self.attend(Sense::DEVICE_RESET, |_| true);
+    }
+}
+
+impl Nexus {
+    /// Queues a unit attention, once; the resets supersede what was queued before them.
+    pub fn attend(&self, attention: Sense) {
+        let mut attentions = self.attentions.borrow_mut();
+        if matches!(attention, Sense::POWER_ON | Sense::DEVICE_RESET) {
+            attentions.clear();
+        }
+        if !attentions.contains(&attention) {
+            attentions.push_back(attention);
+        }
+    }
+
+    /// Takes the oldest unit attention.
+    pub fn take_attention(&self) -> Option<Sense> {
+        self.attentions.borrow_mut().pop_front()
+    }
+
+    /// A unit attention is queued.
+    pub fn has_attention(&self) -> bool {
+        !self.attentions.borrow().is_empty()
+    }
+}

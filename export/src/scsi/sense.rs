@@ -1,0 +1,182 @@
+//! All sense data that is ever sent (SPC-4 section 4.5), and how unit errors become it.
+
+use crate::unit::UnitError;
+use alloc::vec::Vec;
+
+/// Sense key, additional sense code and qualifier, and what else is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sense {
+    key: u8,
+    asc: u8,
+    ascq: u8,
+    information: Option<u64>,
+    field: Option<Field>,
+}
+
+/// The byte of a CDB or of a parameter list that is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Cdb(u16),
+    Parameter(u16),
+}
+
+macro_rules! senses {
+    ($($(#[$doc:meta])* $name:ident = $key:literal / $asc:literal / $ascq:literal;)*) => {
+        impl Sense {
+            $($(#[$doc])* pub const $name: Sense = Sense::new($key, $asc, $ascq);)*
+        }
+    };
+}
+
+senses! {
+    /// Nothing to report.
+    NO_SENSE = 0x00 / 0x00 / 0x00;
+    /// Write error.
+    WRITE_ERROR = 0x03 / 0x0c / 0x00;
+    /// Unrecovered read error.
+    READ_ERROR = 0x03 / 0x11 / 0x00;
+    /// Internal target failure.
+    INTERNAL_FAILURE = 0x04 / 0x44 / 0x00;
+    /// Parameter list length error.
+    PARAMETER_LIST_LENGTH = 0x05 / 0x1a / 0x00;
+    /// Invalid command operation code.
+    INVALID_OPCODE = 0x05 / 0x20 / 0x00;
+    /// Logical block address out of range.
+    LBA_OUT_OF_RANGE = 0x05 / 0x21 / 0x00;
+    /// Invalid field in CDB.
+    INVALID_FIELD_IN_CDB = 0x05 / 0x24 / 0x00;
+    /// Logical unit not supported.
+    LUN_NOT_SUPPORTED = 0x05 / 0x25 / 0x00;
+    /// Invalid field in parameter list.
+    INVALID_FIELD_IN_PARAMETERS = 0x05 / 0x26 / 0x00;
+    /// Saving parameters not supported.
+    SAVING_NOT_SUPPORTED = 0x05 / 0x39 / 0x00;
+    /// Power on, reset or bus device reset occurred.
+    POWER_ON = 0x06 / 0x29 / 0x00;
+    /// Bus device reset function occurred.
+    DEVICE_RESET = 0x06 / 0x29 / 0x03;
+    /// I_T nexus loss occurred.
+    NEXUS_LOSS = 0x06 / 0x29 / 0x07;
+    /// Mode parameters changed.
+    MODE_PARAMETERS_CHANGED = 0x06 / 0x2a / 0x01;
+    /// Capacity data has changed.
+    CAPACITY_CHANGED = 0x06 / 0x2a / 0x09;
+    /// Commands cleared by another initiator.
+    COMMANDS_CLEARED = 0x06 / 0x2f / 0x00;
+    /// Write protected.
+    WRITE_PROTECTED = 0x07 / 0x27 / 0x00;
+    /// Logical unit software write protected.
+    SOFTWARE_WRITE_PROTECTED = 0x07 / 0x27 / 0x02;
+    /// Space allocation failed write protect.
+    SPACE_ALLOCATION_FAILED = 0x07 / 0x27 / 0x07;
+    /// Unexpected unsolicited data.
+    UNEXPECTED_UNSOLICITED_DATA = 0x0b / 0x0c / 0x0c;
+    /// Not enough unsolicited data.
+    NOT_ENOUGH_UNSOLICITED_DATA = 0x0b / 0x0c / 0x0d;
+    /// Protocol service CRC error.
+    CRC_ERROR = 0x0b / 0x47 / 0x05;
+    /// Data phase error.
+    DATA_PHASE_ERROR = 0x0b / 0x4b / 0x00;
+    /// Miscompare during verify operation.
+    MISCOMPARE = 0x0e / 0x1d / 0x00;
+}
+
+impl Sense {
+    const fn new(key: u8, asc: u8, ascq: u8) -> Sense {
+        Sense { key, asc, ascq, information: None, field: None }
+    }
+
+    /// Invalid field in CDB, at this byte.
+    pub const fn cdb_field(byte: u16) -> Sense {
+        Sense { field: Some(Field::Cdb(byte)), ..Sense::INVALID_FIELD_IN_CDB }
+    }
+
+    /// Invalid field in parameter list, at this byte.
+    pub const fn parameter_field(byte: u16) -> Sense {
+        Sense { field: Some(Field::Parameter(byte)), ..Sense::INVALID_FIELD_IN_PARAMETERS }
+    }
+
+    /// The same with the INFORMATION field, whose meaning depends on the code: an LBA, or the offset of a byte.
+    pub const fn with_information(self, information: u64) -> Sense {
+        Sense { information: Some(information), ..self }
+    }
+
+    /// What a read or write that failed with `error` reports. `block_bytes` turns its place into an LBA.
+    pub fn of_unit(error: UnitError, writing: bool, block_bytes: u32) -> Sense {
+        match error {
+            UnitError::OutOfRange => Sense::LBA_OUT_OF_RANGE,
+            UnitError::NoSpace => Sense::SPACE_ALLOCATION_FAILED,
+            UnitError::ReadOnly => Sense::WRITE_PROTECTED,
+            UnitError::Medium { offset_bytes } => {
+                let sense = if writing { Sense::WRITE_ERROR } else { Sense::READ_ERROR };
+                sense.with_information(offset_bytes / u64::from(block_bytes.max(1)))
+            }
+            UnitError::Busy | UnitError::Failed => Sense::INTERNAL_FAILURE,
+        }
+    }
+
+    /// The sense data of a current error, in descriptor or in fixed format.
+    pub fn encode(&self, descriptor: bool) -> Vec<u8> {
+        if descriptor { self.descriptor_format() } else { self.fixed_format() }
+    }
+
+    fn fixed_format(&self) -> Vec<u8> {
+        let information = self.information.and_then(|i| u32::try_from(i).ok());
+        let mut sense = Vec::with_capacity(18);
+        sense.extend([if information.is_some() { 0xf0 } else { 0x70 }, 0, self.key]);
+        sense.extend(information.unwrap_or(0).to_be_bytes());
+        sense.extend([10, 0, 0, 0, 0, self.asc, self.ascq, 0]);
+        sense.extend(self.sense_key_specific());
+        sense
+    }
+
+    fn descriptor_format(&self) -> Vec<u8> {
+        let mut descriptors = Vec::new();
+        if let Some(information) = self.information {
+            descriptors.extend([0x00, 0x0a, 0x80, 0x00]);
+            descriptors.extend(information.to_be_bytes());
+        }
+        if self.field.is_some() {
+            descriptors.extend([0x02, 0x06, 0, 0]);
+            descriptors.extend(self.sense_key_specific());
+            descriptors.push(0);
+        }
+        let mut sense = Vec::with_capacity(8 + descriptors.len());
+        sense.extend([0x72, self.key, self.asc, self.ascq, 0, 0, 0, descriptors.len() as u8]);
+        sense.extend(descriptors);
+        sense
+    }
+
+    fn sense_key_specific(&self) -> [u8; 3] {
+        let (flags, byte) = match self.field {
+            None => return [0; 3],
+            Some(Field::Cdb(byte)) => (0xc0, byte),
+            Some(Field::Parameter(byte)) => (0x80, byte),
+        };
+        let [high, low] = byte.to_be_bytes();
+        [flags, high, low]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fixed_format() {
+        let sense = Sense::cdb_field(2).encode(false);
+        assert_eq!(sense, [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0xc0, 0, 2]);
+        let sense = Sense::MISCOMPARE.with_information(0x0102_0304).encode(false);
+        assert_eq!(sense[..14], [0xf0, 0, 0x0e, 1, 2, 3, 4, 10, 0, 0, 0, 0, 0x1d, 0]);
+        let beyond = Sense::READ_ERROR.with_information(1 << 32).encode(false);
+        assert_eq!(beyond[..7], [0x70, 0, 3, 0, 0, 0, 0], "an LBA that does not fit is not valid");
+    }
+
+    #[test]
+    fn descriptor_format() {
+        let sense = Sense::READ_ERROR.with_information(1 << 32).encode(true);
+        assert_eq!(sense, [0x72, 3, 0x11, 0, 0, 0, 0, 12, 0, 10, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
+        let sense = Sense::parameter_field(9).encode(true);
+        assert_eq!(sense, [0x72, 5, 0x26, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0x80, 0, 9, 0]);
+    }
+}

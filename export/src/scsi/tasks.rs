@@ -1,0 +1,139 @@
+//! The task set of a logical unit (SAM-5 section 8): the order of its commands, and aborting them.
+
+use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
+use core::cell::{Cell, RefCell};
+use platform::sync::Notify;
+
+/// Task attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attribute {
+    /// In any order with other simple tasks.
+    Simple,
+    /// After all before it, before all behind it.
+    Ordered,
+    /// At once.
+    HeadOfQueue,
+}
+
+/// One command as others see it: something that can be aborted.
+#[derive(Default)]
+pub struct TaskControl {
+    aborted: Cell<bool>,
+    changed: Notify,
+}
+
+impl TaskControl {
+    /// Asks the task to stop at its next wait. What was started on the medium runs to its end.
+    pub fn abort(&self) {
+        self.aborted.set(true);
+        self.changed.notify_all();
+    }
+
+    /// The task is to end without a response.
+    pub fn is_aborted(&self) -> bool {
+        self.aborted.get()
+    }
+
+    /// Notified when the task is aborted, and by its transport when data has arrived.
+    pub fn changed(&self) -> &Notify {
+        &self.changed
+    }
+}
+
+/// Commands that were accepted and are not done with.
+#[derive(Default)]
+pub struct TaskSet {
+    entries: RefCell<BTreeMap<u64, Entry>>,
+    next: Cell<u64>,
+    ordered: Cell<usize>,
+    changed: Notify,
+}
+
+struct Entry {
+    nexus: u64,
+    attribute: Attribute,
+    control: Rc<TaskControl>,
+}
+
+/// A command's place in the task set, until dropped.
+pub struct Place {
+    set: Rc<TaskSet>,
+    number: u64,
+    attribute: Attribute,
+    control: Rc<TaskControl>,
+}
+
+impl TaskSet {
+    /// Takes in a command; call in the order of arrival.
+    pub fn enter(self: &Rc<TaskSet>, nexus: u64, attribute: Attribute, control: Rc<TaskControl>) -> Place {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        if attribute == Attribute::Ordered {
+            self.ordered.set(self.ordered.get() + 1);
+        }
+        self.entries.borrow_mut().insert(number, Entry { nexus, attribute, control: control.clone() });
+        Place { set: self.clone(), number, attribute, control }
+    }
+
+    /// Aborts the tasks of `nexus`, or of all, and waits until they are gone. True if there were any.
+    pub async fn abort(&self, nexus: Option<u64>) -> bool {
+        let entries = self.entries.borrow();
+        let chosen = entries.iter().filter(|(_, entry)| nexus.is_none_or(|nexus| nexus == entry.nexus));
+        let chosen: alloc::vec::Vec<u64> = chosen.map(|(number, entry)| (entry.control.abort(), *number).1).collect();
+        drop(entries);
+        self.changed.notify_all();
+        loop {
+            let changed = self.changed.notified();
+            if !chosen.iter().any(|number| self.entries.borrow().contains_key(number)) {
+                return !chosen.is_empty();
+            }
+            changed.await;
+        }
+    }
+
+    /// `nexus` has tasks.
+    pub fn has_tasks_of(&self, nexus: u64) -> bool {
+        self.entries.borrow().values().any(|entry| entry.nexus == nexus)
+    }
+
+    /// Nexuses other than `nexus` that have tasks.
+    pub fn others(&self, nexus: u64) -> alloc::collections::BTreeSet<u64> {
+        self.entries.borrow().values().map(|entry| entry.nexus).filter(|other| *other != nexus).collect()
+    }
+}
+
+impl Place {
+    /// Waits until the command may start; returns at once if it was aborted.
+    pub async fn turn(&self) {
+        loop {
+            let changed = self.set.changed.notified();
+            if self.control.is_aborted() || self.is_next() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn is_next(&self) -> bool {
+        match self.attribute {
+            Attribute::HeadOfQueue => true,
+            Attribute::Simple if self.set.ordered.get() == 0 => true,
+            Attribute::Simple => {
+                let entries = self.set.entries.borrow();
+                !entries.range(..self.number).any(|(_, entry)| entry.attribute == Attribute::Ordered)
+            }
+            Attribute::Ordered => self.set.entries.borrow().range(..self.number).next().is_none(),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.set.entries.borrow_mut().remove(&self.number);
+        if self.attribute == Attribute::Ordered {
+            self.set.ordered.set(self.set.ordered.get() - 1);
+        }
+        self.set.changed.notify_all();
+    }
+}

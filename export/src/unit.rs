@@ -1,0 +1,131 @@
+//! What is exported, and who may use it: the traits that the appliance implements.
+
+use alloc::{rc::Rc, string::String, vec::Vec};
+use core::future::Future;
+use platform::{block::Bufs, buf::Buf};
+
+/// What a unit can do and how big it is. Asked for with each command: a size may change at any time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    /// Logical blocks.
+    pub blocks: u64,
+    /// Bytes of a logical block: 512 or 4096.
+    pub block_bytes: u32,
+    /// Bytes of a physical block, a power of two times `block_bytes`.
+    pub physical_block_bytes: u32,
+    /// The pool's block in logical blocks: what `unmap` can free. 0 where nothing can be freed.
+    pub unmap_granularity_blocks: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+impl Attributes {
+    /// Space can be given back, and what is unmapped reads as zero.
+    pub fn is_thin(&self) -> bool {
+        self.unmap_granularity_blocks > 0 && !self.read_only
+    }
+
+    /// Size of the unit; saturates.
+    pub fn size_bytes(&self) -> u64 {
+        self.blocks.saturating_mul(u64::from(self.block_bytes))
+    }
+}
+
+/// Who a unit is. Must never change while the unit exists, over restarts included: initiators recognise a
+/// disk, and paths to it, by this alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// A NAA IEEE registered extended designator (first nibble 6) that no other unit has.
+    pub naa: [u8; 16],
+    /// The unit's serial number: printable ASCII.
+    pub serial: String,
+    /// T10 vendor identification, at most 8 ASCII characters.
+    pub vendor: &'static str,
+    /// Product, at most 16 ASCII characters.
+    pub product: &'static str,
+    /// Product revision, at most 4 ASCII characters.
+    pub revision: &'static str,
+}
+
+/// Why a unit could not do what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnitError {
+    /// Beyond the end of the unit.
+    #[error("beyond the end of the unit")]
+    OutOfRange,
+    /// The pool has no space for this write.
+    #[error("the pool has no free space")]
+    NoSpace,
+    /// The unit or its pool takes no writes now.
+    #[error("the unit is read-only")]
+    ReadOnly,
+    /// The medium failed at this place.
+    #[error("the medium failed at byte {offset_bytes}")]
+    Medium {
+        /// First bad byte known.
+        offset_bytes: u64,
+    },
+    /// No I/O buffer became free.
+    #[error("no buffers are free")]
+    Busy,
+    /// Anything else; the reason is in the unit's own log.
+    #[error("the unit failed")]
+    Failed,
+}
+
+/// A disk as an initiator sees it. Offsets and lengths are in bytes and whole logical blocks, within the size.
+///
+/// Requests may overlap in time and complete in any order. Their futures are never dropped half-way.
+pub trait LogicalUnit: 'static {
+    /// Size and abilities now.
+    fn attributes(&self) -> Attributes;
+
+    /// Who it is.
+    fn identity(&self) -> Identity;
+
+    /// Fills the buffer.
+    fn read(&self, offset_bytes: u64, buf: Buf) -> impl Future<Output = (Result<(), UnitError>, Buf)>;
+
+    /// Writes the buffers one after the other. With `fua` the data is durable on completion.
+    fn write(&self, offset_bytes: u64, bufs: Bufs, fua: bool) -> impl Future<Output = Result<(), UnitError>>;
+
+    /// Makes durable what completed before.
+    fn flush(&self) -> impl Future<Output = Result<(), UnitError>>;
+
+    /// Frees whole pool blocks, which then read as zero. The range is aligned to them, but for the unit's end.
+    fn unmap(&self, offset_bytes: u64, len_bytes: u64) -> impl Future<Output = Result<(), UnitError>>;
+
+    /// Makes the range read as zero.
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> impl Future<Output = Result<(), UnitError>>;
+
+    /// Whether the block at `offset_bytes` is mapped, and for how many bytes (1..=`len_bytes`) that holds.
+    fn mapped(&self, offset_bytes: u64, len_bytes: u64) -> impl Future<Output = Result<(bool, u64), UnitError>>;
+}
+
+/// Why a login to a target is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such target.
+    #[error("no such target")]
+    NotFound,
+    /// This initiator may not use it.
+    #[error("the initiator has no access")]
+    Forbidden,
+    /// It is there, but cannot be served now.
+    #[error("the target is not available now")]
+    Unavailable,
+}
+
+/// The targets: which there are and who may use them. Names are compared in lower case.
+pub trait Directory: 'static {
+    /// What a target's LUN 0 is.
+    type Unit: LogicalUnit;
+
+    /// The targets that `initiator` may use: all that discovery shows it.
+    fn targets(&self, initiator: &str) -> Vec<String>;
+
+    /// Opens a target. The unit stays open while a session holds it; two sessions of one target that get
+    /// the same `Rc` share its task set and unit attentions.
+    fn open(&self, target: &str, initiator: &str) -> impl Future<Output = Result<Rc<Self::Unit>, Refusal>>;
+}

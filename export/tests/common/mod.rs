@@ -1,0 +1,153 @@
+//! A thin disk in memory behind a directory of one target: what the tests and the example serve.
+
+use export::{Attributes, Directory, Identity, LogicalUnit, Refusal, UnitError};
+use platform::block::{Bufs, Disk, Op, SECTOR_BYTES};
+use platform::buf::{Buf, BufPool};
+use platform::mem::MemDisk;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+pub const TARGET: &str = "iqn.2026-11.io.gossamer:disk";
+pub const POOL_BLOCK_BYTES: u64 = 64 << 10;
+
+/// A disk that remembers which pool blocks are mapped.
+pub struct ThinDisk {
+    pub contents: MemDisk,
+    pub read_only: Cell<bool>,
+    pub full: Cell<bool>,
+    block_bytes: u32,
+    disk: Disk,
+    bufs: BufPool,
+    mapped: RefCell<BTreeSet<u64>>,
+}
+
+impl ThinDisk {
+    pub fn new(size_bytes: u64, block_bytes: u32, bufs: BufPool) -> ThinDisk {
+        let contents = MemDisk::new(size_bytes / SECTOR_BYTES as u64);
+        ThinDisk {
+            disk: Disk::new(contents.clone()),
+            contents,
+            read_only: Cell::new(false),
+            full: Cell::new(false),
+            block_bytes,
+            bufs,
+            mapped: RefCell::default(),
+        }
+    }
+
+    fn map(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {
+        let blocks = offset_bytes / POOL_BLOCK_BYTES..(offset_bytes + len_bytes).div_ceil(POOL_BLOCK_BYTES);
+        let mut mapped = self.mapped.borrow_mut();
+        if self.full.get() && blocks.clone().any(|block| !mapped.contains(&block)) {
+            return Err(UnitError::NoSpace);
+        }
+        mapped.extend(blocks);
+        Ok(())
+    }
+
+    fn sector(&self, offset_bytes: u64, len_bytes: u64) -> Result<u64, UnitError> {
+        assert!(
+            offset_bytes.is_multiple_of(self.block_bytes.into()) && len_bytes.is_multiple_of(self.block_bytes.into())
+        );
+        assert!(len_bytes > 0, "an empty request at byte {offset_bytes}");
+        if offset_bytes + len_bytes > self.attributes().size_bytes() {
+            return Err(UnitError::OutOfRange);
+        }
+        Ok(offset_bytes / SECTOR_BYTES as u64)
+    }
+}
+
+impl LogicalUnit for ThinDisk {
+    fn attributes(&self) -> Attributes {
+        Attributes {
+            blocks: self.disk.size_sectors() * SECTOR_BYTES as u64 / u64::from(self.block_bytes),
+            block_bytes: self.block_bytes,
+            physical_block_bytes: 4096,
+            unmap_granularity_blocks: POOL_BLOCK_BYTES as u32 / self.block_bytes,
+            read_only: self.read_only.get(),
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            naa: *b"\x60gossamer-disk-1",
+            serial: "0123456789".into(),
+            vendor: "GOSSAMER",
+            product: "thin volume",
+            revision: "0001",
+        }
+    }
+
+    async fn read(&self, offset_bytes: u64, buf: Buf) -> (Result<(), UnitError>, Buf) {
+        match self.sector(offset_bytes, buf.len() as u64) {
+            Err(error) => (Err(error), buf),
+            Ok(sector) => {
+                let (result, buf) = self.disk.read(sector, buf).await;
+                (result.map_err(|_| UnitError::Medium { offset_bytes }), buf)
+            }
+        }
+    }
+
+    async fn write(&self, offset_bytes: u64, bufs: Bufs, fua: bool) -> Result<(), UnitError> {
+        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+        let sector = self.sector(offset_bytes, len)?;
+        self.map(offset_bytes, len)?;
+        let done = self.disk.start(Op::Write { fua }, sector, len / SECTOR_BYTES as u64, bufs).await;
+        done.result.map_err(|_| UnitError::Medium { offset_bytes })
+    }
+
+    async fn flush(&self) -> Result<(), UnitError> {
+        self.disk.flush().await.map_err(|_| UnitError::Failed)
+    }
+
+    async fn unmap(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {
+        let sector = self.sector(offset_bytes, len_bytes)?;
+        let end = offset_bytes + len_bytes;
+        assert!(offset_bytes.is_multiple_of(POOL_BLOCK_BYTES), "unmap starts within a pool block");
+        assert!(end.is_multiple_of(POOL_BLOCK_BYTES) || end == self.attributes().size_bytes());
+        let blocks = offset_bytes / POOL_BLOCK_BYTES..end.div_ceil(POOL_BLOCK_BYTES);
+        self.mapped.borrow_mut().retain(|block| !blocks.contains(block));
+        self.disk.discard(sector, len_bytes / SECTOR_BYTES as u64).await.map_err(|_| UnitError::Failed)
+    }
+
+    async fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {
+        let mut at = offset_bytes;
+        while at < offset_bytes + len_bytes {
+            let len = (offset_bytes + len_bytes - at).min(POOL_BLOCK_BYTES);
+            let buf = self.bufs.zeroed(len as usize).map_err(|_| UnitError::Busy)?;
+            self.write(at, Bufs::from_iter([buf]), false).await?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    async fn mapped(&self, offset_bytes: u64, len_bytes: u64) -> Result<(bool, u64), UnitError> {
+        let mapped = self.mapped.borrow();
+        let first = mapped.contains(&(offset_bytes / POOL_BLOCK_BYTES));
+        let mut end = offset_bytes - offset_bytes % POOL_BLOCK_BYTES;
+        while end < offset_bytes + len_bytes && mapped.contains(&(end / POOL_BLOCK_BYTES)) == first {
+            end += POOL_BLOCK_BYTES;
+        }
+        Ok((first, (end - offset_bytes).min(len_bytes)))
+    }
+}
+
+/// One target for all.
+pub struct OneTarget(pub Rc<ThinDisk>);
+
+impl Directory for OneTarget {
+    type Unit = ThinDisk;
+
+    fn targets(&self, initiator: &str) -> Vec<String> {
+        if initiator.ends_with("stranger") { Vec::new() } else { vec![TARGET.into()] }
+    }
+
+    async fn open(&self, target: &str, initiator: &str) -> Result<Rc<ThinDisk>, Refusal> {
+        match target {
+            TARGET if initiator.ends_with("stranger") => Err(Refusal::Forbidden),
+            TARGET => Ok(self.0.clone()),
+            _ => Err(Refusal::NotFound),
+        }
+    }
+}
