@@ -5,6 +5,7 @@
 //! - [`nbd`] serves disks with a volatile cache that a simulated power cut loses; [`http`] is a small client.
 //! - [`mutants`] builds products with a fault put in, which the tests must notice.
 //! - [`packages`] installs what is missing; [`process`] runs other programs so that none is left behind.
+//! - [`run`], [`suite`], [`bench`] and [`tidy`] are the chores themselves.
 //!
 //! Nothing of the product depends on this crate.
 //!
@@ -14,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod console;
 pub mod dice;
 pub mod http;
@@ -23,6 +25,9 @@ pub mod mutants;
 pub mod nbd;
 pub mod packages;
 pub mod process;
+pub mod run;
+pub mod suite;
+pub mod tidy;
 
 use std::path::{Path, PathBuf};
 

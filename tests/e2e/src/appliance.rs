@@ -92,13 +92,7 @@ impl Site {
             }
         };
         let token = self.token.clone();
-        Ok(Appliance {
-            console,
-            ready,
-            iscsi,
-            http: Client::new(http, token),
-            backend: self.context.backend.clone(),
-        })
+        Ok(Appliance { console, ready, iscsi, http: Client::new(http, token), backend: self.context.backend.clone() })
     }
 
     fn hosted(&self) -> Result<std::process::Command> {

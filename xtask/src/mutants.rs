@@ -1,0 +1,86 @@
+//! Products with a fault put in on purpose, for tests that must notice it.
+//!
+//! A mutant is a patch under `tests/mutants/`. It is applied to a copy of the tree below the target directory, never to the
+//! tree itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use std::{env, fs};
+
+use anyhow::{Context, Result};
+
+use crate::{image, process};
+
+/// Listing files and applying a patch take no time.
+const GIT_LIMIT: Duration = Duration::from_secs(60);
+
+/// The names of the mutants.
+pub fn names(root: &Path) -> Result<Vec<String>> {
+    let folder = root.join("tests/mutants");
+    let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    let files = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = files.filter_map(|name| Some(name.strip_suffix(".patch")?.to_owned())).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Builds the image of a mutant and returns its path.
+pub fn build_image(root: &Path, name: &str) -> Result<PathBuf> {
+    let tree = prepare(root, name)?;
+    image::build_into(&tree, &folder(root, name).join("image"))
+}
+
+/// Copies the tree and applies the mutant's patch to the copy; returns the copy.
+pub fn prepare(root: &Path, name: &str) -> Result<PathBuf> {
+    let patch = root.join("tests/mutants").join(format!("{name}.patch"));
+    let tree = folder(root, name).join("tree");
+    copy_tree(root, &tree)?;
+    let mut apply = Command::new("git");
+    // The copy lies inside a repository, which is not the one to patch.
+    apply.args(["apply", "--whitespace=nowarn"]).arg(&patch).current_dir(&tree).env("GIT_CEILING_DIRECTORIES", &tree);
+    apply.env("GIT_DIR", tree.join("no-repository"));
+    process::succeed(&mut apply, GIT_LIMIT)
+        .with_context(|| format!("{} does not fit the tree any more", patch.display()))?;
+    Ok(tree)
+}
+
+fn folder(root: &Path, name: &str) -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    target.join("mutants").join(name)
+}
+
+/// Makes `tree` hold the files that git knows or would add, and no others. A file that is the same already is left
+/// alone, so that cargo does not build it again.
+fn copy_tree(root: &Path, tree: &Path) -> Result<()> {
+    let mut list = Command::new("git");
+    list.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(root);
+    let listed = process::succeed(&mut list, GIT_LIMIT)?;
+    let listed = String::from_utf8(listed.stdout)?;
+    let files: Vec<&Path> =
+        listed.split_terminator('\0').map(Path::new).filter(|file| root.join(file).is_file()).collect();
+    remove_others(tree, tree, &files)?;
+    for file in files {
+        let (from, to) = (root.join(file), tree.join(file));
+        let contents = fs::read(&from).with_context(|| from.display().to_string())?;
+        if fs::read(&to).is_ok_and(|old| old == contents) {
+            continue;
+        }
+        fs::create_dir_all(to.parent().unwrap_or(tree))?;
+        fs::write(&to, contents).with_context(|| to.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn remove_others(tree: &Path, folder: &Path, files: &[&Path]) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_others(tree, &path, files)?;
+        } else if !path.strip_prefix(tree).is_ok_and(|inside| files.contains(&inside)) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! `cargo xtask test` and `soak`: every test there is, stage by stage, counted.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use lexopt::prelude::*;
+
+use crate::machine::MACHINES;
+use crate::{image, packages, process};
+
+const USAGE: &str = "\
+usage: cargo xtask test|soak [options]
+  --no-install   install nothing: say what is missing, and end
+  --jobs N       end-to-end tests at a time (default 2)
+  --only STAGE   only the stages whose name contains this
+  --effort N     soak only: go on N times as long as test does (default 10)";
+
+/// A stage that takes longer is broken. All of them together fit into 40 minutes on two cores.
+const STAGE_LIMIT: Duration = Duration::from_secs(1500);
+
+/// What became of tests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// How many passed.
+    pub passed: u64,
+    /// How many failed.
+    pub failed: u64,
+    /// How many were not run.
+    pub skipped: u64,
+    /// The lines that name a failure.
+    pub failures: Vec<String>,
+}
+
+impl Tally {
+    /// Reads a line of libtest's output, or of the end-to-end runner's, which is the same.
+    fn read(&mut self, line: &str) {
+        if line.starts_with("test ") && line.contains(" ... FAILED") {
+            self.failures.push(line.to_owned());
+        }
+        let Some(counts) = line.strip_prefix("test result: ") else { return };
+        let counts = counts.split_once(". ").map_or(counts, |(_, counts)| counts);
+        for part in counts.split("; ") {
+            match part.split_once(' ').map(|(number, what)| (number.parse().unwrap_or(0), what)) {
+                Some((number, "passed")) => self.passed += number,
+                Some((number, "failed")) => self.failed += number,
+                Some((number, "ignored")) => self.skipped += number,
+                _ => {}
+            }
+        }
+    }
+
+    fn add(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.failures.extend(other.failures);
+    }
+
+    /// A stage that broke counts as one failed test, so that it can never pass for a good one.
+    fn broken(what: String) -> Tally {
+        Tally { failed: 1, failures: vec![what], ..Tally::default() }
+    }
+}
+
+/// What to run.
+struct Options {
+    install: bool,
+    jobs: String,
+    only: Option<String>,
+    effort: u64,
+}
+
+/// A stage: one command, or several at the same time.
+struct Stage {
+    name: String,
+    commands: Vec<Command>,
+}
+
+/// Runs everything; true when nothing failed. The last line printed is the count.
+pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool> {
+    let mut options = Options { install: true, jobs: "2".into(), only: None, effort: if soak { 10 } else { 1 } };
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("no-install") => options.install = false,
+            Long("jobs") => options.jobs = parser.value()?.string()?,
+            Long("only") => options.only = Some(parser.value()?.string()?),
+            Long("effort") if soak => options.effort = parser.value()?.parse()?,
+            Long("help") | Short('h') => {
+                println!("{USAGE}");
+                return Ok(true);
+            }
+            other => bail!("{}\n{USAGE}", other.unexpected()),
+        }
+    }
+    let started = Instant::now();
+    let mut times = Vec::new();
+    let mut total = Tally::default();
+
+    packages::ensure(packages::TEST, options.install)?;
+    times.push(("packages".to_owned(), started.elapsed()));
+    let cargo = || {
+        let mut command = process::tied(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.current_dir(root);
+        command
+    };
+    let mut build = cargo();
+    build.args(["build", "--locked"]);
+    let building = Instant::now();
+    let built = build.status().context("cargo build")?;
+    if !built.success() {
+        total.add(Tally::broken(format!("cargo build: {built}")));
+    }
+    times.push(("build".to_owned(), building.elapsed()));
+    let building = Instant::now();
+    let image = image::build(root).unwrap_or_else(|error| {
+        total.add(Tally::broken(format!("the image cannot be built: {error:#}")));
+        PathBuf::new()
+    });
+    times.push(("image".to_owned(), building.elapsed()));
+
+    let mut test = cargo();
+    test.args(["test", "--locked", "--no-fail-fast"]);
+    let mut stages = vec![Stage { name: "unit, property and tidy".into(), commands: vec![test] }];
+    stages.extend(end_to_end(&options, &image)?);
+    for stage in stages {
+        if options.only.as_ref().is_some_and(|part| !stage.name.contains(part.as_str())) {
+            continue;
+        }
+        println!("\n===== {} =====", stage.name);
+        let begun = Instant::now();
+        total.add(run_stage(&stage.name, stage.commands));
+        times.push((stage.name, begun.elapsed()));
+    }
+    report(&times, started.elapsed(), &total);
+    Ok(total.failed == 0)
+}
+
+fn end_to_end(options: &Options, image: &Path) -> Result<Vec<Stage>> {
+    let program = std::env::current_exe()?.with_file_name("e2e");
+    let command = |on: &str, group: &str, jobs: &str| {
+        let mut command = process::tied(&program);
+        command.args(["--on", on, "--group", group, "--jobs", jobs, "--effort", &options.effort.to_string()]);
+        command.arg("--image").arg(image);
+        command
+    };
+    let mut stages = Vec::new();
+    for on in ["hosted"].iter().chain(&MACHINES) {
+        let commands = vec![command(on, "acceptance", &options.jobs)];
+        stages.push(Stage { name: format!("end to end, {on}"), commands });
+    }
+    let commands = MACHINES.map(|machine| command(machine, "power-cuts", "1")).into();
+    stages.push(Stage { name: "power cuts".into(), commands });
+    stages.push(Stage { name: "canaries".into(), commands: vec![command("q35", "canaries", "2")] });
+    Ok(stages)
+}
+
+/// Runs a stage's commands at the same time and counts what they report.
+fn run_stage(name: &str, commands: Vec<Command>) -> Tally {
+    let mut tally = Tally::default();
+    thread::scope(|scope| {
+        let runs: Vec<_> = commands.into_iter().map(|command| scope.spawn(|| run_counted(command))).collect();
+        for run in runs {
+            let counted = run.join().unwrap_or_else(|_| bail!("its reader panicked"));
+            tally.add(counted.unwrap_or_else(|error| Tally::broken(format!("{name}: {error:#}"))));
+        }
+    });
+    tally
+}
+
+/// Runs a command, shows its output and counts its results.
+fn run_counted(mut command: Command) -> Result<Tally> {
+    let name = process::describe(&command);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| name.clone())?;
+    let stdout = child.stdout.take().context("no standard output")?;
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let deadline = Instant::now() + STAGE_LIMIT;
+    let mut tally = Tally::default();
+    while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        println!("{line}");
+        tally.read(&line);
+    }
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+    let Some(status) = process::wait(&mut child, left)? else {
+        process::end(&mut child)?;
+        tally.add(Tally::broken(format!("{name}: not done after {STAGE_LIMIT:?}")));
+        return Ok(tally);
+    };
+    // A test program that crashed has printed no result.
+    if !status.success() && tally.failed == 0 {
+        tally.add(Tally::broken(format!("{name}: {status}")));
+    }
+    Ok(tally)
+}
+
+fn report(times: &[(String, Duration)], whole: Duration, total: &Tally) {
+    println!("\n===== time =====");
+    for (name, time) in times {
+        println!("{:>8.1} s  {name}", time.as_secs_f64());
+    }
+    println!("{:>8.1} s  in all", whole.as_secs_f64());
+    if !total.failures.is_empty() {
+        println!("\n===== failed =====\n{}", total.failures.join("\n"));
+    }
+    println!("\n{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_summed_up() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 3 tests",
+            "test a::b ... ok",
+            "test q35::power_cut::x ... FAILED (1.0 s)",
+            "test result: FAILED. 2 passed; 1 failed; 4 ignored; 0 measured; 7 filtered out; finished in 0.00s",
+            "test result: ok. 10 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 5.00s",
+        ] {
+            tally.read(line);
+        }
+        assert_eq!((tally.passed, tally.failed, tally.skipped, tally.failures.len()), (12, 1, 4, 1));
+    }
+
+    #[test]
+    fn a_crash_is_a_failure() {
+        let sh = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            run_counted(command).unwrap()
+        };
+        assert_eq!(sh("exit 101").failed, 1);
+        assert_eq!(sh("echo 'test result: FAILED. 0 passed; 2 failed; 0 ignored'; exit 101").failed, 2);
+        assert_eq!(
+            sh("echo 'test result: ok. 3 passed; 0 failed; 0 ignored'"),
+            Tally { passed: 3, ..Tally::default() }
+        );
+    }
+}
