@@ -36,12 +36,20 @@ pub fn runtime() -> Runtime {
 pub const CACHE: usize = 1024;
 
 pub async fn format(disk: &MemDisk, data_blocks: u64) -> Metadata {
-    let mode = OpenMode::Format { data_block_sectors: 128, data_blocks };
-    Metadata::open(&runtime(), Disk::new(disk.clone()), mode, CACHE, false).await.unwrap()
+    format_on(Disk::new(disk.clone()), data_blocks, CACHE).await
 }
 
-pub async fn open(disk: &MemDisk, cache_blocks: usize) -> Metadata {
-    Metadata::open(&runtime(), Disk::new(disk.clone()), OpenMode::Existing, cache_blocks, false).await.unwrap()
+pub async fn format_on(device: Disk, data_blocks: u64, cache_blocks: usize) -> Metadata {
+    let mode = OpenMode::Format { data_block_sectors: 128, data_blocks };
+    Metadata::open(&runtime(), device, mode, cache_blocks, false).await.unwrap()
+}
+
+pub async fn open_on(device: Disk, cache_blocks: usize) -> Metadata {
+    Metadata::open(&runtime(), device, OpenMode::Existing, cache_blocks, false).await.unwrap()
+}
+
+pub async fn open_read_only(disk: &MemDisk) -> Metadata {
+    Metadata::open(&runtime(), Disk::new(disk.clone()), OpenMode::Existing, CACHE, true).await.unwrap()
 }
 
 pub fn id(id: u64) -> DeviceId {

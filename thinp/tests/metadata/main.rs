@@ -1,4 +1,6 @@
 //! The pool's metadata against models, Linux's tools and power cuts.
 
 mod harness;
+mod model;
+mod random;
 mod smoke;

@@ -1,0 +1,328 @@
+//! A pool and a naive model of it, driven together.
+
+use crate::harness::*;
+use platform::block::Disk;
+use platform::mem::MemDisk;
+use std::collections::{BTreeMap, BTreeSet};
+use thinp::control::DeviceId;
+use thinp::metadata::{DataBlock, Metadata, MetadataError, VirtualBlock};
+
+/// Virtual block to data block, for each device.
+pub type Mappings = BTreeMap<DeviceId, BTreeMap<u64, u64>>;
+
+/// Reads everything, in any order that its users like, off a disk that nobody else uses.
+pub async fn dump(disk: &MemDisk) -> Mappings {
+    let metadata = open_read_only(disk).await;
+    let mut all = Mappings::new();
+    for (device, details) in metadata.devices().await.unwrap() {
+        metadata.open_device(device).await.unwrap();
+        let mappings = mappings_of(&metadata, device).await;
+        assert_eq!(details.mapped_blocks, mappings.len() as u64, "mapped blocks of {device}");
+        all.insert(device, mappings);
+    }
+    all
+}
+
+pub async fn mappings_of(metadata: &Metadata, device: DeviceId) -> BTreeMap<u64, u64> {
+    let (mut found, mut from) = (BTreeMap::new(), VirtualBlock(0));
+    while let Some(range) = metadata.mapped_range(device, from, VirtualBlock(u64::MAX)).await.unwrap() {
+        assert!(range.begin >= from && range.end > range.begin);
+        let blocks = range.begin.0..range.end.0;
+        found.extend(blocks.zip(range.data_begin.0..));
+        from = range.end;
+    }
+    found
+}
+
+/// What happened how often: none of it may be rare.
+pub type Tally = BTreeMap<&'static str, u64>;
+
+pub struct Driver {
+    pub disk: MemDisk,
+    /// What the pool writes to: `disk`, or a layer over it.
+    pub device: Disk,
+    pub metadata: Metadata,
+    pub dice: Dice,
+    pub now: Mappings,
+    pub committed: Mappings,
+    pub held: Option<Mappings>,
+    pub tally: Tally,
+    cache_blocks: usize,
+}
+
+/// Device ids and virtual blocks in use: few, so that they meet often.
+const DEVICES: u64 = 12;
+const VIRTUAL_BLOCKS: u64 = 1500;
+
+impl Driver {
+    pub async fn new(disk: MemDisk, device: Disk, seed: u64, data_blocks: u64, cache_blocks: usize) -> Driver {
+        let metadata = format_on(device.clone(), data_blocks, cache_blocks).await;
+        Driver::over(disk, device, metadata, seed, cache_blocks)
+    }
+
+    pub fn over(disk: MemDisk, device: Disk, metadata: Metadata, seed: u64, cache_blocks: usize) -> Driver {
+        let (now, committed, held) = Default::default();
+        let dice = Dice::new(seed);
+        Driver { disk, device, metadata, dice, now, committed, held, tally: Tally::new(), cache_blocks }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.tally.entry(what).or_default() += 1;
+    }
+
+    fn any_device(&self) -> DeviceId {
+        id(self.dice.below(DEVICES))
+    }
+
+    /// One random operation, on pool and model.
+    pub async fn step(&mut self) {
+        match self.dice.below(1000) {
+            0..=29 => self.create().await,
+            30..=79 => self.snapshot().await,
+            80..=109 => self.delete().await,
+            110..=649 => self.write_some().await,
+            650..=799 => self.discard().await,
+            800..=839 => self.swap().await,
+            840..=849 => self.hold().await,
+            850..=864 => self.release().await,
+            865..=874 => self.reopen().await,
+            875..=894 => self.abort().await,
+            895..=899 => self.grow().await,
+            _ => self.look().await,
+        }
+    }
+
+    async fn create(&mut self) {
+        let device = self.any_device();
+        match self.metadata.create_thin(device).await {
+            Ok(()) => {
+                assert!(self.now.insert(device, BTreeMap::new()).is_none());
+                self.metadata.open_device(device).await.unwrap();
+                self.count("create");
+            }
+            Err(error) => self.refused(error, MetadataError::Exists(device), self.now.contains_key(&device)),
+        }
+    }
+
+    async fn snapshot(&mut self) {
+        let (device, origin) = (self.any_device(), self.any_device());
+        match self.metadata.create_snap(device, origin).await {
+            Ok(()) => {
+                let copy = self.now[&origin].clone();
+                assert!(self.now.insert(device, copy).is_none());
+                self.metadata.open_device(device).await.unwrap();
+                self.count("snapshot");
+            }
+            Err(MetadataError::Exists(_)) => assert!(self.now.contains_key(&device)),
+            Err(error) => self.refused(error, MetadataError::NoDevice(origin), !self.now.contains_key(&origin)),
+        }
+    }
+
+    async fn delete(&mut self) {
+        let device = self.any_device();
+        if self.now.contains_key(&device) {
+            assert_eq!(self.metadata.delete(device).await, Err(MetadataError::InUse(device)));
+            self.metadata.close_device(device);
+            self.metadata.delete(device).await.unwrap();
+            self.now.remove(&device);
+            self.count("delete");
+        } else {
+            assert_eq!(self.metadata.delete(device).await, Err(MetadataError::NoDevice(device)));
+        }
+    }
+
+    /// Writes to a run of blocks: provisions what is unmapped, breaks sharing of what is shared.
+    async fn write_some(&mut self) {
+        let device = self.any_device();
+        let first = self.dice.below(VIRTUAL_BLOCKS);
+        let backwards = self.dice.chance(4);
+        for n in 0..1 + self.dice.below(40) {
+            let block = if backwards { first.saturating_sub(n) } else { first + n };
+            if !self.write(device, block).await {
+                return;
+            }
+        }
+    }
+
+    async fn write(&mut self, device: DeviceId, block: u64) -> bool {
+        if !self.now.contains_key(&device) {
+            let error = self.metadata.lookup(device, VirtualBlock(block)).await;
+            assert_eq!(error, Err(MetadataError::NotOpen(device)));
+            return false;
+        }
+        let found = self.lookup(device, block).await;
+        if found.is_some_and(|mapping| !mapping.shared) {
+            let sharers = self.now.values().filter(|m| m.get(&block) == Some(&found.unwrap().block.0)).count();
+            assert_eq!(sharers, 1, "{block} of {device} is to be written in place");
+            self.count("write in place");
+            return true;
+        }
+        let data = match self.metadata.reserve_data_block().await {
+            Ok(data) => data,
+            Err(MetadataError::NoDataSpace) => {
+                self.count("no data space");
+                return false;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        for (what, mappings) in [("now", Some(&self.now)), ("committed", Some(&self.committed)), ("held", self.held.as_ref())] {
+            let mut used = mappings.into_iter().flat_map(|m| m.values()).flat_map(|m| m.values());
+            assert!(!used.any(|used| *used == data.0), "{} handed out, in use {what}", data.0);
+        }
+        match self.metadata.insert(device, VirtualBlock(block), data).await {
+            Ok(()) => {
+                let before = self.now.get_mut(&device).unwrap().insert(block, data.0);
+                assert_eq!(before, found.map(|mapping| mapping.block.0));
+                self.count(if before.is_some() { "break sharing" } else { "provision" });
+                true
+            }
+            Err(MetadataError::NoMetadataSpace) => {
+                self.metadata.unreserve_data_block(data);
+                self.count("no metadata space");
+                false
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    async fn discard(&mut self) {
+        let device = self.any_device();
+        let begin = self.dice.below(VIRTUAL_BLOCKS);
+        let len = if self.dice.chance(4) { self.dice.below(VIRTUAL_BLOCKS) } else { self.dice.below(40) };
+        let most = 1 + self.dice.below(500);
+        let Some(mappings) = self.now.get_mut(&device) else { return };
+        let (begin, end) = (VirtualBlock(begin), VirtualBlock(begin + len));
+        let removed = self.metadata.remove_range(device, begin, end, most).await.unwrap();
+        let gone: Vec<u64> = mappings.range(begin.0..end.0).map(|(block, _)| *block).take(most as usize).collect();
+        assert_eq!(removed.mappings, gone.len() as u64);
+        let gone: BTreeSet<u64> = gone.iter().map(|block| mappings.remove(block).unwrap()).collect();
+        let next = mappings.range(begin.0..end.0).next().map(|(block, _)| VirtualBlock(*block));
+        assert_eq!(removed.next, next);
+        let freed: BTreeSet<u64> = removed.freed.iter().flat_map(|run| run.begin.0..run.begin.0 + run.blocks).collect();
+        let used = |block: &u64| {
+            let all = self.now.values().chain(self.held.iter().flat_map(|held| held.values()));
+            all.flat_map(|mappings| mappings.values()).any(|used| used == block)
+        };
+        let expected: BTreeSet<u64> = gone.into_iter().filter(|block| !used(block)).collect();
+        assert_eq!(freed, expected, "freed of {device} {begin:?}..{end:?}");
+        self.count(if removed.mappings > 0 { "discard" } else { "discard nothing" });
+    }
+
+    async fn swap(&mut self) {
+        let device = self.any_device();
+        let Some(mappings) = self.now.get_mut(&device).filter(|mappings| mappings.len() > 1) else { return };
+        let mut pick = || *mappings.keys().nth(self.dice.below(mappings.len() as u64) as usize).unwrap();
+        let (a, b) = (pick(), pick());
+        self.metadata.swap(device, VirtualBlock(a), VirtualBlock(b)).await.unwrap();
+        let (value_a, value_b) = (mappings[&a], mappings[&b]);
+        mappings.extend([(a, value_b), (b, value_a)]);
+        self.count("swap");
+    }
+
+    async fn hold(&mut self) {
+        match self.metadata.reserve_metadata_snap(async || Ok(())).await {
+            Ok(block) => {
+                assert_eq!(self.metadata.held_root(), Some(block));
+                self.committed = self.now.clone();
+                assert!(self.held.replace(self.now.clone()).is_none());
+                self.count("reserve snapshot");
+            }
+            Err(MetadataError::SnapshotHeld(_)) => assert!(self.held.is_some()),
+            Err(error) => assert_eq!(error, MetadataError::NoMetadataSpace),
+        }
+    }
+
+    async fn release(&mut self) {
+        let result = self.metadata.release_metadata_snap(async || Ok(())).await;
+        if self.held.take().is_some() {
+            result.unwrap();
+            self.committed = self.now.clone();
+            self.count("release snapshot");
+        } else {
+            assert_eq!(result, Err(MetadataError::NoSnapshotHeld));
+        }
+    }
+
+    pub async fn commit(&mut self) {
+        commit(&self.metadata).await;
+        self.committed = self.now.clone();
+        self.count("commit");
+    }
+
+    async fn reopen(&mut self) {
+        self.commit().await;
+        self.metadata = open_on(self.device.clone(), self.cache_blocks).await;
+        self.open_devices().await;
+        self.count("reopen");
+    }
+
+    pub async fn open_devices(&mut self) {
+        for device in self.now.keys() {
+            self.metadata.open_device(*device).await.unwrap();
+        }
+    }
+
+    async fn abort(&mut self) {
+        let existed: Vec<DeviceId> = self.now.keys().copied().collect();
+        self.metadata.abort().await.unwrap();
+        assert!(self.metadata.needs_check());
+        self.now = self.committed.clone();
+        for device in self.now.keys().filter(|device| !existed.contains(device)) {
+            self.metadata.open_device(*device).await.unwrap();
+        }
+        self.count("abort");
+    }
+
+    async fn grow(&mut self) {
+        if self.metadata.needs_check() {
+            return;
+        }
+        let blocks = self.metadata.data_blocks() + self.dice.below(20);
+        self.metadata.grow_data(blocks).await.unwrap();
+        assert_eq!(self.metadata.data_blocks(), blocks);
+        self.commit().await;
+        self.count("grow");
+    }
+
+    async fn lookup(&self, device: DeviceId, block: u64) -> Option<thinp::metadata::Mapping> {
+        let fast = self.metadata.try_lookup(device, VirtualBlock(block));
+        let found = self.metadata.lookup(device, VirtualBlock(block)).await.unwrap();
+        assert!(fast.is_err() || fast == Ok(found));
+        assert_eq!(found.map(|mapping| mapping.block.0), self.now[&device].get(&block).copied());
+        found
+    }
+
+    async fn look(&mut self) {
+        let device = self.any_device();
+        let Some(mappings) = self.now.get(&device) else { return };
+        let from = self.dice.below(VIRTUAL_BLOCKS);
+        self.lookup(device, from).await;
+        let next = self.metadata.next_mapped(device, VirtualBlock(from)).await.unwrap();
+        assert_eq!(next.map(|block| block.0), mappings.range(from..).next().map(|(block, _)| *block));
+        let highest = self.metadata.highest_mapped(device).await.unwrap();
+        assert_eq!(highest.map(|block| block.0), mappings.keys().next_back().copied());
+        assert_eq!(self.metadata.details(device).unwrap().mapped_blocks, mappings.len() as u64);
+        if let Some(data) = mappings.values().next() {
+            assert!(self.metadata.data_block_count(DataBlock(*data)).await.unwrap() > 0);
+        }
+        self.count("look");
+    }
+
+    /// Everything in core is as the model says.
+    pub async fn compare(&self) {
+        for (device, mappings) in &self.now {
+            assert_eq!(mappings_of(&self.metadata, *device).await, *mappings, "mappings of {device}");
+        }
+        let devices: Vec<DeviceId> = self.metadata.devices().await.unwrap().iter().map(|(id, _)| *id).collect();
+        assert!(devices.iter().eq(self.now.keys()));
+    }
+
+    fn refused(&mut self, error: MetadataError, expected: MetadataError, is_right: bool) {
+        if error == MetadataError::NoMetadataSpace {
+            self.count("no metadata space");
+        } else {
+            assert_eq!(error, expected);
+            assert!(is_right, "{error}");
+        }
+    }
+}
