@@ -34,4 +34,6 @@ pub mod fw_cfg;
 pub mod pit;
 pub mod port;
 pub mod rtc;
+pub mod scheduler;
 pub mod uart;
+pub mod virtio;

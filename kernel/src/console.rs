@@ -26,6 +26,18 @@ pub fn set_clock(clock: TscClock) {
     CONSOLE.clock.call_once(|| clock);
 }
 
+/// Logs what helps to find faults, too, or not.
+pub fn log_debug(debug: bool) {
+    log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
+}
+
+/// Shows a line to whoever started the machine.
+pub fn line(text: &str) {
+    let mut uart = Uart::COM1;
+    // The UART takes everything.
+    let _ = writeln!(uart, "{text}");
+}
+
 impl Log for Console {
     fn enabled(&self, metadata: &Metadata) -> bool {
         metadata.level() <= log::max_level()

@@ -259,3 +259,17 @@ fn panic(info: &core::panic::PanicInfo) -> ! {
     }
     power::fail()
 }
+
+/// The prebuilt `alloc` has landing pads that name this. Nothing unwinds, so nothing arrives here.
+#[cfg(panic = "abort")]
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    power::fail()
+}
+
+/// As above.
+#[cfg(panic = "abort")]
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() -> ! {
+    power::fail()
+}

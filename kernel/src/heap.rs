@@ -53,6 +53,13 @@ pub unsafe fn add(range: Range<u64>) -> u64 {
     if storeys.pages.push(region).is_ok() { size_bytes } else { 0 }
 }
 
+/// Some of `range` belongs to the heap.
+pub fn overlaps(range: Range<u64>) -> bool {
+    // SAFETY: nobody holds a mutable reference: see `Sync`.
+    let storeys = unsafe { &*HEAP.0.get() };
+    storeys.pages.iter().any(|region| range.start < region.top() as u64 && range.end > region.bottom() as u64)
+}
+
 /// The layout in pages, if the lower storey serves it.
 fn paged(layout: Layout) -> Option<Layout> {
     if layout.align() < PAGE_BYTES && layout.size() < PAGED_FROM_BYTES {

@@ -4,15 +4,23 @@
 
 extern crate alloc;
 
+mod budget;
 mod console;
+mod devices;
 mod exceptions;
 mod heap;
+mod machine;
 mod memory;
 mod paging;
 mod power;
 mod pvh;
+mod wiring;
 
+use appliance::settings::{OnPanic, Settings};
 use core::arch::global_asm;
+use devices::Devices;
+use drivers::acpi::Acpi;
+use machine::Machine;
 
 global_asm!(include_str!("boot.s"), options(att_syntax));
 
@@ -25,11 +33,20 @@ extern "C" fn start(start_info: u32) -> ! {
     let boot = unsafe { pvh::read(start_info) }.unwrap_or_else(|why| panic!("{why}"));
     // SAFETY: called once, with the memory map of this machine.
     let heap_bytes = unsafe { memory::init(&boot.ram) };
-    log::info!("heap {} MiB, {}", heap_bytes >> 20, boot.command_line);
-    for word in boot.command_line.split_ascii_whitespace() {
-        if word == "on_panic=exit" {
-            power::exit_on_failure(true)
-        }
+    let (settings, warnings) = Settings::parse(&boot.command_line);
+    if settings.on_panic == OnPanic::Exit {
+        power::exit_on_failure();
     }
+    console::log_debug(settings.log_debug);
+    let acpi = Acpi::read(&memory::Firmware, boot.rsdp);
+    if let Some(soft_off) = acpi.soft_off {
+        power::set_soft_off(soft_off);
+    }
+    let machine = Machine::new(&acpi);
+    console::set_clock(machine.clock());
+    log::info!("{} MiB of heap, a clock of {} MHz", heap_bytes >> 20, machine.clock().hz() / 1_000_000);
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    let devices = Devices::find(&boot.command_line);
+    wiring::run(machine, devices, settings, heap_bytes);
     power::off()
 }

@@ -3,6 +3,8 @@
 use crate::heap;
 use crate::paging::{self, Access};
 use core::ops::Range;
+use core::slice;
+use drivers::acpi::PhysicalMemory;
 use drivers::bytes;
 
 /// The boot code maps this much; RAM beyond is mapped here.
@@ -70,6 +72,22 @@ pub unsafe fn init(ram: &[Range<u64>]) -> u64 {
         };
     }
     heap_bytes
+}
+
+/// What firmware left in memory, for reading only: the tables are there until power-off.
+pub struct Firmware;
+
+impl PhysicalMemory for Firmware {
+    fn bytes(&self, at: u64, len_bytes: usize) -> Option<&[u8]> {
+        let end = at.checked_add(len_bytes as u64)?;
+        let image = Image::get();
+        let ours = heap::overlaps(at..end) || (at < image.data.end && end > image.text.start);
+        if ours || at < 4096 || end > MAPPED_AT_BOOT {
+            return None;
+        }
+        // SAFETY: mapped, and not changed by anybody.
+        Some(unsafe { slice::from_raw_parts(at as usize as *const u8, len_bytes) })
+    }
 }
 
 // SAFETY: nothing else in the image has these names.

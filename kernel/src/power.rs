@@ -19,9 +19,9 @@ const KEYBOARD_CONTROLLER: Ports = unsafe { Ports::new(0x64) };
 static EXIT_ON_FAILURE: AtomicBool = AtomicBool::new(false);
 static SOFT_OFF: Once<SoftOff> = Once::new();
 
-/// Decides between resetting and exiting with a failing code, for [`fail`].
-pub fn exit_on_failure(exit: bool) {
-    EXIT_ON_FAILURE.store(exit, Ordering::Relaxed);
+/// [`fail`] is to exit with a failing code where it would reset.
+pub fn exit_on_failure() {
+    EXIT_ON_FAILURE.store(true, Ordering::Relaxed);
 }
 
 /// Remembers how the machine is switched off.
