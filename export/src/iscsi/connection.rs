@@ -178,6 +178,7 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
             is_immediate: bhs.is_immediate(),
             expected_bytes: expected,
             reads: pdu.reads(),
+            writes: pdu.writes(),
             command,
             wanted,
             control: Rc::new(TaskControl::default()),

@@ -40,6 +40,8 @@ pub struct Task {
     pub expected_bytes: u32,
     /// The initiator expects data.
     pub reads: bool,
+    /// The initiator has data.
+    pub writes: bool,
     /// What to do, or the sense data to answer with.
     pub command: Result<Command, Sense>,
     /// The data that it takes.
@@ -247,6 +249,10 @@ impl Transfer for Mover<'_> {
             bytes = rest;
         }
         Ok(())
+    }
+
+    fn offered(&self) -> u64 {
+        if self.task.writes { u64::from(self.task.expected_bytes) } else { 0 }
     }
 
     async fn receive(&mut self) -> Result<Option<Chunk>, Failure> {

@@ -172,7 +172,7 @@ impl<U: LogicalUnit> Run<'_, U> {
                 }
             }
             Compare::OneBlock => {
-                let Some(block) = self.one_block(transfer).await? else { return Ok(()) };
+                let block = self.exactly(u64::from(self.attributes.block_bytes), transfer).await?;
                 for piece in pieces(range.clone(), u64::from(CHUNK_BYTES)) {
                     let chunk = transfer.spare((piece.end - piece.start) as usize)?;
                     let medium = self.read_chunk(piece.clone(), chunk).await?;
@@ -185,10 +185,12 @@ impl<U: LogicalUnit> Run<'_, U> {
         Ok(())
     }
 
-    /// The single block of data of VERIFY and WRITE SAME; `None` if the initiator sends less.
-    async fn one_block<T: Transfer>(&self, transfer: &mut T) -> Result<Option<Chunk>, Failure> {
-        let chunk = transfer.receive().await?;
-        Ok(chunk.filter(|chunk| chunk.buf.len() == self.attributes.block_bytes as usize))
+    /// The data of a command that needs a certain amount, no more and no less.
+    async fn exactly<T: Transfer>(&self, bytes: u64, transfer: &mut T) -> Result<Chunk, Failure> {
+        if transfer.offered() != bytes {
+            return Err(Sense::INVALID_FIELD_IN_CDB.into());
+        }
+        Ok(transfer.receive().await?.ok_or(Sense::INVALID_FIELD_IN_CDB)?)
     }
 
     async fn write_same<T: Transfer>(
@@ -198,20 +200,16 @@ impl<U: LogicalUnit> Run<'_, U> {
         no_data: bool,
         transfer: &mut T,
     ) -> Result<(), Failure> {
-        let blocks = match extent.blocks {
-            0 => self.attributes.blocks.saturating_sub(extent.lba),
-            blocks => blocks,
-        };
-        let range = self.range(Extent { blocks, ..extent })?;
-        if range.end - range.start > WRITE_SAME_BYTES_MAX || (unmap && !self.attributes.is_thin()) {
+        let range = self.range(extent)?;
+        if range.is_empty() || range.end - range.start > WRITE_SAME_BYTES_MAX || (unmap && !self.attributes.is_thin()) {
             return Err(Sense::INVALID_FIELD_IN_CDB.into());
         }
         let pattern = match no_data {
             true => None,
-            false => match self.one_block(transfer).await? {
-                Some(block) => Some(block).filter(|block| block.buf.iter().any(|byte| *byte != 0)),
-                None => return Ok(()),
-            },
+            false => {
+                let block = self.exactly(u64::from(self.attributes.block_bytes), transfer).await?;
+                Some(block).filter(|block| block.buf.iter().any(|byte| *byte != 0))
+            }
         };
         match pattern {
             Some(block) => self.fill(range, &block.buf, transfer).await,
@@ -283,11 +281,11 @@ impl<U: LogicalUnit> Run<'_, U> {
         if extent.blocks > u64::from(compare_and_write_blocks_max(self.attributes.block_bytes)) {
             return Err(Sense::cdb_field(13).into());
         }
-        let Some(mut expected) = transfer.receive().await? else { return Ok(()) };
         let half = range.end - range.start;
-        if expected.buf.len() as u64 != 2 * half {
-            return Err(Sense::cdb_field(13).into());
+        if half == 0 && transfer.offered() == 0 {
+            return Ok(());
         }
+        let mut expected = self.exactly(2 * half, transfer).await?;
         let new = expected.buf.split_off(half as usize);
         let medium = transfer.spare(half as usize)?;
         let _lock = self.lu.locks.exclusive(range.clone()).await;

@@ -85,6 +85,9 @@ pub trait Transfer {
     /// Sends parameter data, all of it at once.
     async fn send_parameters(&mut self, bytes: Vec<u8>) -> Result<(), Failure>;
 
+    /// Bytes of data that the initiator has for the command.
+    fn offered(&self) -> u64;
+
     /// The next data of the command, in order; `None` when all that will come was received.
     async fn receive(&mut self) -> Result<Option<Chunk>, Failure>;
 }

@@ -7,9 +7,9 @@ use alloc::format;
 use alloc::vec::Vec;
 
 /// Most bytes of one read or write.
-pub const TRANSFER_BYTES_MAX: u32 = 4 << 20;
+pub const TRANSFER_BYTES_MAX: u32 = 32 << 20;
 /// Most blocks of one UNMAP.
-pub const UNMAP_BLOCKS_MAX: u32 = 1 << 24;
+pub const UNMAP_BLOCKS_MAX: u32 = 1 << 20;
 /// Most descriptors of one UNMAP.
 pub const UNMAP_DESCRIPTORS_MAX: u32 = 256;
 /// Most bytes of one WRITE SAME.
@@ -102,11 +102,12 @@ fn limits(attributes: &Attributes) -> Vec<u8> {
     let granularity = if thin { attributes.unmap_granularity_blocks } else { 0 };
     let physical = attributes.physical_block_bytes / block_bytes;
     let mut body = Vec::with_capacity(60);
-    body.extend([0, compare_and_write_blocks_max(block_bytes)]);
+    // WSNZ: a WRITE SAME says how many blocks it means.
+    body.extend([1, compare_and_write_blocks_max(block_bytes)]);
     body.extend((physical as u16).to_be_bytes());
     body.extend((TRANSFER_BYTES_MAX / block_bytes).to_be_bytes());
-    body.extend(granularity.min(TRANSFER_BYTES_MAX / block_bytes).to_be_bytes());
-    body.extend(0u32.to_be_bytes());
+    // No optimal length is told (Linux would take it for a limit), and none of PRE-FETCH.
+    body.extend([0; 8]);
     body.extend(if thin { UNMAP_BLOCKS_MAX } else { 0 }.to_be_bytes());
     body.extend(if thin { UNMAP_DESCRIPTORS_MAX } else { 0 }.to_be_bytes());
     body.extend(granularity.to_be_bytes());

@@ -63,7 +63,7 @@ impl LogicalUnit for ThinDisk {
         Attributes {
             blocks: self.disk.size_sectors() * SECTOR_BYTES as u64 / u64::from(self.block_bytes),
             block_bytes: self.block_bytes,
-            physical_block_bytes: 4096,
+            physical_block_bytes: self.block_bytes,
             unmap_granularity_blocks: POOL_BLOCK_BYTES as u32 / self.block_bytes,
             read_only: self.read_only.get(),
         }
