@@ -77,7 +77,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Box<dyn Error>> {
-    os::log_to_stderr(args.settings.contains("log=debug"))?;
+    let (settings, warnings) = Settings::parse(&args.settings);
+    os::log_to_stderr(settings.log_debug)?;
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
 
     let executor = Executor::new();
     let clock = Rc::new(os::OsClock::start());
@@ -95,8 +97,6 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let net = Net::new(reactor.clone(), runtime.clone());
     let listen = |address| net.listen(address).map_err(|error| format!("cannot listen on {address}: {error}"));
 
-    let (settings, warnings) = Settings::parse(&args.settings);
-    warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let parts = Parts {
         runtime,
         disks: vec![("meta".into(), Disk::new(meta.clone())), ("data".into(), Disk::new(data.clone()))],
