@@ -73,6 +73,11 @@ impl DiskMap {
         Ok(self.counts.root(self.counts.index.root()))
     }
 
+    /// Bitmaps changed since the last commit: at most so many btree leaves [`DiskMap::close`] has to copy.
+    pub fn changed_bitmaps(&self) -> u64 {
+        self.counts.index.changed() as u64
+    }
+
     /// The superblock is durable.
     pub fn committed(&self) {
         self.counts.index.commit();

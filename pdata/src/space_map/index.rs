@@ -174,6 +174,11 @@ impl TreeIndex {
         Ok(())
     }
 
+    /// Entries changed since the last commit.
+    pub fn changed(&self) -> usize {
+        self.touched.borrow().len()
+    }
+
     /// What is now is what is committed.
     pub fn commit(&self) {
         self.touched.borrow_mut().clear();

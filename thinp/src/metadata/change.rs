@@ -7,7 +7,14 @@ use super::state::Core;
 use super::{Metadata, MetadataError, Result};
 use alloc::rc::Rc;
 use core::cell::Cell;
+use pdata::space_map::ENTRIES_PER_BITMAP;
 use platform::sync::{Notify, Permit, Semaphore};
+
+/// Blocks that one operation takes at most while it frees others: ways down three trees, siblings included.
+const ROOM_TO_FREE: u64 = 24;
+
+/// Free blocks below which nothing begins that takes any.
+const ROOM_TO_TAKE: u64 = 2 * ROOM_TO_FREE;
 
 /// The turnstile of one [`Metadata`].
 pub(super) struct Turns {
@@ -127,10 +134,32 @@ impl Metadata {
         if self.read_only.get() { Err(MetadataError::ReadOnly) } else { Ok(change) }
     }
 
-    /// As [`Metadata::change`], for what takes metadata blocks: refused while only the reserve is left.
+    /// As [`Metadata::change`], for what frees blocks in the end but needs some on the way.
+    pub(super) async fn change_to_free(&self) -> Result<Change<'_>> {
+        let change = self.change().await?;
+        if self.room_to_free() { Ok(change) } else { Err(MetadataError::NoMetadataSpace) }
+    }
+
+    /// As [`Metadata::change`], for what takes metadata blocks: refused while only the reserve is left, in which what
+    /// frees blocks still works.
     pub(super) async fn change_with_room(&self) -> Result<Change<'_>> {
         let change = self.change().await?;
-        if self.free_metadata_blocks() == 0 { Err(MetadataError::NoMetadataSpace) } else { Ok(change) }
+        let room = change.core.tm.free_blocks() >= self.commit_blocks().saturating_add(ROOM_TO_TAKE);
+        if room && self.free_metadata_blocks() > 0 { Ok(change) } else { Err(MetadataError::NoMetadataSpace) }
+    }
+
+    /// There is room for one more operation that frees blocks, and then for the commit.
+    pub(super) fn room_to_free(&self) -> bool {
+        self.core.borrow().tm.free_blocks() >= self.commit_blocks().saturating_add(ROOM_TO_FREE)
+    }
+
+    /// The most blocks that a commit of what was changed so far takes.
+    fn commit_blocks(&self) -> u64 {
+        let core = self.core.borrow();
+        let metadata_bitmaps = core.tm.nr_blocks().div_ceil(ENTRIES_PER_BITMAP);
+        // A leaf for each device and each bitmap changed, the metadata map itself, and the ways to all these.
+        let leaves = self.devices_changed.get().saturating_add(core.data.changed_bitmaps());
+        leaves.saturating_add(metadata_bitmaps).saturating_add(16)
     }
 
     /// Waits for a turn, whatever state things are in.

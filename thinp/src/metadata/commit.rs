@@ -31,6 +31,7 @@ impl Metadata {
         if self.any_changes() {
             self.write_devices(&change.core).await?;
             change.core.commit(flush_data).await?;
+            self.devices_changed.set(0);
             self.devices.borrow_mut().retain(|_, device| {
                 device.changed = false;
                 device.owned = false;
@@ -78,6 +79,7 @@ impl Metadata {
             }
         }
         core.set_needs_check().await?;
+        self.devices_changed.set(0);
         *self.core.borrow_mut() = Rc::new(core);
         change.restored();
         Ok(())
@@ -125,7 +127,7 @@ impl Metadata {
 
     /// Lets the metadata snapshot go, and commits.
     pub async fn release_metadata_snap(&self, flush_data: impl AsyncFnOnce() -> Result<(), IoError>) -> Result<()> {
-        let change = self.change().await?;
+        let change = self.change_to_free().await?;
         let core = &change.core;
         let held = core.superblock.borrow().held_root().ok_or(MetadataError::NoSnapshotHeld)?;
         let copy = {

@@ -39,7 +39,8 @@ impl Metadata {
         core.set_device_root(device, root).await?;
         let (time, transaction_id) = (self.time(), self.transaction_id());
         let details = Details { mapped_blocks: 0, transaction_id, creation_time: time, snapshotted_time: time };
-        self.put(device, Device { owned: true, changed: true, ..Device::new(details, root) });
+        self.put(device, Device { owned: true, ..Device::new(details, root) });
+        self.update(device, |_| ())?;
         core.tm.settle_some().await?;
         change.done();
         Ok(())
@@ -68,11 +69,9 @@ impl Metadata {
             creation_time: time,
             snapshotted_time: time,
         };
-        self.put(device, Device { owned: true, changed: true, ..Device::new(details, root) });
-        self.with(origin, |origin| {
-            origin.details.snapshotted_time = time;
-            origin.changed = true;
-        })?;
+        self.put(device, Device { owned: true, ..Device::new(details, root) });
+        self.update(device, |_| ())?;
+        self.update(origin, |origin| origin.details.snapshotted_time = time)?;
         core.tm.settle_some().await?;
         change.done();
         Ok(())
@@ -80,7 +79,7 @@ impl Metadata {
 
     /// Deletes a device that is not open.
     pub async fn delete(&self, device: DeviceId) -> Result<()> {
-        let change = self.change().await?;
+        let change = self.change_to_free().await?;
         let core = &change.core;
         self.load(core, device).await?;
         let (opens, root) = self.with(device, |device| (device.opens, device.root))?;
@@ -112,8 +111,9 @@ impl Metadata {
 
     /// Undoes one [`Metadata::open_device`].
     pub fn close_device(&self, device: DeviceId) {
-        // A device that is not open stays closed.
-        let _ = self.with(device, |device| device.opens = device.opens.saturating_sub(1));
+        if let Some(device) = self.devices.borrow_mut().get_mut(&device) {
+            device.opens = device.opens.saturating_sub(1);
+        }
         self.forget_if_unused(device);
     }
 
@@ -192,6 +192,16 @@ impl Metadata {
     /// Looks at or changes a device in core.
     pub(super) fn with<T>(&self, id: DeviceId, f: impl FnOnce(&mut Device) -> T) -> Result<T> {
         self.devices.borrow_mut().get_mut(&id).map(f).ok_or(MetadataError::NotOpen(id))
+    }
+
+    /// Changes a device in core, of which the next commit must tell the trees.
+    pub(super) fn update(&self, id: DeviceId, f: impl FnOnce(&mut Device)) -> Result<()> {
+        let was_changed = self.with(id, |device| {
+            f(device);
+            core::mem::replace(&mut device.changed, true)
+        })?;
+        self.devices_changed.set(self.devices_changed.get().saturating_add(u64::from(!was_changed)));
+        Ok(())
     }
 
     /// As [`Metadata::with`], of a device that is open.

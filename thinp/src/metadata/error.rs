@@ -112,7 +112,8 @@ pub enum MetadataError {
     /// No data block is free.
     #[error("no data block is free")]
     NoDataSpace,
-    /// No metadata block is free outside the reserve; nothing was changed.
+    /// No metadata block is free outside the reserve; nothing was changed. A commit may help: blocks freed since the last
+    /// one are not yet free.
     #[error("no metadata block is free (less the reserve): grow the metadata disk or delete volumes")]
     NoMetadataSpace,
     /// A smaller size was asked for.

@@ -99,9 +99,8 @@ impl Metadata {
             let old = before.block().0;
             core.data.dec(&core.tm, old..old.saturating_add(1), &mut |_| ()).await?;
         }
-        self.with(device, |device| {
+        self.update(device, |device| {
             device.root = root;
-            device.changed = true;
             device.details.mapped_blocks = device.details.mapped_blocks.saturating_add(u64::from(before.is_none()));
         })?;
         core.tm.settle_some().await?;
@@ -112,7 +111,7 @@ impl Metadata {
     /// Exchanges the mappings of two mapped blocks of one device. Allocates no data block, and changes no count: each
     /// mapping leaves one leaf of this device and enters another, or the same.
     pub async fn swap(&self, device: DeviceId, a: VirtualBlock, b: VirtualBlock) -> Result<()> {
-        let change = self.change().await?;
+        let change = self.change_to_free().await?;
         let core = &change.core;
         let mappings = core.tree.mappings();
         let root = self.with_open(device, |device| device.root)?;
@@ -126,16 +125,14 @@ impl Metadata {
         let root = self.own(&change, device).await?;
         let (root, _) = mappings.insert(&core.tm, root, a.0, value_b).await?;
         let (root, _) = mappings.insert(&core.tm, root, b.0, value_a).await?;
-        self.with(device, |device| {
-            device.root = root;
-            device.changed = true;
-        })?;
+        self.update(device, |device| device.root = root)?;
         core.tm.settle_some().await?;
         change.done();
         Ok(())
     }
 
-    /// Removes the mappings in `begin..end`, at most `most` of them.
+    /// Removes the mappings in `begin..end`, at most `most` of them; fewer if metadata blocks run out, which is for the
+    /// next commit to change.
     pub async fn remove_range(
         &self,
         device: DeviceId,
@@ -143,7 +140,7 @@ impl Metadata {
         end: VirtualBlock,
         most: u64,
     ) -> Result<Removed> {
-        let change = self.change().await?;
+        let change = self.change_to_free().await?;
         self.with_open(device, |_| ())?;
         let mut removed = Removed::default();
         let mut at = begin.0;
@@ -154,7 +151,7 @@ impl Metadata {
             if first >= end.0 {
                 break;
             }
-            if removed.mappings >= most {
+            if removed.mappings >= most || !self.room_to_free() {
                 removed.next = Some(VirtualBlock(first));
                 break;
             }
@@ -185,9 +182,8 @@ impl Metadata {
         }
         let count = gone.len() as u64;
         removed.mappings = removed.mappings.saturating_add(count);
-        self.with(device, |device| {
+        self.update(device, |device| {
             device.root = root;
-            device.changed = true;
             device.details.mapped_blocks = device.details.mapped_blocks.saturating_sub(count);
         })?;
         core.tm.settle_some().await?;

@@ -92,7 +92,7 @@ pub struct Removed {
     /// Data blocks that nothing refers to any more, by the counts: safe to discard on the data disk (hold them
     /// with [`Metadata::hold_data`] until that is done). Free for allocation after the next commit.
     pub freed: Vec<DataRun>,
-    /// Where to go on, if the limit was reached before the end of the range.
+    /// Where to go on, if not everything was removed.
     pub next: Option<VirtualBlock>,
 }
 
@@ -122,6 +122,8 @@ pub struct Metadata {
     read_only: Cell<bool>,
     core: RefCell<Rc<Core>>,
     devices: RefCell<BTreeMap<DeviceId, Device>>,
+    /// Those of them that are changed.
+    devices_changed: Cell<u64>,
     space: RefCell<Space>,
     turns: Turns,
 }
@@ -150,6 +152,7 @@ impl Metadata {
             read_only: Cell::new(read_only),
             core: RefCell::new(Rc::new(core)),
             devices: RefCell::default(),
+            devices_changed: Cell::new(0),
             space: RefCell::default(),
             turns: Turns::new(),
         })

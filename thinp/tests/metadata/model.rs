@@ -123,11 +123,16 @@ impl Driver {
         if self.now.contains_key(&device) {
             assert_eq!(self.metadata.delete(device).await, Err(MetadataError::InUse(device)));
             self.metadata.close_device(device);
-            self.metadata.delete(device).await.unwrap();
+            if self.metadata.delete(device).await == Err(MetadataError::NoMetadataSpace) {
+                self.commit().await;
+                self.count("delete after commit");
+                self.metadata.delete(device).await.unwrap();
+            }
             self.now.remove(&device);
             self.count("delete");
         } else {
-            assert_eq!(self.metadata.delete(device).await, Err(MetadataError::NoDevice(device)));
+            let error = self.metadata.delete(device).await.unwrap_err();
+            self.refused(error, MetadataError::NoDevice(device), true);
         }
     }
 
@@ -165,7 +170,9 @@ impl Driver {
             }
             Err(error) => panic!("{error}"),
         };
-        for (what, mappings) in [("now", Some(&self.now)), ("committed", Some(&self.committed)), ("held", self.held.as_ref())] {
+        for (what, mappings) in
+            [("now", Some(&self.now)), ("committed", Some(&self.committed)), ("held", self.held.as_ref())]
+        {
             let mut used = mappings.into_iter().flat_map(|m| m.values()).flat_map(|m| m.values());
             assert!(!used.any(|used| *used == data.0), "{} handed out, in use {what}", data.0);
         }
@@ -192,9 +199,16 @@ impl Driver {
         let most = 1 + self.dice.below(500);
         let Some(mappings) = self.now.get_mut(&device) else { return };
         let (begin, end) = (VirtualBlock(begin), VirtualBlock(begin + len));
-        let removed = self.metadata.remove_range(device, begin, end, most).await.unwrap();
-        let gone: Vec<u64> = mappings.range(begin.0..end.0).map(|(block, _)| *block).take(most as usize).collect();
-        assert_eq!(removed.mappings, gone.len() as u64);
+        let removed = match self.metadata.remove_range(device, begin, end, most).await {
+            Ok(removed) => removed,
+            Err(error) => return self.refused(error, MetadataError::NoMetadataSpace, true),
+        };
+        let all = mappings.range(begin.0..end.0).map(|(block, _)| *block);
+        let gone: Vec<u64> = all.take(removed.mappings as usize).collect();
+        assert!(
+            removed.mappings <= most
+                && (removed.mappings == most || self.metadata.free_metadata_blocks() == 0 || removed.next.is_none())
+        );
         let gone: BTreeSet<u64> = gone.iter().map(|block| mappings.remove(block).unwrap()).collect();
         let next = mappings.range(begin.0..end.0).next().map(|(block, _)| VirtualBlock(*block));
         assert_eq!(removed.next, next);
@@ -211,9 +225,11 @@ impl Driver {
     async fn swap(&mut self) {
         let device = self.any_device();
         let Some(mappings) = self.now.get_mut(&device).filter(|mappings| mappings.len() > 1) else { return };
-        let mut pick = || *mappings.keys().nth(self.dice.below(mappings.len() as u64) as usize).unwrap();
+        let pick = || *mappings.keys().nth(self.dice.below(mappings.len() as u64) as usize).unwrap();
         let (a, b) = (pick(), pick());
-        self.metadata.swap(device, VirtualBlock(a), VirtualBlock(b)).await.unwrap();
+        if let Err(error) = self.metadata.swap(device, VirtualBlock(a), VirtualBlock(b)).await {
+            return self.refused(error, MetadataError::NoMetadataSpace, true);
+        }
         let (value_a, value_b) = (mappings[&a], mappings[&b]);
         mappings.extend([(a, value_b), (b, value_a)]);
         self.count("swap");
@@ -233,7 +249,11 @@ impl Driver {
     }
 
     async fn release(&mut self) {
-        let result = self.metadata.release_metadata_snap(async || Ok(())).await;
+        let mut result = self.metadata.release_metadata_snap(async || Ok(())).await;
+        if result == Err(MetadataError::NoMetadataSpace) {
+            self.commit().await;
+            result = self.metadata.release_metadata_snap(async || Ok(())).await;
+        }
         if self.held.take().is_some() {
             result.unwrap();
             self.committed = self.now.clone();
@@ -278,7 +298,9 @@ impl Driver {
             return;
         }
         let blocks = self.metadata.data_blocks() + self.dice.below(20);
-        self.metadata.grow_data(blocks).await.unwrap();
+        if let Err(error) = self.metadata.grow_data(blocks).await {
+            return self.refused(error, MetadataError::NoMetadataSpace, true);
+        }
         assert_eq!(self.metadata.data_blocks(), blocks);
         self.commit().await;
         self.count("grow");

@@ -32,7 +32,9 @@ fn histories_agree_with_the_model() {
     let seed = seed();
     let mut total = Tally::new();
     // Ample, short of data, short of metadata.
-    for (n, (metadata_blocks, data_blocks)) in [(1024, 8000), (512, 700), (64, 5000), (100, 3000)].into_iter().enumerate() {
+    for (n, (metadata_blocks, data_blocks)) in
+        [(1024, 8000), (512, 700), (120, 5000), (160, 20_000)].into_iter().enumerate()
+    {
         for cache_blocks in [1000, 16] {
             let seed = seed + n as u64 * 2 + cache_blocks as u64;
             let tally = block_on_ready(history(seed, metadata_blocks, data_blocks, cache_blocks, 1500));
@@ -40,7 +42,9 @@ fn histories_agree_with_the_model() {
         }
     }
     println!("{total:#?}");
-    for what in ["no data space", "no metadata space", "break sharing", "abort", "reserve snapshot", "release snapshot", "swap"] {
+    for what in
+        ["no data space", "no metadata space", "break sharing", "abort", "reserve snapshot", "release snapshot", "swap"]
+    {
         assert!(total.get(what).is_some_and(|count| *count >= 5), "{what} is too rare: {total:?}");
     }
 }
