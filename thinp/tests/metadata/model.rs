@@ -70,7 +70,12 @@ impl Driver {
         *self.tally.entry(what).or_default() += 1;
     }
 
+    /// Any id, or that of a device that exists.
     fn any_device(&self) -> DeviceId {
+        let existing = self.now.len() as u64;
+        if existing > 0 && self.dice.chance(2) {
+            return *self.now.keys().nth(self.dice.below(existing) as usize).unwrap();
+        }
         id(self.dice.below(DEVICES))
     }
 
