@@ -6,3 +6,4 @@ mod harness;
 mod model;
 mod random;
 mod smoke;
+mod speed;
