@@ -44,7 +44,8 @@ impl Counts {
     /// Blocks at or beyond `end` that were referred to.
     pub fn beyond(&self, end: u64) -> impl Iterator<Item = u64> {
         let pages = self.pages.range(end / PAGE..);
-        let blocks = pages.flat_map(|(page, counts)| (page.saturating_mul(PAGE)..).zip(counts.iter()));
+        let blocks =
+            pages.flat_map(|(page, counts)| (0..PAGE).map(move |at| page.saturating_mul(PAGE) + at).zip(counts.iter()));
         blocks.filter(move |(block, count)| *block >= end && **count > 0).map(|(block, _)| block)
     }
 }

@@ -1,0 +1,6 @@
+//! The library as a target would use it, against models and the library's own checker.
+
+mod cache;
+mod harness;
+mod maps;
+mod trees;

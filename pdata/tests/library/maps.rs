@@ -1,0 +1,136 @@
+//! Space maps against plain arrays of counts.
+
+use crate::harness::*;
+use pdata::Error;
+use platform::task::block_on_ready;
+
+/// A kind of block for whoever needs blocks.
+static PLAIN: pdata::block::BlockKind =
+    pdata::block::BlockKind { name: "test block", salt: 1, number_at: 8, check: |_| Ok(()) };
+
+#[test]
+fn a_disk_map_counts() {
+    let dice = Dice::new(seed());
+    block_on_ready(async {
+        let size = 50_000;
+        let mut store = Store::new(3000, size, 16).await;
+        let (mut now, mut committed) = (vec![0u32; size as usize], vec![0u32; size as usize]);
+        for _ in 0..1500 {
+            let begin = dice.below(size);
+            let end = (begin + dice.below(if dice.below(10) == 0 { 20_000 } else { 20 })).min(size);
+            let range = begin as usize..end as usize;
+            match dice.below(10) {
+                0..=4 => {
+                    store.data.inc(&store.tm, begin..end).await.unwrap();
+                    now[range].iter_mut().for_each(|count| *count += 1);
+                }
+                5..=7 if now[range.clone()].iter().all(|count| *count > 0) => {
+                    let mut freed = Vec::new();
+                    store.data.dec(&store.tm, begin..end, &mut |block| freed.push(block)).await.unwrap();
+                    now[range.clone()].iter_mut().for_each(|count| *count -= 1);
+                    assert!(freed.into_iter().eq((begin..end).filter(|block| now[*block as usize] == 0)));
+                }
+                8 => {
+                    let skipped = dice.below(size);
+                    match store.data.find_free(&store.tm, |block| block == skipped).await {
+                        Ok(block) => {
+                            assert_eq!((now[block as usize], committed[block as usize]), (0, 0));
+                            assert_ne!(block, skipped);
+                        }
+                        Err(error) => {
+                            assert_eq!(error, Error::NoSpace);
+                            let free = (0..size as usize).filter(|b| now[*b] == 0 && committed[*b] == 0);
+                            assert_eq!(free.filter(|block| *block as u64 != skipped).count(), 0);
+                        }
+                    }
+                }
+                _ => {
+                    store.commit().await;
+                    committed.clone_from(&now);
+                    if dice.below(2) == 0 {
+                        store.reopen().await;
+                    }
+                }
+            }
+            store.tm.settle_some().await.unwrap();
+            let block = dice.below(size);
+            let count = store.tm.blocks().look(|blocks| store.data.try_count(blocks, block)).await.unwrap();
+            assert_eq!(count, now[block as usize]);
+            assert_eq!(store.data.nr_free(), now.iter().filter(|count| **count == 0).count() as u64);
+        }
+    });
+}
+
+#[test]
+fn a_count_cannot_drop_below_zero_nor_leave_the_map() {
+    block_on_ready(async {
+        let store = Store::new(100, 1000, 16).await;
+        let below = store.data.dec(&store.tm, 5..6, &mut |_| ()).await;
+        assert_eq!(below, Err(Error::BadCount { block: 5, count: 0, by: -1 }));
+        let beyond = store.data.inc(&store.tm, 990..1001).await;
+        assert_eq!(beyond, Err(Error::OutOfRange { block: 1000, blocks: 1000 }));
+    });
+}
+
+/// Traps 6 and 7: the metadata map never hands out a block twice, nor one that the committed state uses, down to the last.
+#[test]
+fn trap_6_no_reuse_before_commit() {
+    block_on_ready(async {
+        let mut store = Store::new(200, 100, 16).await;
+        store.commit().await;
+        let mut taken = Vec::new();
+        let last = loop {
+            match store.tm.new_block(&PLAIN).await {
+                Ok(block) => taken.push(block.number()),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(last, Error::NoSpace);
+        let mut distinct = taken.clone();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!(distinct.len(), taken.len());
+        assert_eq!(store.tm.free_blocks(), 0);
+        // All but eight go back; none of them was committed, so they can be had again at once.
+        taken.iter().skip(8).for_each(|block| store.tm.dec(*block));
+        store.commit().await;
+        assert_eq!(store.tm.free_blocks(), taken.len() as u64 - 8);
+        for block in &taken[..8] {
+            assert_eq!(store.tm.count(*block).await, Ok(1));
+            store.tm.dec(*block);
+        }
+        // These were committed: they are not for this transaction.
+        while let Ok(block) = store.tm.new_block(&PLAIN).await {
+            assert!(!taken[..8].contains(&block.number()));
+            store.tm.inc(block.number());
+            store.tm.dec(block.number());
+        }
+    });
+}
+
+#[test]
+fn both_maps_grow_when_they_are_full() {
+    block_on_ready(async {
+        // The metadata map grows from within its first bitmap to its third.
+        let mut store = Store::new(100, 100, 64).await;
+        store.data.inc(&store.tm, 0..100).await.unwrap();
+        store.commit().await;
+        let mut taken = Vec::new();
+        while let Ok(block) = store.tm.new_block(&PLAIN).await {
+            taken.push(block.number());
+        }
+        store.disk.resize(40_000 * 8);
+        store.tm.grow(40_000).await.unwrap();
+        store.data.grow(&store.tm, 33_000).await.unwrap();
+        assert_eq!(store.data.find_free(&store.tm, |_| false).await, Ok(100));
+        taken.iter().for_each(|block| store.tm.dec(*block));
+        store.data.dec(&store.tm, 0..100, &mut |_| ()).await.unwrap();
+        store.commit().await;
+        store.check([]).await;
+        store.reopen().await;
+        assert_eq!((store.tm.nr_blocks(), store.data.nr_blocks(), store.data.nr_free()), (40_000, 33_000, 33_000));
+        assert_eq!(store.tm.grow(39_999).await, Err(Error::BadSize { from: 40_000, to: 39_999 }));
+        let block = store.tm.new_block(&PLAIN).await.unwrap();
+        store.tm.dec(block.number());
+    });
+}
