@@ -16,6 +16,7 @@ mod power;
 mod pvh;
 mod wiring;
 
+use alloc::format;
 use appliance::settings::{OnPanic, Settings};
 use core::arch::global_asm;
 use devices::Devices;
@@ -47,6 +48,11 @@ extern "C" fn start(start_info: u32) -> ! {
     log::info!("{} MiB of heap, a clock of {} MHz", heap_bytes >> 20, machine.clock().hz() / 1_000_000);
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let devices = Devices::find(&boot.command_line);
-    wiring::run(machine, devices, settings, heap_bytes);
-    power::off()
+    match wiring::run(machine, devices, settings, heap_bytes) {
+        Ok(()) => power::off(),
+        Err(lack) => {
+            console::line(&format!("gossamer: cannot start: {lack}"));
+            power::fail()
+        }
+    }
 }

@@ -25,12 +25,18 @@ use platform::time::Timers;
 /// More than any secret has.
 const SECRET_BYTES_MAX: usize = 1024;
 
-/// Runs the appliance until it is powered off.
-pub fn run(mut machine: Machine, devices: Devices, settings: Settings, heap_bytes: u64) {
-    let seed =
-        devices.random_seed().expect("a source of randomness: a processor with RDRAND, or -device virtio-rng-pci");
+/// Runs the appliance until it is powered off. The error says what the machine lacks.
+pub fn run(mut machine: Machine, devices: Devices, settings: Settings, heap_bytes: u64) -> Result<(), &'static str> {
+    const NO_RANDOMNESS: &str =
+        "no source of randomness: use a processor with RDRAND (-cpu …,+rdrand) or add virtio-rng";
+    const NO_NETWORK: &str = "no network card: add virtio-net";
+    const ONE_PORT: &str = "iSCSI and HTTP cannot share a port: change iscsi.port or http.port";
+    let seed = devices.random_seed().ok_or(NO_RANDOMNESS)?;
     let Devices { disks, net, .. } = devices;
-    let net = net.expect("a network card: -device virtio-net-pci,netdev=…");
+    let net = net.ok_or(NO_NETWORK)?;
+    if settings.iscsi_port == settings.http_port {
+        return Err(ONE_PORT);
+    }
     disks.iter().for_each(|disk| machine.add(disk.clone()));
     machine.add(net.clone());
     let executor = Executor::new();
@@ -43,6 +49,7 @@ pub fn run(mut machine: Machine, devices: Devices, settings: Settings, heap_byte
         bufs: BufPool::new(budget.io_buffers_bytes),
     };
     executor.run(&timers, &machine, serve(runtime, disks, net, settings, budget));
+    Ok(())
 }
 
 async fn serve(
@@ -55,7 +62,7 @@ async fn serve(
     let stack = Stack::start(&runtime, net, address(settings.net));
     let disks = named(disks).await;
     stack.configured().await;
-    let listen = |port, options| stack.listen(port, options).expect("the ports of iSCSI and HTTP differ");
+    let listen = |port, options| stack.listen(port, options).expect("the ports were compared before");
     let (iscsi, http) = (listen(settings.iscsi_port, budget.iscsi), listen(settings.http_port, budget.http));
     let secrets = Secrets { token: secret("opt/io.gossamer/token"), identity: secret("opt/io.gossamer/identity") };
     let cache_blocks = budget.cache_blocks;
