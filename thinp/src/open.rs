@@ -79,7 +79,8 @@ fn magic(block: &[u8]) -> Option<u64> {
 async fn check_zero(data: &Disk, begin: u64, end: u64, mut buf: Buf) -> Result<Buf, OpenError> {
     let mut sector = begin;
     while sector < end {
-        let sectors = CHUNK_SECTORS.min(end - sector);
+        let most = data.limits().transfer_sectors_max.clamp(1, CHUNK_SECTORS);
+        let sectors = most.min(end - sector);
         buf = read(PoolDisk::Data, data, sector, sectors, buf).await?;
         let bytes = buf.get(..sectors as usize * SECTOR_BYTES).unwrap_or_default();
         if let Some(at) = bytes.iter().position(|byte| *byte != 0) {

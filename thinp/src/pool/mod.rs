@@ -25,6 +25,7 @@ use mode::State;
 use passdown::Passdown;
 use platform::Runtime;
 use platform::block::Disk;
+use platform::buf::BufPool;
 use platform::sync::Semaphore;
 
 /// The feature arguments of a pool's table line (reference 7.1).
@@ -115,7 +116,10 @@ impl Pool {
             }
         }
         let scratch = Scratch::new(&runtime.bufs)?;
-        let metadata = Metadata::open(runtime, meta.clone(), mode, options.cache_blocks, read_only).await?;
+        // Buffers of its own: volumes that hold all others while they wait for space must not keep a commit, which may bring
+        // it, from being written.
+        let apart = Runtime { bufs: BufPool::new(METADATA_BUFS_BYTES), ..runtime.clone() };
+        let metadata = Metadata::open(&apart, meta.clone(), mode, options.cache_blocks, read_only).await?;
         let block_sectors = metadata.data_block_sectors();
         let (disk_blocks, pool_blocks) = (data.size_sectors() / u64::from(block_sectors), metadata.data_blocks());
         if disk_blocks < pool_blocks {
@@ -373,6 +377,9 @@ impl Pool {
         self.0.runtime.spawner.spawn(work).await.unwrap_or(Err(Error::Closed))
     }
 }
+
+/// Budget of buffers for metadata I/O under way.
+const METADATA_BUFS_BYTES: usize = 1 << 20;
 
 /// The metadata map's limit (reference 1.5).
 const METADATA_BLOCKS_MAX: u64 = 255 * 16_320;

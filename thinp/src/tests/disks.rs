@@ -185,23 +185,17 @@ impl<D: BlockDevice> BlockDevice for Limited<D> {
     }
 }
 
-/// Keeps the requests that its rule picks until they are let go.
+/// Never answers the requests that its rule picks.
 #[derive(Clone)]
 pub struct Gate {
-    pub inner: Rc<dyn BlockDevice>,
-    pub holds: Rc<Cell<fn(&Request) -> bool>>,
+    inner: Rc<dyn BlockDevice>,
+    holds: fn(&Request) -> bool,
     pub held: Rc<RefCell<Vec<Io>>>,
 }
 
 impl Gate {
     pub fn new(inner: impl BlockDevice + 'static, holds: fn(&Request) -> bool) -> Gate {
-        Gate { inner: Rc::new(inner), holds: Rc::new(Cell::new(holds)), held: Rc::default() }
-    }
-
-    /// Lets everything pass, what was held first.
-    pub fn open(&self) {
-        self.holds.set(|_| false);
-        self.held.take().into_iter().for_each(|io| self.inner.submit(io));
+        Gate { inner: Rc::new(inner), holds, held: Rc::default() }
     }
 }
 
@@ -211,7 +205,7 @@ impl BlockDevice for Gate {
     }
 
     fn submit(&self, io: Io) {
-        if (self.holds.get())(io.request()) {
+        if (self.holds)(io.request()) {
             self.held.borrow_mut().push(io);
         } else {
             self.inner.submit(io);

@@ -173,8 +173,8 @@ fn a_metadata_disk_that_takes_no_writes_fails_the_pool() {
 /// Deviation 1: deletes and discards are how metadata space comes back.
 #[test]
 fn out_of_metadata_space_deletes_and_discards_bring_it_back() {
-    let meta = MemDisk::new(48 * 8);
-    run(8, meta, MemDisk::new(20_000 * BLOCK), async |world| {
+    let meta = MemDisk::new(128 * 8);
+    run(8, meta, MemDisk::new(40_000 * BLOCK), async |world| {
         let features = Features { error_if_no_space: true, ..Features::default() };
         let (pool, thin) = world.pool_with_device(PoolOptions { features, ..PoolOptions::default() }).await;
         let mut blocks = 0;
@@ -189,7 +189,7 @@ fn out_of_metadata_space_deletes_and_discards_bring_it_back() {
         assert_eq!(refused.errno(), Errno::EIO);
         assert!(blocks > 1000, "{blocks}");
         let line = pool.status().to_string();
-        assert!(line.contains(" 48/48 ") && line.contains(" ro ") && line.contains(" - 12 "), "{line}");
+        assert!(line.contains(" 128/128 ") && line.contains(" ro ") && line.contains(" - 32 "), "{line}");
         assert_eq!(pool.message("create_thin 9").await.unwrap_err().errno(), Errno::EOPNOTSUPP);
         world.expect(&thin, 0, 1, 0x11).await;
         thin.flush().await.unwrap();

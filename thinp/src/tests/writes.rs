@@ -227,7 +227,8 @@ fn trap_25_the_data_flush_comes_before_the_superblock() {
             log.iter().enumerate().filter(|(_, e)| **e == ("meta", Op::Flush, 0)).map(|(n, _)| n).collect();
         assert!(written < data_flush && data_flush < superblock);
         assert_eq!(meta_flushes.len(), 2);
-        assert_eq!(meta_flushes[0] + 1, superblock, "alone, behind a flush");
+        let between = &log[meta_flushes[0] + 1..superblock];
+        assert!(between.iter().all(|(name, _, _)| *name == "data"), "alone, behind a flush");
         assert_eq!(meta_flushes[1], superblock + 1);
     });
 }

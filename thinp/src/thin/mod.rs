@@ -19,7 +19,9 @@ use crate::metadata::{Mapping, VirtualBlock};
 use crate::pool::Inner;
 use alloc::rc::Rc;
 use core::cell::Cell;
+use core::future::poll_fn;
 use core::ops::Range;
+use core::task::{Context, Poll};
 use lock::{InFlight, RangeLock, RangeLocks};
 use platform::block::{Bufs, Disk, Flow, IoError, SECTOR_BYTES};
 use platform::buf::Buf;
@@ -160,6 +162,16 @@ fn take_front(bufs: &mut Bufs, sectors: u64) -> Bufs {
         front.push(partly.split_to(wanted));
     }
     front
+}
+
+/// Polls all parts of a request until each is done. All, because one may wait for what another has under way: who
+/// breaks sharing waits for requests on mapped blocks of the same device.
+async fn all<P>(parts: &mut [P], mut poll: impl FnMut(&mut P, &mut Context<'_>) -> Poll<()>) {
+    poll_fn(|cx| {
+        let pending = parts.iter_mut().fold(false, |pending, part| poll(part, cx).is_pending() | pending);
+        if pending { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await
 }
 
 impl Thin {

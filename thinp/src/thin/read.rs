@@ -1,10 +1,13 @@
 //! Reading: mapped blocks from the data disk, unmapped ones from the external origin or nowhere.
 
 use super::transfer::Transfer;
-use super::{Device, Piece, Thin, pieces, range_of};
+use super::{Device, Piece, Thin, all, pieces, range_of};
 use crate::error::Error;
 use crate::metadata::Mapping;
 use alloc::rc::Rc;
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
 use platform::block::{Bufs, Op, SECTOR_BYTES};
 use platform::buf::Buf;
 use platform::task::JoinHandle;
@@ -15,6 +18,31 @@ enum Reading {
     Done(Result<(), Error>, Buf),
     Disk(Piece, Transfer),
     Slow(JoinHandle<(Result<(), Error>, Buf)>),
+}
+
+impl Reading {
+    /// Becomes `Done`.
+    fn poll(&mut self, device: &Device, cx: &mut Context<'_>) -> Poll<()> {
+        let (result, buf) = match self {
+            Reading::Done(..) => return Poll::Ready(()),
+            Reading::Disk(piece, transfer) => {
+                let (result, bufs) = ready!(Pin::new(transfer).poll(cx));
+                (result.map_err(device.io_error(piece)), join(bufs))
+            }
+            Reading::Slow(task) => {
+                ready!(Pin::new(task).poll(cx)).unwrap_or_else(|_| (Err(Error::Closed), Buf::empty()))
+            }
+        };
+        *self = Reading::Done(result, buf);
+        Poll::Ready(())
+    }
+
+    fn done(self) -> (Result<(), Error>, Buf) {
+        match self {
+            Reading::Done(result, buf) => (result, buf),
+            Reading::Disk(..) | Reading::Slow(_) => (Err(Error::Closed), Buf::empty()),
+        }
+    }
 }
 
 impl Thin {
@@ -31,9 +59,10 @@ impl Thin {
             let mine = buf.split_to(piece.sectors as usize * SECTOR_BYTES);
             readings.push(device.start_read(piece, mine));
         }
+        all(&mut readings, |reading, cx| reading.poll(device, cx)).await;
         let (mut result, mut whole) = (Ok(()), None::<Buf>);
         for reading in readings {
-            let (read, mine) = device.finish_read(reading).await;
+            let (read, mine) = reading.done();
             result = result.and(read);
             whole = match whole {
                 None => Some(mine),
@@ -50,17 +79,6 @@ impl Device {
         match self.try_lookup(piece.block) {
             Some(mapping) => self.read_at(piece, mapping, buf),
             None => Reading::Slow(self.pool.runtime.spawner.spawn(self.clone().read_slowly(piece, buf))),
-        }
-    }
-
-    async fn finish_read(&self, reading: Reading) -> (Result<(), Error>, Buf) {
-        match reading {
-            Reading::Done(result, buf) => (result, buf),
-            Reading::Disk(piece, transfer) => {
-                let (result, bufs) = transfer.await;
-                (result.map_err(self.io_error(&piece)), join(bufs))
-            }
-            Reading::Slow(task) => task.await.unwrap_or_else(|_| (Err(Error::Closed), Buf::empty())),
         }
     }
 
@@ -86,9 +104,10 @@ impl Device {
             Ok(mapping) => mapping,
             Err(error) => return (Err(error.into()), buf),
         };
-        let reading = self.read_at(piece, mapping, buf);
+        let mut reading = self.read_at(piece, mapping, buf);
         drop(lock);
-        alloc::boxed::Box::pin(self.finish_read(reading)).await
+        poll_fn(|cx| reading.poll(&self, cx)).await;
+        reading.done()
     }
 
     /// Reads from the external origin, zeroes beyond its end.

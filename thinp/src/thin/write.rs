@@ -2,11 +2,14 @@
 //! are there (design decision 7).
 
 use super::transfer::{Filling, Transfer};
-use super::{Device, Piece, Thin, pieces, range, range_of, take_front};
+use super::{Device, Piece, Thin, all, pieces, range, range_of, take_front};
 use crate::error::Error;
 use crate::metadata::{DataBlock, Mapping, VirtualBlock};
 use crate::pool::Reserved;
 use alloc::rc::Rc;
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
 use futures_util::future::join4;
 use platform::block::{Bufs, Op};
 use platform::task::JoinHandle;
@@ -25,6 +28,26 @@ enum Writing {
     Slow(JoinHandle<Result<(), Error>>),
 }
 
+impl Writing {
+    /// Becomes `Done`.
+    fn poll(&mut self, device: &Device, cx: &mut Context<'_>) -> Poll<()> {
+        let result = match self {
+            Writing::Done(_) => return Poll::Ready(()),
+            Writing::Disk(piece, transfer) => ready!(Pin::new(transfer).poll(cx)).0.map_err(device.io_error(piece)),
+            Writing::Slow(task) => ready!(Pin::new(task).poll(cx)).unwrap_or(Err(Error::Closed)),
+        };
+        *self = Writing::Done(result);
+        Poll::Ready(())
+    }
+
+    fn done(self) -> Result<(), Error> {
+        match self {
+            Writing::Done(result) => result,
+            Writing::Disk(..) | Writing::Slow(_) => Err(Error::Closed),
+        }
+    }
+}
+
 impl Thin {
     /// Writes the buffers, of whole sectors, from `sector` on. With `fua` it completes when they are durable.
     pub async fn write(&self, sector: u64, mut bufs: Bufs, fua: bool) -> Result<(), Error> {
@@ -41,11 +64,8 @@ impl Thin {
             let mine = take_front(&mut bufs, piece.sectors);
             writings.push(device.start_write(piece, mine, through));
         }
-        let mut result = Ok(());
-        for writing in writings {
-            result = result.and(device.finish_write(writing).await);
-        }
-        result?;
+        all(&mut writings, |writing, cx| writing.poll(device, cx)).await;
+        writings.into_iter().try_for_each(Writing::done)?;
         if fua && (!through || device.pool.metadata.changed(device.id)) {
             return self.flush().await;
         }
@@ -85,14 +105,6 @@ impl Device {
                 let task = self.clone().write_slowly(piece, Payload::Data(bufs), fua);
                 Writing::Slow(self.pool.runtime.spawner.spawn(task))
             }
-        }
-    }
-
-    async fn finish_write(&self, writing: Writing) -> Result<(), Error> {
-        match writing {
-            Writing::Done(result) => result,
-            Writing::Disk(piece, transfer) => transfer.await.0.map_err(self.io_error(&piece)),
-            Writing::Slow(task) => task.await.unwrap_or(Err(Error::Closed)),
         }
     }
 
