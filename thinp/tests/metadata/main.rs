@@ -1,9 +1,11 @@
 //! The pool's metadata against models, Linux's tools and power cuts.
 
+mod concurrent;
 mod crash;
+mod facts;
+mod faults;
 mod golden;
 mod harness;
 mod model;
 mod random;
-mod smoke;
 mod speed;
