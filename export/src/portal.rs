@@ -21,6 +21,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::net::SocketAddr;
+use core::pin::pin;
 use embedded_io_async::{Read, Write};
 use futures_util::future::{Either, select};
 use platform::Runtime;
@@ -412,8 +413,8 @@ impl<D: Directory> Inner<D> {
             exchange: Exchange::default(),
         };
         let reason = {
-            let serving = core::pin::pin!(connection.run());
-            let (closed, silent) = (core::pin::pin!(link.closed()), core::pin::pin!(self.watch(&link)));
+            let serving = pin!(connection.run());
+            let (closed, silent) = (pin!(link.closed()), pin!(self.watch(&link)));
             match select(serving, select(closed, silent)).await {
                 Either::Left((end, _)) => format!("{end}"),
                 Either::Right((Either::Left(_), _)) => String::from("closed here"),
@@ -424,10 +425,14 @@ impl<D: Directory> Inner<D> {
         link.queue.close();
         link.abort_tasks();
         link.tasks_ended().await;
-        if self.runtime.timers.timeout(LINGER, sender).await.is_err() {
+        let writer = self.runtime.timers.timeout(LINGER, sender).await;
+        if writer.is_err() {
             link.abandon();
         }
         log::info!("iscsi: session of {} with {what} ended: {reason}", info.initiator);
+        // The session is over before the initiator can see the end of the stream.
+        drop(granted);
+        drop(writer);
     }
 
     /// Pings an initiator that is silent; returns when it stays silent.
@@ -487,15 +492,22 @@ fn refused(refusal: Refusal) -> Status {
     }
 }
 
-/// Runs the sender until the connection is over. When it fails the connection ends.
-async fn send_all<W: Write<Error = NetError>>(link: Rc<Link>, writer: W, stat_sn: u32) {
-    let sending = core::pin::pin!(send::run(link.clone(), writer, stat_sn));
-    let abandoned = core::pin::pin!(link.abandoned());
-    if let Either::Left((Err(error), _)) = select(sending, abandoned).await {
+/// Runs the sender until the connection is over, and hands the writer back. When it fails the connection ends.
+async fn send_all<W: Write<Error = NetError>>(link: Rc<Link>, mut writer: W, stat_sn: u32) -> W {
+    let failed = {
+        let sending = pin!(send::run(&link, &mut writer, stat_sn));
+        let abandoned = pin!(link.abandoned());
+        match select(sending, abandoned).await {
+            Either::Left((Err(error), _)) => Some(error),
+            _ => None,
+        }
+    };
+    if let Some(error) = failed {
         log::debug!("iscsi: sending failed: {error}");
         link.queue.close();
         link.close();
     }
+    writer
 }
 
 /// Sends a login response.

@@ -24,7 +24,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use embedded_io_async::Read;
 use platform::net::NetError;
-use zerocopy::byteorder::big_endian::{U16, U32};
+use zerocopy::byteorder::big_endian::U32;
 
 /// Longest ping data that is sent back.
 const PING_BYTES_MAX: usize = 8192;
@@ -276,7 +276,8 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
             return self.refuse(RejectReason::DataDigest, bhs).await;
         }
         if bhs.is_immediate() {
-            return self.serve(bhs, data).await;
+            self.serve(bhs, data).await?;
+            return self.turns().await;
         }
         self.numbered(bhs.sn.get(), Numbered::Other(*bhs, data)).await
     }
@@ -403,12 +404,7 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
             self.link.abort_tasks();
             self.link.tasks_ended().await;
         }
-        let answer = LogoutResponse {
-            response,
-            task_tag: bhs.task_tag,
-            time_to_wait_seconds: U16::new(super::params::TIME_TO_WAIT_SECONDS as u16),
-            ..LogoutResponse::new()
-        };
+        let answer = LogoutResponse { response, task_tag: bhs.task_tag, ..LogoutResponse::new() };
         self.link.send(Outgoing::status(answer.into_bhs(), Payload::None)).await;
         if leaves { Err(End::Left) } else { Ok(()) }
     }

@@ -36,8 +36,14 @@ fn entry(table: usize, crc: u32) -> u32 {
 }
 
 /// A digest in the making.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Digest(u32);
+
+impl Default for Digest {
+    fn default() -> Digest {
+        Digest::new()
+    }
+}
 
 impl Digest {
     /// Of no bytes yet.

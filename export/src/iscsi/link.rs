@@ -98,7 +98,7 @@ impl Link {
 
     /// The next request that arrived early and whose turn has come.
     pub fn next_in_turn(&self) -> Option<Numbered> {
-        self.window.borrow_mut().next()
+        self.window.borrow_mut().next_in_turn()
     }
 
     /// A numbered request is done with.

@@ -293,3 +293,6 @@ fn security(stage: Stage, methods: &str, reply: &mut TextWriter) -> Result<(), S
     reply.put("AuthMethod", "None");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -119,7 +119,8 @@ impl Negotiation {
                 let ours = |v: u32| v.min(o.max_outstanding_r2t);
                 size(key, value, (1, 65535), reply, ours, |v| p.max_outstanding_r2t = v)
             }
-            "DefaultTime2Wait" => size(key, value, (0, 3600), reply, |v| v.max(TIME_TO_WAIT_SECONDS), |_| ()),
+            // A session ends with its connection: there is nothing to wait for nor to retain.
+            "DefaultTime2Wait" => size(key, value, (0, 3600), reply, |v| v, |_| ()),
             "DefaultTime2Retain" => size(key, value, (0, 3600), reply, |_| 0, |_| ()),
             "ErrorRecoveryLevel" => size(key, value, (0, 2), reply, |_| 0, |_| ()),
             "iSCSIProtocolLevel" => size(key, value, (0, 31), reply, |v| v.min(2), |v| p.protocol_level = v),
@@ -149,10 +150,6 @@ impl Negotiation {
         params
     }
 }
-
-/// Time2Wait that we ask for, and tell at logout. A session ends with its connection (Time2Retain 0), so there
-/// is nothing to wait for.
-pub const TIME_TO_WAIT_SECONDS: u32 = 0;
 
 const SEGMENT: (u32, u32) = (512, (1 << 24) - 1);
 

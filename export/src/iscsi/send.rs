@@ -54,7 +54,7 @@ impl Outgoing {
 }
 
 /// Sends what is queued until the queue is closed and empty. `stat_sn` is the first StatSN.
-pub async fn run<W: Write<Error = NetError>>(link: Rc<Link>, mut writer: W, mut stat_sn: u32) -> Result<(), NetError> {
+pub async fn run<W: Write<Error = NetError>>(link: &Link, writer: &mut W, mut stat_sn: u32) -> Result<(), NetError> {
     while let Some(mut pdu) = link.queue.pop().await {
         pdu.header.sn = U32::new(stat_sn);
         if pdu.status {
@@ -63,7 +63,7 @@ pub async fn run<W: Write<Error = NetError>>(link: Rc<Link>, mut writer: W, mut 
         let (expected, max) = link.numbers();
         pdu.header.expected_sn = U32::new(expected);
         pdu.header.max_cmd_sn = U32::new(max);
-        send(&link, &mut writer, pdu).await?;
+        send(link, writer, pdu).await?;
         if link.queue.is_empty() {
             writer.flush().await?;
         }

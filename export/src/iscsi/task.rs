@@ -13,6 +13,8 @@ use crate::scsi::{CHECK_CONDITION, Failure, Status, Transfer};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::pin::pin;
+use futures_util::future::{Either, select};
 use platform::buf::Buf;
 use platform::sync::Notified;
 use platform::time::Duration;
@@ -153,13 +155,12 @@ impl<'a> Mover<'a> {
             };
             if !has_room {
                 let chunk = match may_wait && is_idle {
-                    true => self.link.account.chunk(missing).await?,
+                    true => self.buffer(missing).await?,
                     false => match self.link.account.try_chunk(missing) {
                         Some(chunk) => chunk,
                         None => return Ok(()),
                     },
                 };
-                self.check_aborted()?;
                 self.task.inbound.borrow_mut().provide(chunk);
             }
             let tag = self.link.new_tag();
@@ -217,10 +218,12 @@ impl Transfer for Mover<'_> {
     }
 
     async fn buffer(&self, len_bytes: usize) -> Result<Chunk, Failure> {
-        self.check_aborted()?;
-        let chunk = self.link.account.chunk(len_bytes).await?;
-        self.check_aborted()?;
-        Ok(chunk)
+        let aborted = pin!(self.task.control.aborted());
+        let chunk = pin!(self.link.account.chunk(len_bytes));
+        match select(aborted, chunk).await {
+            Either::Left(_) => Err(Failure::Aborted),
+            Either::Right((chunk, _)) => Ok(chunk?),
+        }
     }
 
     fn spare(&self, len_bytes: usize) -> Result<Chunk, Failure> {

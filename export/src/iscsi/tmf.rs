@@ -34,11 +34,16 @@ enum Response {
     Succeeded = 7,
 }
 
-/// Starts a task management function. It runs beside the commands, whose data must go on arriving.
+/// Starts a task management function. It runs beside the commands, whose data must go on arriving. It may make
+/// it the turn of requests that arrived early.
 pub fn start<U: LogicalUnit>(link: Rc<Link>, session: Rc<Session>, scsi: Scsi<U>, bhs: &Bhs) {
     let request = *TaskManagementRequest::of(bhs);
+    // A command to be aborted that has not arrived will never run: its number is used up.
+    let skipped = request.function & !FINAL == ABORT_TASK
+        && link.task(request.referenced_task_tag.get()).is_none()
+        && link.skip(request.ref_cmd_sn.get());
     link.runtime.clone().spawner.spawn(async move {
-        let response = run(&link, &scsi, &request).await;
+        let response = if skipped { Response::Complete } else { run(&link, &scsi, &request).await };
         log::debug!("iscsi: task management function {} ended with {response:?}", request.function & !FINAL);
         let answer = TaskManagementResponse {
             response: response as u8,
@@ -88,11 +93,8 @@ async fn run<U: LogicalUnit>(link: &Rc<Link>, scsi: &Scsi<U>, request: &TaskMana
 }
 
 async fn abort_task(link: &Rc<Link>, request: &TaskManagementRequest) -> Response {
-    if let Some(task) = link.task(request.referenced_task_tag.get()) {
-        task.control.abort();
-        link.task_ended(&task).await;
-        return Response::Complete;
-    }
-    // A command that has not arrived will never run.
-    if link.skip(request.ref_cmd_sn.get()) { Response::Complete } else { Response::NoTask }
+    let Some(task) = link.task(request.referenced_task_tag.get()) else { return Response::NoTask };
+    task.control.abort();
+    link.task_ended(&task).await;
+    Response::Complete
 }

@@ -77,7 +77,7 @@ impl<T> Window<T> {
     }
 
     /// The next command that was kept and whose turn has come.
-    pub fn next(&mut self) -> Option<T> {
+    pub fn next_in_turn(&mut self) -> Option<T> {
         while let Some(kept) = self.early.remove(&self.expected) {
             self.expected = self.expected.wrapping_add(1);
             match kept {
@@ -123,11 +123,11 @@ mod tests {
         let mut window = Window::new(10, 8);
         assert_eq!(window.arrive(12, 'c'), Turn::Later);
         assert_eq!(window.arrive(12, 'x'), Turn::Ignored);
-        assert_eq!(window.next(), None);
+        assert_eq!(window.next_in_turn(), None);
         assert!(window.skip(11));
         assert!(!window.skip(11) && !window.skip(9) && !window.skip(18));
         assert_eq!(window.arrive(10, 'a'), Turn::Now('a'));
-        assert_eq!(window.next(), Some('c'));
+        assert_eq!(window.next_in_turn(), Some('c'));
         assert_eq!((window.expected(), window.max()), (13, 18), "the skipped place is free again");
     }
 }

@@ -351,3 +351,6 @@ fn write_same(cdb: &Cdb, extent: Extent, no_data: bool) -> Result<Command, Sense
     }
     Ok(Command::WriteSame { extent, unmap: cdb.flag(0x08), no_data })
 }
+
+#[cfg(test)]
+mod tests;

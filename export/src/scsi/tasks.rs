@@ -1,8 +1,11 @@
 //! The task set of a logical unit (SAM-5 section 8): the order of its commands, and aborting them.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::pin::pin;
+use futures_util::future::select;
 use platform::sync::Notify;
 
 /// Task attribute.
@@ -33,6 +36,17 @@ impl TaskControl {
     /// The task is to end without a response.
     pub fn is_aborted(&self) -> bool {
         self.aborted.get()
+    }
+
+    /// Resolves when the task is aborted.
+    pub async fn aborted(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.aborted.get() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Notified when the task is aborted, and by its transport when data has arrived.
@@ -76,20 +90,26 @@ impl TaskSet {
         Place { set: self.clone(), number, attribute, control }
     }
 
-    /// Aborts the tasks of `nexus`, or of all, and waits until they are gone. True if there were any.
-    pub async fn abort(&self, nexus: Option<u64>) -> bool {
-        let entries = self.entries.borrow();
-        let chosen = entries.iter().filter(|(_, entry)| nexus.is_none_or(|nexus| nexus == entry.nexus));
-        let chosen: alloc::vec::Vec<u64> = chosen.map(|(number, entry)| (entry.control.abort(), *number).1).collect();
-        drop(entries);
-        self.changed.notify_all();
+    /// Aborts the tasks of `nexus`, or of all, and waits until they are gone.
+    pub async fn abort(&self, nexus: Option<u64>) {
+        let chosen = self.mark_aborted(nexus);
         loop {
             let changed = self.changed.notified();
             if !chosen.iter().any(|number| self.entries.borrow().contains_key(number)) {
-                return !chosen.is_empty();
+                return;
             }
             changed.await;
         }
+    }
+
+    fn mark_aborted(&self, nexus: Option<u64>) -> Vec<u64> {
+        let entries = self.entries.borrow();
+        let chosen = entries.iter().filter(|(_, entry)| nexus.is_none_or(|nexus| nexus == entry.nexus));
+        let marked = chosen.map(|(number, entry)| {
+            entry.control.abort();
+            *number
+        });
+        marked.collect()
     }
 
     /// `nexus` has tasks.
@@ -98,7 +118,7 @@ impl TaskSet {
     }
 
     /// Nexuses other than `nexus` that have tasks.
-    pub fn others(&self, nexus: u64) -> alloc::collections::BTreeSet<u64> {
+    pub fn others(&self, nexus: u64) -> BTreeSet<u64> {
         self.entries.borrow().values().map(|entry| entry.nexus).filter(|other| *other != nexus).collect()
     }
 }
@@ -111,7 +131,7 @@ impl Place {
             if self.control.is_aborted() || self.is_next() {
                 return;
             }
-            changed.await;
+            select(pin!(changed), pin!(self.control.aborted())).await;
         }
     }
 

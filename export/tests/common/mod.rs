@@ -4,6 +4,7 @@ use export::{Attributes, Directory, Identity, LogicalUnit, Refusal, UnitError};
 use platform::block::{Bufs, Disk, Op, SECTOR_BYTES};
 use platform::buf::{Buf, BufPool};
 use platform::mem::MemDisk;
+use platform::time::{Duration, Timers};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -13,9 +14,12 @@ pub const POOL_BLOCK_BYTES: u64 = 64 << 10;
 
 /// A disk that remembers which pool blocks are mapped.
 pub struct ThinDisk {
+    #[allow(dead_code, reason = "only the tests look behind the unit")]
     pub contents: MemDisk,
     pub read_only: Cell<bool>,
     pub full: Cell<bool>,
+    /// With a clock each read and write takes a while.
+    pub slow: Cell<Option<Timers>>,
     block_bytes: u32,
     disk: Disk,
     bufs: BufPool,
@@ -30,6 +34,7 @@ impl ThinDisk {
             contents,
             read_only: Cell::new(false),
             full: Cell::new(false),
+            slow: Cell::new(None),
             block_bytes,
             bufs,
             mapped: RefCell::default(),
@@ -44,6 +49,16 @@ impl ThinDisk {
         }
         mapped.extend(blocks);
         Ok(())
+    }
+
+    /// Waits if the disk is slow: longer each time, and then shorter again.
+    async fn linger(&self) {
+        let timers = self.slow.take();
+        self.slow.set(timers.clone());
+        if let Some(timers) = timers {
+            let nanos = timers.now().nanos;
+            timers.sleep(Duration::from_micros(nanos / 1000 * 7 % 90 + 10)).await;
+        }
     }
 
     fn sector(&self, offset_bytes: u64, len_bytes: u64) -> Result<u64, UnitError> {
@@ -80,6 +95,7 @@ impl LogicalUnit for ThinDisk {
     }
 
     async fn read(&self, offset_bytes: u64, buf: Buf) -> (Result<(), UnitError>, Buf) {
+        self.linger().await;
         match self.sector(offset_bytes, buf.len() as u64) {
             Err(error) => (Err(error), buf),
             Ok(sector) => {
@@ -90,6 +106,7 @@ impl LogicalUnit for ThinDisk {
     }
 
     async fn write(&self, offset_bytes: u64, bufs: Bufs, fua: bool) -> Result<(), UnitError> {
+        self.linger().await;
         let len = bufs.iter().map(|buf| buf.len() as u64).sum();
         let sector = self.sector(offset_bytes, len)?;
         self.map(offset_bytes, len)?;

@@ -1,0 +1,190 @@
+//! Logins as tables of requests and what comes of them.
+
+use super::*;
+use crate::iscsi::pdu::opcode;
+use alloc::vec;
+
+const OFFER: Offer =
+    Offer { segment_bytes: 262_144, max_burst_bytes: 262_144, first_burst_bytes: 65_536, max_outstanding_r2t: 4 };
+
+const WHO: &str = "InitiatorName=iqn.i\0TargetName=iqn.t\0";
+
+/// A login request: stage flags as `T`, CSG, NSG.
+fn request(transit: bool, csg: u8, nsg: u8) -> LoginRequest {
+    let mut bytes = [0; 48];
+    bytes[0] = 0x40 | opcode::LOGIN_REQUEST;
+    bytes[1] = if transit { 0x80 } else { 0 } | csg << 2 | nsg;
+    bytes[8..14].copy_from_slice(&[0, 2, 0x3d, 0, 0, 1]);
+    bytes[19] = 7;
+    bytes[27] = 100;
+    *LoginRequest::of(&super::super::pdu::Bhs::from_bytes(bytes))
+}
+
+fn text(step: &Step) -> String {
+    let bytes = match step {
+        Step::Send(_, text) | Step::Finish(_, _, text) => text,
+        Step::Refuse(_) => return String::new(),
+    };
+    String::from_utf8(bytes.clone()).unwrap().replace('\0', " ")
+}
+
+fn header(step: &Step) -> LoginResponse {
+    match step {
+        Step::Send(response, _) | Step::Finish(_, response, _) | Step::Refuse(response) => *response,
+    }
+}
+
+fn status(step: &Step) -> u16 {
+    u16::from_be_bytes([header(step).status_class, header(step).status_detail])
+}
+
+fn login() -> Login {
+    Login::new(OFFER, 1, 32)
+}
+
+#[test]
+fn open_iscsi_logs_in_over_both_stages() {
+    let mut login = login();
+    let first = format_keys(&["InitiatorName=iqn.I", "TargetName=iqn.T", "SessionType=Normal", "AuthMethod=None"]);
+    let step = login.step(&request(true, 0, 1), &first);
+    assert_eq!(text(&step), "TargetPortalGroupTag=1 AuthMethod=None ");
+    let response = header(&step);
+    assert_eq!((response.flags, response.stat_sn.get(), response.exp_cmd_sn.get()), (0x81, 0, 100));
+    assert_eq!(response.max_cmd_sn.get(), 131);
+    let second = format_keys(&[
+        "HeaderDigest=None,CRC32C",
+        "InitialR2T=No",
+        "ImmediateData=Yes",
+        "MaxBurstLength=16776192",
+        "FirstBurstLength=262144",
+        "MaxRecvDataSegmentLength=262144",
+        "ErrorRecoveryLevel=0",
+    ]);
+    let step = login.step(&request(true, 1, 3), &second);
+    assert_eq!(
+        text(&step),
+        "HeaderDigest=None InitialR2T=No ImmediateData=Yes MaxBurstLength=262144 FirstBurstLength=65536 \
+         ErrorRecoveryLevel=0 MaxRecvDataSegmentLength=262144 "
+    );
+    let Step::Finish(agreed, response, _) = step else { panic!("not finished: {step:?}") };
+    assert_eq!((response.flags, response.stat_sn.get(), agreed.stat_sn), (0x87, 1, 2));
+    assert_eq!((agreed.initiator.as_str(), agreed.target.as_deref()), ("iqn.i", Some("iqn.t")));
+    assert_eq!((agreed.isid, agreed.tsih, agreed.cid, agreed.cmd_sn), ([0, 2, 0x3d, 0, 0, 1], 0, 0, 100));
+    assert!(!agreed.params.initial_r2t && !agreed.params.header_digest);
+    assert_eq!((agreed.params.target_segment_bytes, agreed.params.initiator_segment_bytes), (262_144, 262_144));
+}
+
+fn format_keys(keys: &[&str]) -> Vec<u8> {
+    keys.iter().flat_map(|key| key.bytes().chain([0])).collect()
+}
+
+#[test]
+fn a_login_may_skip_a_stage() {
+    for csg in [0, 1] {
+        let step = login().step(&request(true, csg, 3), WHO.as_bytes());
+        let Step::Finish(agreed, response, _) = step else { panic!("stage {csg}") };
+        assert_eq!(response.flags, 0x83 | csg << 2);
+        let declared = if csg == 1 { 262_144 } else { 8192 };
+        assert_eq!(agreed.params.target_segment_bytes, declared, "only what was declared counts");
+    }
+}
+
+#[test]
+fn discovery_needs_no_target() {
+    let step = login().step(&request(true, 1, 3), b"InitiatorName=iqn.i\0SessionType=Discovery\0InitialR2T=No\0");
+    assert_eq!(text(&step), "InitialR2T=Irrelevant MaxRecvDataSegmentLength=262144 ");
+    assert!(matches!(step, Step::Finish(Agreed { target: None, .. }, ..)));
+}
+
+#[test]
+fn first_requests_that_are_refused() {
+    let named = |keys: &str| [WHO, keys].concat().into_bytes();
+    let mut newer = request(true, 1, 3);
+    newer.version_min = 1;
+    let mut both = request(true, 1, 3);
+    both.flags |= CONTINUE;
+    let table: Vec<(LoginRequest, Vec<u8>, Status)> = vec![
+        (newer, named(""), Status::UnsupportedVersion),
+        (both, named(""), Status::InitiatorError),
+        (request(true, 1, 1), named(""), Status::InitiatorError),
+        (request(true, 1, 0), named(""), Status::InitiatorError),
+        (request(true, 0, 2), named(""), Status::InitiatorError),
+        (request(true, 3, 3), named(""), Status::InitiatorError),
+        (request(false, 2, 0), named(""), Status::InitiatorError),
+        (request(true, 1, 3), b"TargetName=iqn.t\0".to_vec(), Status::MissingParameter),
+        (request(true, 1, 3), b"InitiatorName=iqn.i\0".to_vec(), Status::MissingParameter),
+        (request(true, 1, 3), Vec::new(), Status::MissingParameter),
+        (request(true, 1, 3), b"InitiatorName=\0TargetName=t\0".to_vec(), Status::InitiatorError),
+        (request(true, 1, 3), named("SessionType=Other\0"), Status::SessionTypeNotSupported),
+        (request(true, 1, 3), named("InitialR2T=No\0InitialR2T=No\0"), Status::InitiatorError),
+        (request(true, 1, 3), named("nonsense\0"), Status::InitiatorError),
+        (request(true, 1, 3), named("AuthMethod=None\0"), Status::InitiatorError),
+        (request(true, 0, 1), named("AuthMethod=CHAP\0"), Status::AuthenticationFailure),
+        (request(true, 0, 1), named("AuthMethod=\0"), Status::AuthenticationFailure),
+    ];
+    for (request, text, expected) in table {
+        let step = login().step(&request, &text);
+        assert!(matches!(step, Step::Refuse(_)), "{:?}", core::str::from_utf8(&text));
+        assert_eq!(status(&step), expected as u16, "{:?}", core::str::from_utf8(&text));
+    }
+}
+
+#[test]
+fn what_may_not_change_between_requests() {
+    let changes: [fn(&mut LoginRequest); 5] =
+        [|r| r.isid[5] = 9, |r| r.tsih = 1.into(), |r| r.cid = 1.into(), |r| r.task_tag = 9.into(), |r| r.flags = 0x00];
+    for change in changes {
+        let mut login = login();
+        assert!(matches!(login.step(&request(true, 0, 1), WHO.as_bytes()), Step::Send(..)));
+        let mut second = request(true, 1, 3);
+        change(&mut second);
+        assert_eq!(status(&login.step(&second, b"")), Status::InitiatorError as u16);
+    }
+    let mut login = login();
+    login.step(&request(false, 1, 0), WHO.as_bytes());
+    let again = login.step(&request(true, 1, 3), b"TargetName=iqn.other\0");
+    assert_eq!(status(&again), Status::InitiatorError as u16, "a name is settled once");
+}
+
+#[test]
+fn text_in_parts() {
+    let mut login = login();
+    let mut part = request(false, 1, 0);
+    part.flags |= CONTINUE;
+    let step = login.step(&part, b"InitiatorName=iqn.i\0Targ");
+    assert!(matches!(step, Step::Send(..)) && text(&step).is_empty());
+    assert_eq!(header(&step).flags, 0x04);
+    assert!(matches!(login.step(&request(true, 1, 3), b"etName=iqn.t\0"), Step::Finish(..)));
+}
+
+#[test]
+fn text_without_end_is_refused() {
+    let mut login = login();
+    let mut part = request(false, 1, 0);
+    part.flags |= CONTINUE;
+    for _ in 0..TEXT_BYTES_MAX / 8192 {
+        assert!(matches!(login.step(&part, &[b'x'; 8192]), Step::Send(..)));
+    }
+    assert_eq!(status(&login.step(&part, b"x")), Status::OutOfResources as u16);
+}
+
+proptest::proptest! {
+    #[test]
+    fn anything_gets_an_answer(
+        requests in proptest::collection::vec((proptest::array::uniform32(0u8..), proptest::collection::vec(0u8.., 0..64)), 0..6)
+    ) {
+        let mut login = login();
+        for (bytes, text) in requests {
+            let mut header = [0; 48];
+            header[..32].copy_from_slice(&bytes);
+            header[2..4].fill(0);
+            let request = *LoginRequest::of(&super::super::pdu::Bhs::from_bytes(header));
+            login.step(&request, &text);
+        }
+    }
+
+    #[test]
+    fn any_keys_get_an_answer(keys in "([A-Za-z]{1,20}=[A-Za-z0-9,~]{0,20}\0){0,8}", stage in 0u8..2) {
+        login().step(&request(true, stage, 3), [WHO, &keys].concat().as_bytes());
+    }
+}

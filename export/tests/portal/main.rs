@@ -1,0 +1,11 @@
+//! The portal against a fake initiator over pipes in memory: what goes over the wire, and what is on the disk.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod initiator;
+mod pipe;
+
+mod data;
+mod hostile;
+mod sessions;
+mod units;
