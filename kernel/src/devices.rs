@@ -32,6 +32,7 @@ impl Devices {
                 log::error!("a virtio device is left out: {error}");
             }
         }
+        log::debug!("{} disks are up, and {} network card", devices.disks.len(), devices.net.iter().len());
         devices
     }
 

@@ -165,3 +165,68 @@ impl<'a> Elf<'a> {
         Ok(undefined)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOME: &str = "/home/builder";
+
+    /// An ELF file with one segment of `kind`, the PVH note, and one symbol.
+    fn elf(kind: u32, symbol_section: u16, text: &str) -> Vec<u8> {
+        let mut bytes = vec![0; 1024];
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0, b"\x7fELF\x02\x01");
+        put(18, &62u16.to_le_bytes());
+        put(32, &64u64.to_le_bytes()); // segments: 2 of 56 bytes
+        put(40, &256u64.to_le_bytes()); // sections: 2 of 64 bytes
+        for (at, value) in [(54, 56u16), (56, 2), (58, 64), (60, 2)] {
+            put(at, &value.to_le_bytes());
+        }
+        put(64, &PT_NOTE.to_le_bytes());
+        put(64 + 8, &512u64.to_le_bytes());
+        put(64 + 32, &16u64.to_le_bytes());
+        put(64 + 56, &kind.to_le_bytes());
+        put(256 + 4, &SHT_SYMTAB.to_le_bytes());
+        put(256 + 24, &600u64.to_le_bytes());
+        put(256 + 32, &24u64.to_le_bytes());
+        put(256 + 40, &1u32.to_le_bytes());
+        put(256 + 56, &24u64.to_le_bytes());
+        put(320 + 24, &700u64.to_le_bytes());
+        put(320 + 32, &16u64.to_le_bytes());
+        put(512, b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0");
+        put(600, &1u32.to_le_bytes());
+        put(600 + 6, &symbol_section.to_le_bytes());
+        put(700, b"\0getrandom\0");
+        put(800, text.as_bytes());
+        bytes
+    }
+
+    fn complaint(bytes: &[u8]) -> String {
+        format!("{:#}", check(bytes, Path::new(HOME)).unwrap_err())
+    }
+
+    #[test]
+    fn a_freestanding_image_passes() {
+        check(&elf(1, 7, "/home/builders/other"), Path::new(HOME)).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_freestanding_is_refused() {
+        assert!(complaint(&elf(PT_DYNAMIC, 7, "")).contains("dynamic segment"));
+        assert!(complaint(&elf(PT_INTERP, 7, "")).contains("dynamic linker"));
+        assert!(complaint(&elf(1, 0, "")).contains("undefined symbols: getrandom"));
+        assert!(complaint(&elf(1, 7, "/home/builder/.cargo/registry/x.rs")).contains(".cargo/registry/x.rs"));
+    }
+
+    #[test]
+    fn what_cannot_be_checked_is_refused() {
+        let mut no_note = elf(1, 7, "");
+        no_note[524..528].fill(0);
+        assert!(complaint(&no_note).contains("PVH"));
+        let mut stripped = elf(1, 7, "");
+        stripped[60] = 0;
+        assert!(complaint(&stripped).contains("no symbol table"));
+        assert!(complaint(b"#!/bin/sh").contains("no 64-bit ELF"));
+    }
+}

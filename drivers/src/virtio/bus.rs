@@ -7,7 +7,7 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use virtio_drivers::transport::SomeTransport;
 use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
-use virtio_drivers::transport::pci::bus::{BarInfo, Command, ConfigurationAccess, DeviceFunction, HeaderType, PciRoot};
+use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess, DeviceFunction, HeaderType, PciRoot};
 use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
@@ -105,16 +105,51 @@ fn open_pci(
 ) -> Result<SomeTransport<'static>, VirtioError> {
     let address = u64::from(function.bus) << 8 | u64::from(function.device) << 3 | u64::from(function.function);
     let absent = VirtioError::Absent { address };
-    for bar in root.bars(function).map_err(|_| absent)?.into_iter().flatten() {
-        match bar {
-            BarInfo::Memory { address: 0, .. } | BarInfo::IO { .. } => {}
-            BarInfo::Memory { address, size, .. } => map(address..address.checked_add(size).ok_or(absent)?),
-        }
+    for addresses in structures(root, function) {
+        map(addresses.ok_or(absent)?);
     }
     let (_, command) = root.get_status_command(function);
     let command = (command | Command::MEMORY_SPACE | Command::BUS_MASTER) & !Command::INTERRUPT_DISABLE;
     root.set_command(function, command);
     PciTransport::new::<Identity, _>(root, function).map(SomeTransport::from).map_err(|_| absent)
+}
+
+/// Where the structures are that the device's vendor capabilities tell of (virtio 1.2, section 4.1.4); `None` for one
+/// that cannot be.
+///
+/// The BARs' addresses are read as firmware left them. To ask for their sizes, as for addresses that are still to be
+/// chosen, would move the device out of the address space and back, which takes emulators long.
+fn structures(root: &PciRoot<ConfigurationPorts>, function: DeviceFunction) -> Vec<Option<Range<u64>>> {
+    const VENDOR: u8 = 9;
+    const ACCESS_THROUGH_CONFIGURATION: u8 = 5;
+    const BAR_AT: u8 = 4;
+    const OFFSET_AT: u8 = 8;
+    const LENGTH_AT: u8 = 12;
+    let mut found = Vec::new();
+    for capability in root.capabilities(function).filter(|capability| capability.id == VENDOR) {
+        let [_, kind] = capability.private_header.to_le_bytes();
+        if kind == ACCESS_THROUGH_CONFIGURATION {
+            continue;
+        }
+        let word = |at: u8| ConfigurationPorts.read_word(function, capability.offset.wrapping_add(at));
+        let [bar, ..] = word(BAR_AT).to_le_bytes();
+        let start = bar_address(function, bar).and_then(|bar| bar.checked_add(word(OFFSET_AT).into()));
+        found.push(start.and_then(|start| Some(start..start.checked_add(word(LENGTH_AT).into())?)));
+    }
+    found
+}
+
+/// The address in a memory BAR, if it has one.
+fn bar_address(function: DeviceFunction, bar: u8) -> Option<u64> {
+    const BARS_AT: u8 = 0x10;
+    const BARS: u8 = 6;
+    const IO: u32 = 1;
+    const KIND: u32 = 0b110;
+    const KIND_64: u32 = 0b100;
+    let word = |bar: u8| (bar < BARS).then(|| ConfigurationPorts.read_word(function, BARS_AT + 4 * bar));
+    let low = word(bar).filter(|low| low & IO == 0)?;
+    let high = if low & KIND == KIND_64 { word(bar + 1)? } else { 0 };
+    Some(u64::from(high) << 32 | u64::from(low & !0xf)).filter(|address| *address != 0)
 }
 
 /// A place where a virtio device may be mapped.
