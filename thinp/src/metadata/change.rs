@@ -144,8 +144,14 @@ impl Metadata {
     /// frees blocks still works.
     pub(super) async fn change_with_room(&self) -> Result<Change<'_>> {
         let change = self.change().await?;
-        let room = change.core.tm.free_blocks() >= self.commit_blocks().saturating_add(ROOM_TO_TAKE);
-        if room && self.free_metadata_blocks() > 0 { Ok(change) } else { Err(MetadataError::NoMetadataSpace) }
+        if self.has_room() { Ok(change) } else { Err(MetadataError::NoMetadataSpace) }
+    }
+
+    /// There is room for a change that takes metadata blocks, and then for the commit, outside the reserve. If not, a commit
+    /// may bring some: blocks freed since the last one count only after it.
+    pub fn has_room(&self) -> bool {
+        let free = self.core.borrow().tm.free_blocks();
+        free >= self.commit_blocks().saturating_add(ROOM_TO_TAKE) && self.free_metadata_blocks() > 0
     }
 
     /// There is room for one more operation that frees blocks, and then for the commit.

@@ -170,9 +170,8 @@ impl Inner {
     /// Reserves a data block; commits if that may bring one back, and declares the pool out of space if not.
     pub(crate) async fn reserve(self: &Rc<Self>) -> Result<Reserved, Error> {
         self.check_changeable()?;
-        if self.metadata.free_metadata_blocks() == 0 {
+        if !self.metadata.has_room() {
             self.commit().await?;
-            self.look_at_space();
             self.check_changeable()?;
         }
         if self.mode() == Mode::OutOfDataSpace {
@@ -201,13 +200,13 @@ impl Inner {
 
     /// Transitions between the modes that lack of space decides.
     pub(crate) fn look_at_space(self: &Rc<Self>) {
-        let (metadata_free, data_free) = (self.metadata.free_metadata_blocks(), self.metadata.free_data_blocks());
+        let room = self.metadata.has_room();
         match self.mode() {
-            Mode::Write | Mode::OutOfDataSpace if metadata_free == 0 && !self.metadata.any_changes() => {
+            Mode::Write | Mode::OutOfDataSpace if !room && !self.metadata.any_changes() => {
                 self.set_mode(Mode::OutOfMetadataSpace);
             }
-            Mode::OutOfMetadataSpace if metadata_free > 0 => self.set_mode(Mode::Write),
-            Mode::OutOfDataSpace if data_free > 0 => self.set_mode(Mode::Write),
+            Mode::OutOfMetadataSpace if room => self.set_mode(Mode::Write),
+            Mode::OutOfDataSpace if self.metadata.free_data_blocks() > 0 => self.set_mode(Mode::Write),
             _ => {}
         }
         self.look_at_low_water();

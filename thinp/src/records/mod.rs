@@ -147,7 +147,7 @@ impl Records {
         for device in &active {
             quiet.push(device.quiesce().await);
         }
-        if inner.metadata.free_metadata_blocks() == 0 && inner.mode() != Mode::OutOfMetadataSpace {
+        if !inner.metadata.has_room() && inner.mode() != Mode::OutOfMetadataSpace {
             inner.commit().await?;
         }
         let held = inner.commits.hold().await;

@@ -173,33 +173,33 @@ fn a_metadata_disk_that_takes_no_writes_fails_the_pool() {
 /// Deviation 1: deletes and discards are how metadata space comes back.
 #[test]
 fn out_of_metadata_space_deletes_and_discards_bring_it_back() {
-    let meta = MemDisk::new(128 * 8);
-    run(8, meta, MemDisk::new(40_000 * BLOCK), async |world| {
-        let features = Features { error_if_no_space: true, ..Features::default() };
-        let (pool, thin) = world.pool_with_device(PoolOptions { features, ..PoolOptions::default() }).await;
-        let mut blocks = 0;
-        let refused = loop {
-            // Far apart, so that leaves fill.
-            match world.write(&thin, blocks * BLOCK, 1, 0x11).await {
-                Ok(()) => blocks += 1,
-                Err(error) => break error,
-            }
-        };
-        assert_eq!(refused, Error::Refused(Mode::OutOfMetadataSpace));
-        assert_eq!(refused.errno(), Errno::EIO);
-        assert!(blocks > 1000, "{blocks}");
+    run(8, MemDisk::new(720 * 8), MemDisk::new(256 * BLOCK), async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        world.write(&thin, 0, 100 * BLOCK, 0x11).await.unwrap();
+        let mut devices = 1;
+        // Each takes a metadata block.
+        while pool.create_thin(id(devices)).await.is_ok() {
+            devices += 1;
+        }
+        assert!(devices > 500, "{devices}");
         let line = pool.status().to_string();
-        assert!(line.contains(" 128/128 ") && line.contains(" ro ") && line.contains(" - 32 "), "{line}");
-        assert_eq!(pool.message("create_thin 9").await.unwrap_err().errno(), Errno::EOPNOTSUPP);
-        world.expect(&thin, 0, 1, 0x11).await;
+        assert!(line.contains(" 720/720 ") && line.contains(" ro ") && line.ends_with(" - 180 "), "{line}");
+        assert_eq!(pool.message("create_thin 9999").await.unwrap_err().errno(), Errno::EOPNOTSUPP);
+        let refused = world.write(&thin, 100 * BLOCK, 1, 0x11).await.unwrap_err();
+        assert_eq!((refused, refused.errno()), (Error::Refused(Mode::OutOfMetadataSpace), Errno::EIO));
+        world.write(&thin, 0, 1, 0x11).await.unwrap();
         thin.flush().await.unwrap();
-        thin.discard(0, blocks / 2 * BLOCK).await.unwrap();
-        pool.commit().await.unwrap();
+        for block in 0..50 {
+            thin.discard(block * 2 * BLOCK, BLOCK).await.unwrap();
+        }
+        thin.flush().await.unwrap();
+        assert_eq!(pool.status().data_used_blocks, 50);
+        world.expect(&thin, 0, BLOCK, 0).await;
+        pool.delete(id(1)).await.unwrap();
+        pool.delete(id(2)).await.unwrap();
         assert_eq!((pool.status().mode, pool.status().needs_check), (Mode::Write, false));
         world.write(&thin, 0, 1, 0x22).await.unwrap();
-        drop(thin);
-        pool.delete(id(0)).await.unwrap();
-        assert_eq!(pool.status().data_used_blocks, 0);
+        pool.create_thin(id(1)).await.unwrap();
     });
 }
 
