@@ -38,6 +38,11 @@ pub fn line(text: &str) {
     let _ = writeln!(uart, "{text}");
 }
 
+/// The clock, once it was set.
+pub fn clock() -> Option<TscClock> {
+    CONSOLE.clock.get().copied()
+}
+
 impl Log for Console {
     fn enabled(&self, metadata: &Metadata) -> bool {
         metadata.level() <= log::max_level()

@@ -20,7 +20,7 @@ const PAGED_FROM_BYTES: usize = 16 << 10;
 const CHUNK_BYTES: usize = 256 << 10;
 const REGIONS: usize = 8;
 
-/// First-level bitmap of 12 classes from 32 bytes: blocks up to 128 KiB, well above [`PAGED_FROM_BYTES`].
+/// 14 size classes from 32 bytes on: free blocks of up to 512 KiB, so that a whole chunk is one.
 type SmallHeap = Tlsf<'static, u16, u16, 14, 16>;
 
 #[global_allocator]

@@ -1,9 +1,11 @@
 //! Ways out: power off, reset, and stopping with a failing exit code.
 
+use crate::console;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 use drivers::acpi::SoftOff;
 use drivers::port::Ports;
+use embedded_hal::delay::DelayNs;
 use spin::Once;
 
 /// QEMU's `isa-debug-exit`: writing `v` ends QEMU with status `2 v + 1`. Nothing happens where it is absent.
@@ -42,7 +44,16 @@ pub fn off() -> ! {
         Some(SoftOff::SleepControl { address }) => unsafe { (*address as *mut u8).write_volatile(SLEEP_CONTROL_S5) },
         None => {}
     }
+    give_time();
+    console::line("gossamer: this machine cannot be switched off: it stands still");
     halt()
+}
+
+/// What was asked of the machine happens beside us, and soon.
+fn give_time() {
+    if let Some(mut clock) = console::clock() {
+        clock.delay_ms(200);
+    }
 }
 
 /// Resets, or exits with a failing code if that was set.
@@ -52,6 +63,7 @@ pub fn fail() -> ! {
     }
     RESET_CONTROL.write8(0, 0x06);
     KEYBOARD_CONTROLLER.write8(0, 0xfe);
+    give_time();
     // Not every machine has these two: an exception without vectors resets all of them.
     let no_vectors = [0u16; 5];
     // SAFETY: nothing is to run afterwards.

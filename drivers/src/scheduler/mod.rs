@@ -25,6 +25,8 @@ use platform::block::{BlockDevice, Class, Io, Limits, Op, Request, SECTOR_BYTES}
 const COST_BYTES_MIN: u64 = 4096;
 /// Background work may have a byte for so many foreground bytes that pass it by.
 const FLOOR_SHARE: u64 = 16;
+/// More than this background work does not save up while its cap holds it back.
+const CREDIT_BYTES_MAX: i64 = 1 << 20;
 /// Background work may fill so much of the depth.
 const CAP_SHARE: usize = 4;
 
@@ -163,7 +165,8 @@ impl State {
         let background_first = background_may && self.background_credit_bytes > 0;
         if !background_first && let Some((job, cost)) = self.foreground.pop() {
             if background_waits {
-                self.background_credit_bytes += (cost / FLOOR_SHARE) as i64;
+                let credit = self.background_credit_bytes + (cost / FLOOR_SHARE) as i64;
+                self.background_credit_bytes = credit.min(CREDIT_BYTES_MAX);
             }
             self.in_flight += 1;
             return Some(job);

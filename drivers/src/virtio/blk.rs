@@ -183,8 +183,12 @@ impl<T: Transport> BlockDevice for Blk<T> {
     }
 
     fn submit(&self, io: Io) {
-        if io.request().op == Op::Flush && !self.has_cache() {
+        let Request { op, sector, ref bufs, .. } = *io.request();
+        if op == Op::Flush && !self.has_cache() {
             return io.complete(Ok(()));
+        }
+        if bufs.len() > self.limits.get().segments_max {
+            return io.complete(Err(IoError::Malformed { sector }));
         }
         self.enqueue(Job::Io(io));
     }
@@ -252,7 +256,7 @@ impl<T: Transport> Inner<T> {
             device_writes,
         };
         let data = mem::offset_of!(Place, data);
-        let mut segments: SmallVec<[Segment; 8]> = SmallVec::new();
+        let mut segments: SmallVec<[Segment; BUFS_MAX + EXTRA_SEGMENTS]> = SmallVec::new();
         segments.push(ours(0, HEADER_BYTES as u32, false));
         let (kind, sector, range) = match job {
             Job::Serial(_) => {

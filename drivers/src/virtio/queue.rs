@@ -157,7 +157,7 @@ impl Queue {
     /// The memory of the segments stays valid, and unused but by the device, until [`Queue::take`] returns the
     /// head or the device was reset.
     pub(crate) unsafe fn add(&mut self, segments: &[Segment]) -> Result<u16, Full> {
-        debug_assert!(!segments.is_empty() && segments.len() <= self.segments_max);
+        assert!(!segments.is_empty() && segments.len() <= self.segments_max, "the descriptor table has no room");
         let ring_descriptors = if self.tables.is_some() { 1 } else { segments.len() };
         let first = self.free.len().checked_sub(ring_descriptors).ok_or(Full)?;
         let head = self.next_head().ok_or(Full)?;
