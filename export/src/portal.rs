@@ -11,8 +11,9 @@ use crate::iscsi::text_phase::{Exchange, Listed};
 use crate::iscsi::wire::Receiver;
 use crate::scsi::block::CHUNK_BYTES;
 use crate::scsi::lu::Lu;
+use crate::scsi::reserve::Reservations;
 use crate::scsi::sense::Sense;
-use crate::unit::{Directory, Refusal};
+use crate::unit::{Directory, LogicalUnit, Refusal};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -162,6 +163,8 @@ struct Inner<D: Directory> {
     sessions: Rc<Sessions>,
     /// Units in use, by target name.
     units: RefCell<BTreeMap<String, Weak<Lu<D::Unit>>>>,
+    /// By the units' NAA designators.
+    reservations: RefCell<BTreeMap<[u8; 16], Rc<RefCell<Reservations>>>>,
     connections: Cell<usize>,
     stopping: Cell<bool>,
 }
@@ -198,6 +201,7 @@ impl<D: Directory> Portal<D> {
             options,
             sessions: Rc::default(),
             units: RefCell::default(),
+            reservations: RefCell::default(),
             connections: Cell::new(0),
             stopping: Cell::new(false),
         }))
@@ -341,7 +345,9 @@ impl<D: Directory> Inner<D> {
             (Some(unit), Some(target)) => Some(self.lu(unit, target)),
             _ => None,
         };
-        let scsi = lu.map(|lu| Scsi { nexus: lu.connect(), lu });
+        let isid: String = agreed.isid.iter().map(|byte| format!("{byte:02x}")).collect();
+        let port = format!("{},i,0x{isid}", agreed.initiator);
+        let scsi = lu.map(|lu| Scsi { nexus: lu.connect(port), lu });
         let account = Account::new(self.budget.clone());
         let places = self.options.commands_max;
         let link = Rc::new(Link::new(self.runtime.clone(), account, agreed.params, agreed.cmd_sn, places));
@@ -376,11 +382,19 @@ impl<D: Directory> Inner<D> {
         match units.get(target).and_then(Weak::upgrade) {
             Some(lu) if Rc::ptr_eq(&lu.unit, &unit) => lu,
             _ => {
-                let lu = Rc::new(Lu::new(unit, target.into(), self.options.portal_group));
+                let reservations = self.reservations(unit.identity().naa);
+                let lu = Rc::new(Lu::new(unit, target.into(), self.options.portal_group, reservations));
                 units.insert(target.into(), Rc::downgrade(&lu));
                 lu
             }
         }
+    }
+
+    /// The persistent reservations of a unit. Those without registrations are kept only while they are in use.
+    fn reservations(&self, naa: [u8; 16]) -> Rc<RefCell<Reservations>> {
+        let mut all = self.reservations.borrow_mut();
+        all.retain(|_, reservations| Rc::strong_count(reservations) > 1 || reservations.borrow().is_used());
+        all.entry(naa).or_default().clone()
     }
 
     async fn full_feature<R, W>(

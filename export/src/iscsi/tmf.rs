@@ -70,11 +70,11 @@ async fn run<U: LogicalUnit>(link: &Rc<Link>, scsi: &Scsi<U>, request: &TaskMana
     match function {
         ABORT_TASK => return abort_task(link, request).await,
         ABORT_TASK_SET => {
-            lu.tasks.abort(Some(nexus.id)).await;
+            lu.tasks.abort(|id| id == nexus.id).await;
         }
         CLEAR_TASK_SET => {
             let others = lu.tasks.others(nexus.id);
-            lu.tasks.abort(None).await;
+            lu.tasks.abort(|_| true).await;
             lu.attend(Sense::COMMANDS_CLEARED, |other| others.contains(&other.id));
         }
         LOGICAL_UNIT_RESET | TARGET_WARM_RESET | TARGET_COLD_RESET => lu.reset().await,
@@ -84,7 +84,7 @@ async fn run<U: LogicalUnit>(link: &Rc<Link>, scsi: &Scsi<U>, request: &TaskMana
         QUERY_ASYNCHRONOUS_EVENT if nexus.has_attention() => return Response::Succeeded,
         QUERY_TASK | QUERY_TASK_SET | QUERY_ASYNCHRONOUS_EVENT => {}
         I_T_NEXUS_RESET => {
-            lu.tasks.abort(Some(nexus.id)).await;
+            lu.tasks.abort(|id| id == nexus.id).await;
             nexus.attend(Sense::NEXUS_LOSS);
         }
         _ => return Response::NotSupported,

@@ -85,6 +85,21 @@ pub enum Command {
     ReportLuns { select: u8, allocation: u32 },
     ReportOpcodes(ReportOpcodes),
     ReportTaskManagement { extended: bool, allocation: u32 },
+    PersistentReserveIn { action: u8, allocation: u32 },
+    PersistentReserveOut { action: u8, scope_and_type: u8, list_bytes: u32 },
+    Reserve,
+    Release,
+}
+
+/// What a command does as reservations see it (SPC-4 table 67, SBC-3 table 13).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Allowed to everybody.
+    None,
+    /// Looks at the medium.
+    Read,
+    /// Changes the medium or the unit.
+    Write,
 }
 
 /// The data that the initiator has to send with a command.
@@ -193,6 +208,16 @@ impl Command {
             0x25 => read_capacity_10(&cdb),
             0x9e => service_action_in(&cdb),
             0xa3 => maintenance_in(&cdb),
+            0x5e if cdb.0[1] & 0x1f > 3 => Err(Sense::cdb_field(1)),
+            0x5e => Ok(Command::PersistentReserveIn { action: cdb.0[1] & 0x1f, allocation: u32::from(cdb.be16(7)) }),
+            0x5f => Ok(Command::PersistentReserveOut {
+                action: cdb.0[1] & 0x1f,
+                scope_and_type: cdb.0[2],
+                list_bytes: cdb.be32(5),
+            }),
+            0x16 | 0x56 if cdb.flag(0x11) => Err(Sense::cdb_field(1)),
+            0x16 | 0x56 => Ok(Command::Reserve),
+            0x17 | 0x57 => Ok(Command::Release),
             0xa0 => Ok(Command::ReportLuns { select: cdb.0[2], allocation: cdb.be32(6) }),
             0x37 => Ok(Command::ReadDefectData10 { request: cdb.0[2], allocation: u32::from(cdb.be16(7)) }),
             0xb7 => Ok(Command::ReadDefectData12 { request: cdb.0[1], allocation: cdb.be32(6) }),
@@ -251,8 +276,30 @@ impl Command {
                 Ok(bytes) if bytes <= WHOLE_BYTES_MAX => DataOut::Whole(bytes),
                 _ => DataOut::None,
             },
-            Command::Unmap { list_bytes } | Command::ModeSelect { list_bytes, .. } => DataOut::Whole(*list_bytes),
+            Command::PersistentReserveOut { list_bytes, .. } if *list_bytes > WHOLE_BYTES_MAX => DataOut::None,
+            Command::Unmap { list_bytes }
+            | Command::ModeSelect { list_bytes, .. }
+            | Command::PersistentReserveOut { list_bytes, .. } => DataOut::Whole(*list_bytes),
             _ => DataOut::None,
+        }
+    }
+
+    /// What it does as reservations see it.
+    pub fn access(&self) -> Access {
+        match self {
+            Command::Read { .. }
+            | Command::Verify { .. }
+            | Command::PreFetch { .. }
+            | Command::GetLbaStatus { .. }
+            | Command::ReadDefectData10 { .. }
+            | Command::ReadDefectData12 { .. } => Access::Read,
+            Command::ModeSelect { .. }
+            | Command::ModeSense(_)
+            | Command::StartStopUnit
+            | Command::SendDiagnostic
+            | Command::SynchronizeCache { .. } => Access::Write,
+            command if command.writes() => Access::Write,
+            _ => Access::None,
         }
     }
 

@@ -3,9 +3,11 @@
 use super::block;
 use super::cdb::{Command, ModeSense};
 use super::lu::{Lu, Nexus};
+use super::reserve::Refused;
 use super::sense::Sense;
-use super::{Failure, Transfer, inquiry, mode, opcodes, vpd};
+use super::{Failure, Status, Transfer, inquiry, mode, opcodes, reserve, vpd};
 use crate::unit::LogicalUnit;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 /// The LUN that every target has.
@@ -14,7 +16,7 @@ pub const LUN_0: [u8; 8] = [0; 8];
 /// Runs a decoded command that came in over `nexus` for `lun`. GOOD if it returns without failure.
 pub async fn execute<U: LogicalUnit, T: Transfer>(
     lu: &Lu<U>,
-    nexus: &Nexus,
+    nexus: &Rc<Nexus>,
     lun: [u8; 8],
     command: Result<Command, Sense>,
     transfer: &mut T,
@@ -40,6 +42,9 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
         return Err(attention.into());
     }
     let command = command?;
+    if lu.conflicts(nexus, &command) {
+        return Err(Failure::Status(Status::ReservationConflict));
+    }
     if command.writes() {
         writable(lu)?;
     }
@@ -57,6 +62,19 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
         }
         Command::ReadDefectData12 { request, allocation } => {
             parameters(transfer, alloc::vec![0, request & 0x1f, 0, 0, 0, 0, 0, 0], allocation).await
+        }
+        Command::PersistentReserveIn { action, allocation } => {
+            parameters(transfer, persistent_reserve_in(lu, action), allocation).await
+        }
+        Command::PersistentReserveOut { action, scope_and_type, .. } => {
+            persistent_reserve_out(lu, nexus, action, scope_and_type, transfer).await
+        }
+        Command::Reserve => reserve(lu, nexus),
+        Command::Release => {
+            if lu.holder().is_some_and(|holder| holder.id == nexus.id) {
+                lu.set_holder(None);
+            }
+            Ok(())
         }
         Command::TestUnitReady | Command::StartStopUnit | Command::SendDiagnostic => Ok(()),
         command => block::execute(lu, command, transfer).await,
@@ -132,6 +150,46 @@ async fn mode_select<U: LogicalUnit, T: Transfer>(
         lu.mode.set(after);
         lu.attend(Sense::MODE_PARAMETERS_CHANGED, |other| other.id != nexus.id);
     }
+    Ok(())
+}
+
+/// RESERVE of SPC-2, which does not mix with persistent reservations.
+fn reserve<U: LogicalUnit>(lu: &Lu<U>, nexus: &Rc<Nexus>) -> Result<(), Failure> {
+    if lu.reservations.borrow().is_used() {
+        return Err(Failure::Status(Status::ReservationConflict));
+    }
+    lu.set_holder(Some(nexus));
+    Ok(())
+}
+
+fn persistent_reserve_in<U: LogicalUnit>(lu: &Lu<U>, action: u8) -> Vec<u8> {
+    let reservations = lu.reservations.borrow();
+    match action {
+        0 => reservations.keys(),
+        1 => reservations.reservation(),
+        2 => reserve::capabilities(),
+        _ => reservations.full_status(lu.portal_group),
+    }
+}
+
+async fn persistent_reserve_out<U: LogicalUnit, T: Transfer>(
+    lu: &Lu<U>,
+    nexus: &Nexus,
+    action: u8,
+    scope_and_type: u8,
+    transfer: &mut T,
+) -> Result<(), Failure> {
+    let list = parameter_list(transfer).await?;
+    let request = reserve::Request::new(action, scope_and_type, &list)?;
+    let effects = lu.reservations.borrow_mut().out(&nexus.port, &request).map_err(|refused| match refused {
+        Refused::Conflict => Failure::Status(Status::ReservationConflict),
+        Refused::Check(sense) => sense.into(),
+    })?;
+    for (port, attention) in &effects.attentions {
+        lu.attend(*attention, |other| other.port == *port);
+    }
+    let aborted = lu.nexuses_of(&effects.aborts);
+    lu.tasks.abort(|id| aborted.contains(&id)).await;
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! What the sessions of one logical unit share, and what each has for itself.
 
+use super::cdb::Command;
 use super::locks::RangeLocks;
+use super::reserve::Reservations;
 use super::sense::Sense;
 use super::tasks::TaskSet;
 use crate::unit::LogicalUnit;
@@ -24,6 +26,10 @@ pub struct Lu<U> {
     pub locks: RangeLocks,
     /// Mode parameters that MODE SELECT can change.
     pub mode: Cell<ModeState>,
+    /// Persistent reservations, which outlive the sessions.
+    pub reservations: Rc<RefCell<Reservations>>,
+    /// The nexus that holds the unit by RESERVE.
+    reserved_by: RefCell<Weak<Nexus>>,
     nexuses: RefCell<Vec<Weak<Nexus>>>,
     next_nexus: Cell<u64>,
 }
@@ -41,12 +47,14 @@ pub struct ModeState {
 pub struct Nexus {
     /// Different for each.
     pub id: u64,
+    /// Name of the initiator port: `NAME,i,0xISID`.
+    pub port: String,
     attentions: RefCell<VecDeque<Sense>>,
 }
 
 impl<U: LogicalUnit> Lu<U> {
     /// A unit that nobody is logged in to.
-    pub fn new(unit: Rc<U>, target: String, portal_group: u16) -> Lu<U> {
+    pub fn new(unit: Rc<U>, target: String, portal_group: u16, reservations: Rc<RefCell<Reservations>>) -> Lu<U> {
         Lu {
             unit,
             target,
@@ -54,16 +62,18 @@ impl<U: LogicalUnit> Lu<U> {
             tasks: Rc::default(),
             locks: RangeLocks::default(),
             mode: Cell::default(),
+            reservations,
+            reserved_by: RefCell::default(),
             nexuses: RefCell::default(),
             next_nexus: Cell::new(0),
         }
     }
 
     /// A new nexus, with the unit attention that every new one gets.
-    pub fn connect(&self) -> Rc<Nexus> {
+    pub fn connect(&self, port: String) -> Rc<Nexus> {
         let id = self.next_nexus.get();
         self.next_nexus.set(id + 1);
-        let nexus = Rc::new(Nexus { id, attentions: RefCell::default() });
+        let nexus = Rc::new(Nexus { id, port, attentions: RefCell::default() });
         nexus.attend(Sense::POWER_ON);
         let mut nexuses = self.nexuses.borrow_mut();
         nexuses.retain(|nexus| nexus.strong_count() > 0);
@@ -81,10 +91,37 @@ impl<U: LogicalUnit> Lu<U> {
             .for_each(|nexus| nexus.attend(attention));
     }
 
+    /// The nexuses of initiator ports.
+    pub fn nexuses_of(&self, ports: &[String]) -> Vec<u64> {
+        let nexuses = self.nexuses.borrow();
+        nexuses.iter().filter_map(Weak::upgrade).filter(|nexus| ports.contains(&nexus.port)).map(|n| n.id).collect()
+    }
+
+    /// A command from `nexus` conflicts with a reservation.
+    pub fn conflicts(&self, nexus: &Nexus, command: &Command) -> bool {
+        let reserved = self.holder().is_some_and(|holder| holder.id != nexus.id);
+        let tolerated = matches!(
+            command,
+            Command::Release | Command::ReadCapacity10 | Command::ReadCapacity16 { .. } | Command::ReportOpcodes(_)
+        );
+        (reserved && !tolerated) || self.reservations.borrow().conflicts(&nexus.port, command.access())
+    }
+
+    /// The nexus that holds the unit by RESERVE: as long as its session lives.
+    pub fn holder(&self) -> Option<Rc<Nexus>> {
+        self.reserved_by.borrow().upgrade()
+    }
+
+    /// Makes `nexus` the holder of the unit, or nobody.
+    pub fn set_holder(&self, nexus: Option<&Rc<Nexus>>) {
+        self.reserved_by.replace(nexus.map(Rc::downgrade).unwrap_or_default());
+    }
+
     /// LOGICAL UNIT RESET: all tasks end, mode parameters return to their defaults, every nexus is told.
     pub async fn reset(&self) {
-        self.tasks.abort(None).await;
+        self.tasks.abort(|_| true).await;
         self.mode.set(ModeState::default());
+        self.reserved_by.take();
         self.attend(Sense::DEVICE_RESET, |_| true);
     }
 }

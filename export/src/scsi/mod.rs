@@ -11,6 +11,7 @@ pub mod locks;
 pub mod lu;
 pub mod mode;
 pub mod opcodes;
+pub mod reserve;
 pub mod sense;
 pub mod tasks;
 pub mod vpd;
@@ -29,6 +30,8 @@ pub enum Status {
     Good = 0x00,
     /// No resources now: try again.
     Busy = 0x08,
+    /// Another initiator has reserved the unit.
+    ReservationConflict = 0x18,
 }
 
 /// Status code of a command that ended with sense data.

@@ -49,8 +49,12 @@ senses! {
     LUN_NOT_SUPPORTED = 0x05 / 0x25 / 0x00;
     /// Invalid field in parameter list.
     INVALID_FIELD_IN_PARAMETERS = 0x05 / 0x26 / 0x00;
+    /// Invalid release of persistent reservation.
+    INVALID_RELEASE = 0x05 / 0x26 / 0x04;
     /// Saving parameters not supported.
     SAVING_NOT_SUPPORTED = 0x05 / 0x39 / 0x00;
+    /// Insufficient registration resources.
+    INSUFFICIENT_REGISTRATION_RESOURCES = 0x05 / 0x55 / 0x04;
     /// Power on, reset or bus device reset occurred.
     POWER_ON = 0x06 / 0x29 / 0x00;
     /// Bus device reset function occurred.
@@ -59,6 +63,12 @@ senses! {
     NEXUS_LOSS = 0x06 / 0x29 / 0x07;
     /// Mode parameters changed.
     MODE_PARAMETERS_CHANGED = 0x06 / 0x2a / 0x01;
+    /// Reservations preempted.
+    RESERVATIONS_PREEMPTED = 0x06 / 0x2a / 0x03;
+    /// Reservations released.
+    RESERVATIONS_RELEASED = 0x06 / 0x2a / 0x04;
+    /// Registrations preempted.
+    REGISTRATIONS_PREEMPTED = 0x06 / 0x2a / 0x05;
     /// Capacity data has changed.
     CAPACITY_CHANGED = 0x06 / 0x2a / 0x09;
     /// Commands cleared by another initiator.

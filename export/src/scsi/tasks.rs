@@ -90,9 +90,9 @@ impl TaskSet {
         Place { set: self.clone(), number, attribute, control }
     }
 
-    /// Aborts the tasks of `nexus`, or of all, and waits until they are gone.
-    pub async fn abort(&self, nexus: Option<u64>) {
-        let chosen = self.mark_aborted(nexus);
+    /// Aborts the tasks of the nexuses that `of` picks, and waits until they are gone.
+    pub async fn abort(&self, of: impl Fn(u64) -> bool) {
+        let chosen = self.mark_aborted(of);
         loop {
             let changed = self.changed.notified();
             if !chosen.iter().any(|number| self.entries.borrow().contains_key(number)) {
@@ -102,9 +102,9 @@ impl TaskSet {
         }
     }
 
-    fn mark_aborted(&self, nexus: Option<u64>) -> Vec<u64> {
+    fn mark_aborted(&self, of: impl Fn(u64) -> bool) -> Vec<u64> {
         let entries = self.entries.borrow();
-        let chosen = entries.iter().filter(|(_, entry)| nexus.is_none_or(|nexus| nexus == entry.nexus));
+        let chosen = entries.iter().filter(|(_, entry)| of(entry.nexus));
         let marked = chosen.map(|(number, entry)| {
             entry.control.abort();
             *number

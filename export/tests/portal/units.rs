@@ -270,3 +270,51 @@ fn mode_select_reaches_the_others() {
         assert_eq!(b.write(0, &[1; 512]).await.status, 0);
     });
 }
+
+#[test]
+fn reserve_ends_with_its_session() {
+    run(PortalOptions::default(), |world| async move {
+        let mut a = world.login("a", &[]).await;
+        let mut b = world.login("b", &[]).await;
+        assert_eq!(a.command("16", 0).await.status, 0);
+        assert_eq!(b.write(0, &[1; 512]).await.status, 0x18);
+        assert_eq!(b.command("12 00 00 00 60 00", 96).await.status, 0);
+        assert_eq!(b.command("17", 0).await.status, 0, "RELEASE of another does nothing");
+        assert_eq!(b.read(0, 1).await.status, 0x18);
+        assert_eq!(a.write(0, &[1; 512]).await.status, 0);
+        drop(a);
+        while world.portal.sessions().len() > 1 {
+            world.runtime.timers.sleep(core::time::Duration::from_millis(1)).await;
+        }
+        assert_eq!(b.write(0, &[1; 512]).await.status, 0);
+    });
+}
+
+#[test]
+fn persistent_reservations_outlive_sessions() {
+    run(PortalOptions::default(), |world| async move {
+        let list = |key: u8, action_key: u8| {
+            let mut list = vec![0; 24];
+            list[7] = key;
+            list[15] = action_key;
+            list
+        };
+        let mut a = world.login("a", &[]).await;
+        assert_eq!(out(&mut a, "5f 00 00 00 00 00 00 00 18", &list(0, 1)).await, (0, 0, 0), "REGISTER");
+        assert_eq!(out(&mut a, "5f 01 01 00 00 00 00 00 18", &list(1, 0)).await, (0, 0, 0), "RESERVE write exclusive");
+        drop(a);
+        while !world.portal.sessions().is_empty() {
+            world.runtime.timers.sleep(core::time::Duration::from_millis(1)).await;
+        }
+        let mut b = world.login("b", &[]).await;
+        assert_eq!(b.write(0, &[1; 512]).await.status, 0x18);
+        assert_eq!(b.read(0, 1).await.status, 0);
+        assert_eq!(out(&mut b, "5f 00 00 00 00 00 00 00 18", &list(0, 2)).await, (0, 0, 0));
+        let mut a = world.login("a", &[]).await;
+        assert_eq!(a.write(0, &[1; 512]).await.status, 0, "the same port holds it still");
+        assert_eq!(out(&mut b, "5f 04 01 00 00 00 00 00 18", &list(2, 1)).await, (0, 0, 0), "PREEMPT");
+        assert_eq!(a.command("00", 0).await.sense_code(), (6, 0x2a, 5));
+        assert_eq!(a.write(0, &[1; 512]).await.status, 0x18);
+        assert_eq!(b.write(0, &[1; 512]).await.status, 0);
+    });
+}
