@@ -67,7 +67,7 @@ impl VolumeUnit {
         let told = match error {
             thinp::Error::Refused(Mode::OutOfDataSpace) => UnitError::NoSpace,
             thinp::Error::Refused(Mode::OutOfMetadataSpace | Mode::ReadOnly) => UnitError::ReadOnly,
-            thinp::Error::Io { .. } | thinp::Error::BadMapping { .. } => UnitError::Medium { offset_bytes },
+            thinp::Error::Io { .. } => UnitError::Medium { offset_bytes },
             _ => match error.errno() {
                 Errno::ENOSPC => UnitError::NoSpace,
                 Errno::ENOMEM => UnitError::Busy,

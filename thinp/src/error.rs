@@ -82,14 +82,6 @@ pub enum Error {
         /// Sectors asked for.
         sectors: u64,
     },
-    /// A mapping points beyond the data disk.
-    #[error("thin device {device} maps virtual block {block} beyond the pool's data: run thin_check")]
-    BadMapping {
-        /// The thin device.
-        device: DeviceId,
-        /// The virtual block.
-        block: u64,
-    },
     /// No memory for I/O.
     #[error(transparent)]
     NoBuffers(#[from] NoBuffers),
@@ -142,7 +134,7 @@ impl Error {
             NoDataSpace | NoFreeId => Errno::ENOSPC,
             NoBuffers(_) => Errno::ENOMEM,
             DamagedRecords { .. } | TwoRecords(..) => Errno::EILSEQ,
-            Refused(_) | ChangesLost(_) | Io { .. } | Flush(_) | BadMapping { .. } | Closed => Errno::EIO,
+            Refused(_) | ChangesLost(_) | Io { .. } | Flush(_) | Closed => Errno::EIO,
         }
     }
 }

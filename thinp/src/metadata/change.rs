@@ -1,6 +1,6 @@
 //! Who may change the metadata, and who may look at it meanwhile.
 //!
-//! Changes take turns. While one is between its first and its last step, a device's tree may be in pieces: lookups wait.
+//! Changes take turns. While one is between its first and its last step in an open device's tree, lookups wait.
 //! A change that ends in between, by an error or because its future was dropped, spoils the transaction.
 
 use super::state::Core;
@@ -68,10 +68,10 @@ impl Turns {
 enum Stage {
     /// Nothing yet.
     Looking,
-    /// A commit: what lookups use is whole.
-    Writing,
-    /// Trees are in pieces.
-    Changing,
+    /// Changing what lookups do not use.
+    Apart,
+    /// Changing the tree of an open device.
+    InPieces,
 }
 
 /// A turn: nobody else changes anything until it is dropped.
@@ -83,21 +83,22 @@ pub(super) struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// From here until [`Change::done`] trees are in pieces.
+    /// From here until [`Change::done`] the tree of an open device is in pieces: lookups wait.
     pub fn begin(&self) {
-        self.stage.set(Stage::Changing);
+        self.stage.set(Stage::InPieces);
         self.turns.in_pieces.set(true);
     }
 
-    /// From here until [`Change::done`] a failure spoils the transaction, but lookups go on.
-    pub fn begin_writing(&self) {
-        self.stage.set(Stage::Writing);
+    /// From here until [`Change::done`] a failure spoils the transaction, but no open device's tree is touched: lookups go
+    /// on.
+    pub fn begin_apart(&self) {
+        self.stage.set(Stage::Apart);
     }
 
     /// Everything is whole again.
     pub fn done(&self) {
         let was = self.stage.replace(Stage::Looking);
-        if was == Stage::Changing {
+        if was == Stage::InPieces {
             self.turns.in_pieces.set(false);
             self.turns.ended.set(self.turns.ended.get().wrapping_add(1));
             self.turns.end.notify_all();
@@ -116,6 +117,8 @@ impl Drop for Change<'_> {
     fn drop(&mut self) {
         if self.stage.get() != Stage::Looking {
             self.turns.spoilt.set(true);
+            // Who waits for the end of this change is told that it was the end of all.
+            self.begin();
         }
         self.done();
     }

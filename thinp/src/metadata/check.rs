@@ -99,9 +99,9 @@ pub async fn check(runtime: &Runtime, disk: &Disk, cache_blocks: usize) -> Resul
     let blocks = BlockManager::new(disk.clone(), runtime.bufs.clone(), cache_blocks);
     let superblock = Superblock::open(&*blocks.read_raw(SUPERBLOCK).await?, true)?;
     let mut check = Check {
-        checker: Checker::new(blocks),
+        checker: Checker::new(blocks, superblock.metadata_space_map.root.nr_blocks.get()),
         walk: Walk::default(),
-        data: Counts::default(),
+        data: Counts::new(superblock.data_space_map.root.nr_blocks.get()),
         report: Report::default(),
     };
     check.checker.metadata.add(SUPERBLOCK);

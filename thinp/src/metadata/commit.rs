@@ -27,7 +27,7 @@ impl Metadata {
         change: &Change<'_>,
         flush_data: impl AsyncFnOnce() -> Result<(), IoError>,
     ) -> Result<()> {
-        change.begin_writing();
+        change.begin_apart();
         if self.any_changes() {
             self.write_devices(&change.core).await?;
             change.core.commit(flush_data).await?;
@@ -113,7 +113,7 @@ impl Metadata {
             return Err(MetadataError::SnapshotHeld(held));
         }
         self.commit_in(&change, &flush_data).await?;
-        change.begin_writing();
+        change.begin_apart();
         let copy = core.committed.get().to_snapshot();
         let block = core.tm.copy_in(&superblock::KIND, &copy.to_block()).await?;
         // These two roots only: what is below them is counted when it is shadowed.
@@ -134,7 +134,7 @@ impl Metadata {
             let block = core.tm.blocks().read(held, &superblock::KIND).await?;
             Superblock::of_snapshot(&block.bytes())?
         };
-        change.begin_writing();
+        change.begin_apart();
         core.tree.devices.delete(&core.tm, copy.mapping_root.get()).await?;
         DETAILS.delete(&core.tm, copy.details_root.get()).await?;
         core.tm.dec(held);

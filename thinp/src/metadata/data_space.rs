@@ -106,7 +106,7 @@ impl Metadata {
         let change = self.change_with_room().await?;
         let core = &change.core;
         check_growth(core.data.nr_blocks(), blocks, super::trees::DATA_BLOCKS_MAX, self.needs_check())?;
-        change.begin();
+        change.begin_apart();
         core.data.grow(&core.tm, blocks).await?;
         core.changed.set(true);
         core.tm.settle_some().await?;
@@ -119,7 +119,7 @@ impl Metadata {
         let change = self.change().await?;
         let core = &change.core;
         check_growth(core.tm.nr_blocks(), blocks, super::state::disk_blocks(&self.disk), self.needs_check())?;
-        change.begin();
+        change.begin_apart();
         core.tm.grow(blocks).await?;
         core.changed.set(true);
         change.done();

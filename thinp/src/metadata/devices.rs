@@ -34,7 +34,7 @@ impl Metadata {
         let change = self.change_with_room().await?;
         self.must_not_exist(&change.core, device).await?;
         let core = &change.core;
-        change.begin();
+        change.begin_apart();
         let root = core.tree.mappings().create(&core.tm).await?;
         core.set_device_root(device, root).await?;
         let (time, transaction_id) = (self.time(), self.transaction_id());
@@ -58,7 +58,7 @@ impl Metadata {
             return Err(MetadataError::ClockExhausted(time));
         }
         let (origin_details, root) = self.with(origin, |origin| (origin.details, origin.root))?;
-        change.begin();
+        change.begin_apart();
         core.tm.inc(root);
         core.set_device_root(device, root).await?;
         let time = time.saturating_add(1);
@@ -86,7 +86,7 @@ impl Metadata {
         if opens > 0 {
             return Err(MetadataError::InUse(device));
         }
-        change.begin();
+        change.begin_apart();
         let key = u64::from(device.get());
         let (details_root, _) = DETAILS.remove(&core.tm, core.details_root(), key).await?;
         core.set_details_root(details_root);

@@ -177,8 +177,8 @@ impl MetadataError {
         }
     }
 
-    /// The transaction can no longer be committed: [`super::Metadata::abort`] is the only way on. All other
-    /// errors of changes are refusals that changed nothing.
+    /// Of a change or commit: the transaction is not to be committed any more, [`super::Metadata::abort`] is the way on. All
+    /// other errors of changes are refusals that changed nothing. Of a lookup it only says that metadata could not be read.
     pub fn spoils(&self) -> bool {
         matches!(self, MetadataError::Storage(_) | MetadataError::DataFlush(_) | MetadataError::Spoilt)
     }

@@ -158,11 +158,10 @@ impl Metadata {
             let most = usize::try_from(most - removed.mappings).unwrap_or(usize::MAX).min(REMOVED_AT_ONCE);
             at = self.remove_run(&change, device, first, end.0 - 1, most, &mut removed).await?.saturating_add(1);
         }
-        change.done();
         Ok(removed)
     }
 
-    /// Removes `first` and some of what follows it; returns the last block removed.
+    /// Removes `first` and some of what follows it; returns the last block removed. The tree is whole afterwards.
     async fn remove_run(
         &self,
         change: &Change<'_>,
@@ -187,6 +186,7 @@ impl Metadata {
             device.details.mapped_blocks = device.details.mapped_blocks.saturating_sub(count);
         })?;
         core.tm.settle_some().await?;
+        change.done();
         Ok(gone.last().map_or(first, |(block, _)| *block))
     }
 

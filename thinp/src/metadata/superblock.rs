@@ -120,7 +120,7 @@ impl Superblock {
     }
 
     /// The block to write.
-    pub fn to_block(&self) -> Block {
+    pub fn to_block(self) -> Block {
         let mut block = [0; pdata::block::BLOCK_BYTES];
         for (to, from) in block.iter_mut().zip(self.as_bytes()) {
             *to = *from;
@@ -158,4 +158,49 @@ pub(super) fn check_data_block_sectors(sectors: u32) -> Result<()> {
         return Ok(());
     }
     Err(MetadataError::BadSuperblock { what: "the data block size is not 64 KiB to 1 GiB in steps of 64 KiB" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reference 2.5: a pool that Linux formatted.
+    #[test]
+    fn the_checksum_of_the_golden_superblock() {
+        let root = |nr_blocks, nr_allocated, bitmap_root, ref_count_root| {
+            let [nr_blocks, nr_allocated, bitmap_root, ref_count_root] =
+                [nr_blocks, nr_allocated, bitmap_root, ref_count_root].map(U64::new);
+            PaddedRoot::new(SpaceMapRoot { nr_blocks, nr_allocated, bitmap_root, ref_count_root })
+        };
+        let superblock = Superblock {
+            data_space_map: root(1024, 0, 10, 5),
+            metadata_space_map: root(2048, 9, 11, 2),
+            mapping_root: 6.into(),
+            details_root: 7.into(),
+            ..Superblock::format(128, 2048)
+        };
+        let mut block = superblock.to_block();
+        KIND.seal(&mut block, SUPERBLOCK);
+        assert_eq!(BlockKind::stored_checksum(&block), 0xC05E9FFF);
+        let opened = Superblock::open(&block, false).unwrap();
+        assert_eq!((opened.mapping_root, opened.data_space_map), (superblock.mapping_root, superblock.data_space_map));
+    }
+
+    #[test]
+    fn feature_flags_and_block_sizes() {
+        let open = |change: fn(&mut Superblock), read_only| {
+            let mut superblock = Superblock::format(128, 2048);
+            change(&mut superblock);
+            let mut block = superblock.to_block();
+            KIND.seal(&mut block, SUPERBLOCK);
+            Superblock::open(&block, read_only).map(|_| ())
+        };
+        assert_eq!(open(|s| s.incompat_flags.set(4), true), Err(MetadataError::UnknownFeatures { flags: 4 }));
+        assert_eq!(open(|s| s.compat_ro_flags.set(2), false), Err(MetadataError::UnknownFeatures { flags: 2 }));
+        assert_eq!(open(|s| s.compat_ro_flags.set(2), true), Ok(()));
+        // Linux opens these, too.
+        assert_eq!(open(|s| (s.compat_flags.set(1), s.version.set(7), s.flags.set(0xF0)).2, false), Ok(()));
+        assert!(open(|s| s.data_block_sectors.set(129), false).is_err());
+        assert!(open(|s| s.data_block_sectors.set(0), false).is_err());
+    }
 }

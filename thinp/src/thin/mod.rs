@@ -71,12 +71,9 @@ impl Device {
         self.pool.metadata.try_lookup(self.id, block).ok()
     }
 
-    /// Where a piece lies on the data disk.
-    fn data_sector(&self, piece: &Piece, mapping: &Mapping) -> Result<u64, Error> {
-        if mapping.block.0 >= self.pool.metadata.data_blocks() {
-            return Err(Error::BadMapping { device: self.id, block: piece.block.0 });
-        }
-        Ok(self.block_sector(mapping.block) + piece.at)
+    /// Where a piece lies on the data disk, within which the metadata keeps all mappings.
+    fn data_sector(&self, piece: &Piece, mapping: &Mapping) -> u64 {
+        self.block_sector(mapping.block) + piece.at
     }
 
     /// No durability can be promised on top of changes that were lost (reference 6.6).

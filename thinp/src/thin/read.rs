@@ -85,10 +85,10 @@ impl Device {
     /// Starts reading once it is known where from. Plain, so that nothing comes between the lookup and the request.
     fn read_at(self: &Rc<Self>, piece: Piece, mapping: Option<Mapping>, mut buf: Buf) -> Reading {
         match (mapping, &self.origin) {
-            (Some(mapping), _) => match self.data_sector(&piece, &mapping) {
-                Ok(sector) => Reading::Disk(piece, self.start_mapped(Op::Read, sector, Bufs::from_iter([buf]))),
-                Err(error) => Reading::Done(Err(error), buf),
-            },
+            (Some(mapping), _) => {
+                let sector = self.data_sector(&piece, &mapping);
+                Reading::Disk(piece, self.start_mapped(Op::Read, sector, Bufs::from_iter([buf])))
+            }
             (None, None) => {
                 buf.fill(0);
                 Reading::Done(Ok(()), buf)

@@ -97,10 +97,10 @@ impl Thin {
 impl Device {
     fn start_write(self: &Rc<Self>, piece: Piece, bufs: Bufs, fua: bool) -> Writing {
         match self.try_lookup(piece.block) {
-            Some(Some(mapping)) if !mapping.shared => match self.data_sector(&piece, &mapping) {
-                Ok(sector) => Writing::Disk(piece, self.start_mapped(Op::Write { fua }, sector, bufs)),
-                Err(error) => Writing::Done(Err(error)),
-            },
+            Some(Some(mapping)) if !mapping.shared => {
+                let sector = self.data_sector(&piece, &mapping);
+                Writing::Disk(piece, self.start_mapped(Op::Write { fua }, sector, bufs))
+            }
             _ => {
                 let task = self.clone().write_slowly(piece, Payload::Data(bufs), fua);
                 Writing::Slow(self.pool.runtime.spawner.spawn(task))
@@ -115,14 +115,11 @@ impl Device {
             let mapping = self.pool.metadata.lookup(self.id, piece.block).await?;
             let filling = match mapping {
                 Some(mapping) if !mapping.shared => {
-                    let writing = self.write_in_place(&piece, &mapping, payload, fua)?;
+                    let writing = self.write_in_place(&piece, &mapping, payload, fua);
                     drop(lock);
                     return writing.await;
                 }
-                Some(mapping) => {
-                    self.data_sector(&piece, &mapping)?;
-                    Filling::Copy(mapping.block)
-                }
+                Some(mapping) => Filling::Copy(mapping.block),
                 None => self.filling_of_unmapped(&piece),
             };
             match self.pool.reserve().await {
@@ -143,21 +140,21 @@ impl Device {
         mapping: &Mapping,
         payload: Payload,
         fua: bool,
-    ) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
-        let (sector, piece, device) = (self.data_sector(piece, mapping)?, *piece, self.clone());
+    ) -> impl Future<Output = Result<(), Error>> + use<> {
+        let (sector, piece, device) = (self.data_sector(piece, mapping), *piece, self.clone());
         let entered = self.in_flight.enter();
         let transfer = match payload {
             Payload::Data(bufs) => Some(self.start(Op::Write { fua }, sector, bufs)),
             Payload::Zeroes => None,
         };
-        Ok(async move {
+        async move {
             let result = match transfer {
                 Some(transfer) => transfer.await.0,
                 None => device.zero(sector, piece.sectors).await?,
             };
             drop(entered);
             result.map_err(device.io_error(&piece))
-        })
+        }
     }
 
     /// Writes the payload to a new block and fills the rest of it; when all that is there the block is mapped. The
