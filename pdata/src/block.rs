@@ -68,3 +68,67 @@ impl BlockKind {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::btree::NODE;
+    use crate::space_map::{BITMAP, INDEX};
+
+    fn vector(kind: &BlockKind, number: u64, fields: &[(usize, &[u8])]) -> u32 {
+        let mut block = [0; BLOCK_BYTES];
+        for (at, bytes) in fields {
+            block[*at..*at + bytes.len()].copy_from_slice(bytes);
+        }
+        kind.seal(&mut block, number);
+        kind.verify(&block, number).unwrap();
+        assert_eq!(&block[8..16], number.to_le_bytes());
+        BlockKind::stored_checksum(&block)
+    }
+
+    /// Reference 1.2 and 2.5: blocks of a pool that Linux formatted.
+    #[test]
+    fn trap_2_checksums_are_linux_s() {
+        let leaf = |number, max: u16, value_size: u8| {
+            vector(&NODE, number, &[(4, &[2]), (20, &max.to_le_bytes()), (24, &[value_size])])
+        };
+        assert_eq!(leaf(2, 336, 4), 0xC360E452);
+        assert_eq!(leaf(5, 336, 4), 0x41BFAA04);
+        assert_eq!(leaf(6, 252, 8), 0xCB3DDA35);
+        assert_eq!(leaf(7, 126, 24), 0xB1C81346);
+        assert_eq!(vector(&BITMAP, 8, &[]), 0x58BB3366);
+        assert_eq!(vector(&BITMAP, 9, &[(16, &[0x22, 0xa8, 0xaa])]), 0xE3CD2EC7);
+        let entry = [9, 0, 0, 0, 0, 0, 0, 0, 0xb7, 0x3f, 0, 0, 1];
+        assert_eq!(vector(&INDEX, 11, &[(16, &entry)]), 0xA1012EE6);
+        let entry = [8, 0, 0, 0, 0, 0, 0, 0, 0xc0, 0x3f];
+        let index: [(usize, &[u8]); 5] = [(4, &[2]), (16, &[1]), (20, &[168]), (24, &[16]), (32 + 168 * 8, &entry)];
+        assert_eq!(vector(&NODE, 10, &index), 0xB7AF1487);
+    }
+
+    #[test]
+    fn a_node_is_checked_when_it_is_read() {
+        let wrong = |fields: &[(usize, &[u8])]| {
+            let mut block = [0; BLOCK_BYTES];
+            for (at, bytes) in
+                [(4, &[2u8] as &[u8]), (16, &[2]), (20, &[252]), (24, &[8]), (40, &[1])].iter().chain(fields)
+            {
+                block[*at..*at + bytes.len()].copy_from_slice(bytes);
+            }
+            NODE.seal(&mut block, 3);
+            match NODE.verify(&block, 3) {
+                Ok(()) => "nothing",
+                Err(Error::Damaged { block: 3, what, .. }) => what,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(wrong(&[]), "nothing");
+        assert_eq!(wrong(&[(40, &[0])]), "its keys are out of order");
+        assert_eq!(wrong(&[(4, &[3])]), "it is neither internal node nor leaf");
+        assert_eq!(wrong(&[(4, &[1]), (16, &[0])]), "an internal node has no children");
+        assert_eq!(wrong(&[(4, &[1]), (24, &[24]), (20, &[126])]), "an internal node's values are not 8 bytes long");
+        assert_eq!(wrong(&[(20, &[251])]), "its capacity does not fit its value size");
+        assert_eq!(wrong(&[(24, &[0])]), "its capacity does not fit its value size");
+        assert_eq!(wrong(&[(16, &[253])]), "it has more entries than it can hold");
+        assert_eq!(wrong(&[(27, &[255])]), "its capacity does not fit its value size");
+    }
+}

@@ -14,6 +14,8 @@ mod insert;
 mod lookup;
 mod node;
 mod remove;
+#[cfg(test)]
+mod tests;
 
 pub use node::{NODE, Node};
 

@@ -30,7 +30,6 @@ impl<V: ValueType> BTree<V> {
 
     /// Removes `first`, which must be there, and entries after it up to `last` and at most `most`, as far as it takes one
     /// pass through the tree. Returns the new root and what was removed.
-    #[expect(clippy::type_complexity, reason = "a root and a list of entries")]
     pub async fn remove_run(
         &self,
         tm: &TransactionManager,

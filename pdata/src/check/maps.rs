@@ -41,7 +41,16 @@ impl Checker {
     pub async fn disk_map(&mut self, root: &SpaceMapRoot) -> MapContents {
         let mut entries = Vec::new();
         let index = root.bitmap_root.get();
-        Walk::default().tree(self, index, |_, _, entry: IndexEntry| entries.push(entry)).await;
+        let mut in_order = true;
+        let keep = |_: &mut Checker, k, entry: IndexEntry| {
+            in_order &= k == entries.len() as u64;
+            entries.push(entry);
+        };
+        Walk::default().tree(self, index, keep).await;
+        let (blocks, bitmaps) = (root.nr_blocks.get(), entries.len() as u64);
+        if !in_order || bitmaps != blocks.div_ceil(ENTRIES_PER_BITMAP) {
+            self.tell(Problem::Bitmaps { map: MapName::Data, blocks, bitmaps });
+        }
         self.map(root, entries).await
     }
 
@@ -65,14 +74,14 @@ impl Checker {
 
     /// Compares the metadata map with what was counted. Comes last, when everything was walked.
     pub async fn compare_metadata_map(&mut self, map: &MapContents) {
-        let counted = core::mem::take(&mut self.metadata);
+        let counted = core::mem::replace(&mut self.metadata, Counts::new(0));
         self.compare(MapName::Metadata, map, &counted).await;
         self.metadata = counted;
     }
 
     async fn compare(&mut self, name: MapName, map: &MapContents, counted: &Counts) {
         let blocks = map.root.nr_blocks.get();
-        counted.beyond(blocks).take(10).for_each(|block| self.tell(Problem::Beyond { map: name, block, blocks }));
+        counted.beyond().iter().for_each(|block| self.tell(Problem::Beyond { map: name, block: *block, blocks }));
         let mut allocated: u64 = 0;
         for (k, entry) in (0..).zip(&map.entries) {
             match self.compare_bitmap(name, map, counted, k, entry).await {

@@ -96,6 +96,16 @@ pub enum Problem {
         /// Blocks counted by the map.
         blocks: u64,
     },
+    /// A map has not exactly the bitmaps that it needs.
+    #[error("the {map:?} space map of {blocks} blocks has {bitmaps} bitmaps, or they are numbered wrongly")]
+    Bitmaps {
+        /// The map.
+        map: MapName,
+        /// Blocks counted by the map.
+        blocks: u64,
+        /// Its bitmaps.
+        bitmaps: u64,
+    },
     /// The map's number of allocated blocks is wrong.
     #[error("the {map:?} space map says that {stored} blocks are in use; {counted} are")]
     Allocated {
@@ -155,9 +165,9 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// Starts with nothing counted.
-    pub fn new(blocks: BlockManager) -> Checker {
-        Checker { blocks, metadata: Counts::default(), problems: Vec::new(), problems_untold: 0 }
+    /// Starts with nothing counted of `nr_blocks` metadata blocks.
+    pub fn new(blocks: BlockManager, nr_blocks: u64) -> Checker {
+        Checker { blocks, metadata: Counts::new(nr_blocks), problems: Vec::new(), problems_untold: 0 }
     }
 
     /// The blocks that are checked.

@@ -119,11 +119,11 @@ impl Store {
     /// Recounts everything on disk; `trees` are all there are.
     #[track_caller]
     pub fn check(&self, trees: impl IntoIterator<Item = u64>) -> impl Future<Output = ()> {
-        let mut checker = Checker::new(blocks_on(Disk::new(self.disk.clone()), 4096));
+        let mut checker = Checker::new(blocks_on(Disk::new(self.disk.clone()), 4096), self.roots.1.nr_blocks.get());
         let roots = self.roots;
         let trees: Vec<u64> = trees.into_iter().collect();
         async move {
-            let (mut walk, mut counts) = (Walk::default(), Counts::default());
+            let (mut walk, mut counts) = (Walk::default(), Counts::new(roots.0.nr_blocks.get()));
             checker.metadata.add(0);
             for root in trees {
                 walk.tree(&mut checker, root, |_, _, value: Long| {

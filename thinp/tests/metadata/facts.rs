@@ -182,14 +182,10 @@ fn trap_15_nothing_leaks_between_allocation_and_mapping() {
         metadata.hold_data(removed.freed[0]);
         commit(&metadata).await;
         thin_check(&disk);
-        let handed_out: Vec<DataBlock> = async {
-            let mut all = Vec::new();
-            while let Ok(block) = metadata.reserve_data_block().await {
-                all.push(block);
-            }
-            all
+        let mut handed_out = Vec::new();
+        while let Ok(block) = metadata.reserve_data_block().await {
+            handed_out.push(block);
         }
-        .await;
         assert_eq!(handed_out.len(), 1022);
         assert!(!handed_out.contains(&data) && !handed_out.contains(&reserved));
         assert_eq!(metadata.reserve_data_block().await, Err(MetadataError::NoDataSpace));
@@ -348,7 +344,11 @@ fn trap_25_the_order_of_a_commit() {
         provision(&metadata, id(1), 5).await;
         assert!(log.borrow().is_empty(), "nothing is written before the commit");
         let data = log.clone();
-        metadata.commit(async move || Ok(data.borrow_mut().push("data flush"))).await.unwrap();
+        let flush_data = async move || {
+            data.borrow_mut().push("data flush");
+            Ok(())
+        };
+        metadata.commit(flush_data).await.unwrap();
         log.borrow_mut().dedup();
         let superblock = log.borrow().iter().position(|what| *what == "superblock").unwrap();
         assert!(log.borrow()[..superblock].contains(&"data flush"));

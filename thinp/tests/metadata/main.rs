@@ -6,6 +6,7 @@ mod facts;
 mod faults;
 mod golden;
 mod harness;
+mod hostile;
 mod model;
 mod random;
 mod speed;
