@@ -250,7 +250,7 @@ fn pool_messages(context: &Context) -> Result<()> {
     let line = pool["status_line"].as_str().context("no status line")?;
     ensure!(pool["transaction_id"] == 6 && line.starts_with("6 "), "{pool}");
     let words: Vec<&str> = line.split_whitespace().collect();
-    ensure!(words[3..5] == ["-", "rw"] && words[8] == "-", "the status line is `{line}`");
+    ensure!(words[3..5] == ["-", "rw"] && words[7] == "-", "the status line is `{line}`");
 
     // The device that keeps the records is not for messages.
     let reserved = 0xff_ffff;

@@ -111,7 +111,7 @@ fn malformed_http(context: &Context) -> Result<()> {
     // The connection is closed after an error of its framing: what follows is not taken for a request.
     let smuggled = b"BAD\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
     let everything = speak(bystander.appliance.http.address, smuggled)?;
-    let answers = String::from_utf8_lossy(&everything).matches("HTTP/1.1 ").count();
+    let answers = String::from_utf8_lossy(&everything).lines().filter(|line| line.starts_with("HTTP/1.1 ")).count();
     ensure!(answers == 1, "{answers} answers to one broken request");
     bystander.carry_on("a smuggled request")?;
     bystander.end()
@@ -181,18 +181,18 @@ fn broken_after_login(bystander: &mut Bystander) -> Result<()> {
     let mut too_long = Pdu::new(0x40);
     too_long.bhs[1] = 0x80;
     too_long.data = vec![0; 0xff_fff0];
-    for (what, pdu) in
-        [("data that nobody asked for", data_out), ("a second login", second_login), ("a ping of 16 MiB", too_long)]
-    {
-        let session = bystander.appliance.login("v")?;
+    // Data for a task that is not there may be the rest of one that was aborted: it may be dropped in silence.
+    for (what, pdu, may_be_ignored) in [
+        ("data that nobody asked for", data_out, true),
+        ("a second login", second_login, false),
+        ("a ping of 16 MiB", too_long, false),
+    ] {
+        let mut session = bystander.appliance.login("v")?;
         let mut stream = session.stream();
         // The target may hang up before all of it is sent.
         let _ = stream.write_all(&pdu.to_bytes());
-        let ended = match Pdu::read(&mut stream) {
-            Ok(answer) => answer.opcode() == 0x3f || answer.opcode() == 0x32 || answer.opcode() == 0x23,
-            Err(_) => true,
-        };
-        ensure!(ended, "{what} was answered as if it made sense");
+        let goes_on = session.ping().is_ok();
+        ensure!(may_be_ignored || !goes_on, "after {what} the session goes on as if it made sense");
         drop(session);
         let mut again = bystander.appliance.login("v").with_context(|| format!("a login after {what}"))?;
         again.ping()?;

@@ -25,6 +25,8 @@ const BLOCK_SECTORS: u64 = 128;
 const VOLUME_BLOCKS: u64 = 1 << 20;
 const NEW_BLOCKS_BETWEEN: u64 = 1000;
 const TIME_BETWEEN: Duration = Duration::from_secs(10);
+/// Between two writes, so that the data disk is not full before the test is done.
+const PACE: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Writes one sector into each block, in an order that fills no leaf in sequence.
@@ -48,6 +50,7 @@ impl Writer {
             let n = self.begun.fetch_add(1, Ordering::SeqCst);
             session.write(block_of(n) * BLOCK_SECTORS, &[0xab; BLOCK_BYTES], false)?;
             self.acknowledged.fetch_add(1, Ordering::SeqCst);
+            thread::sleep(PACE);
         }
         session.logout()?;
         Ok(())
@@ -66,8 +69,8 @@ impl Writer {
 }
 
 fn is_the_metadata_of_that_moment(context: &Context) -> Result<()> {
-    // A volume of 64 GiB on a data disk of 1 GiB: room for some ten thousand blocks.
-    let site = Site::new(context, 16 << 20, 1 << 30)?;
+    // A volume of 64 GiB on a data disk of 8 GiB: room for some hundred thousand blocks.
+    let site = Site::new(context, 16 << 20, 8 << 30)?;
     let appliance = site.start()?;
     appliance.make_volume("busy", VOLUME_BLOCKS * BLOCK_SECTORS * BLOCK_BYTES as u64)?;
     appliance.call("PUT", "/v1/pool/metadata-export", &json!({"initiators": "all"}))?;
