@@ -425,6 +425,7 @@ impl<D: Directory> Inner<D> {
             lister: self.lister(session, local),
             receiver,
             exchange: Exchange::default(),
+            starved: false,
         };
         let reason = {
             let serving = pin!(connection.run());

@@ -11,23 +11,25 @@ use super::task::{Mover, Task};
 use super::text_phase::{self, Exchange, Listed, Step};
 use super::window::Turn;
 use super::wire::{ReceiveError, Receiver};
+use crate::budget::Chunk;
 use crate::portal::Session;
 use crate::scsi::block::CHUNK_BYTES;
 use crate::scsi::cdb::{Command, DataOut as Wanted};
 use crate::scsi::lu::{Lu, Nexus};
 use crate::scsi::sense::Sense;
 use crate::scsi::tasks::{Attribute, Place, TaskControl};
-use crate::scsi::{Failure, exec};
+use crate::scsi::{Failure, Status, exec};
 use crate::unit::LogicalUnit;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use embedded_io_async::Read;
 use platform::net::NetError;
+use platform::time::Duration;
 use zerocopy::byteorder::big_endian::U32;
 
-/// Longest ping data that is sent back.
-const PING_BYTES_MAX: usize = 8192;
+/// How long receiving may wait for memory. Pings must be answered meanwhile, so then commands end with BUSY.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why the receiving side stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +76,8 @@ pub struct Connection<R, U> {
     pub receiver: Receiver<R>,
     /// The text exchange under way.
     pub exchange: Exchange,
+    /// Waiting for memory was in vain; until there is some again nothing waits for it.
+    pub starved: bool,
 }
 
 impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
@@ -168,7 +172,7 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
             // The initiator wants data from a command that takes some.
             inbound.fail(Sense::INVALID_FIELD_IN_CDB);
         }
-        if inbound.owed() > 0 {
+        if inbound.owed() > 0 && inbound.fault().is_none() {
             self.provide(&mut inbound, matches!(wanted, Wanted::Whole(_))).await;
         }
         let task = Rc::new(Task {
@@ -214,17 +218,34 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
     }
 
     /// Memory for the data that comes unasked: for a whole chunk of the command's data if it can be had.
-    async fn provide(&self, inbound: &mut Inbound, whole: bool) {
+    async fn provide(&mut self, inbound: &mut Inbound, whole: bool) {
         let all = inbound.missing().min(CHUNK_BYTES) as usize;
         let least = if whole { all } else { (inbound.owed() as usize).next_multiple_of(4096).min(all) };
         let chunk = match self.link.account.try_chunk(all) {
-            Some(chunk) => Ok(chunk),
-            None => self.link.account.chunk_unasked(least).await,
+            Some(chunk) => Some(chunk),
+            None => self.unasked_chunk(least).await,
         };
         match chunk {
-            Ok(chunk) => inbound.provide(chunk),
-            Err(error) => log::warn!("iscsi: {error}: a command's data is not taken"),
+            Some(chunk) => inbound.provide(chunk),
+            None => inbound.fail(Failure::Status(Status::Busy)),
         }
+    }
+
+    /// Memory for data that comes unasked, if there is some in time.
+    async fn unasked_chunk(&mut self, len_bytes: usize) -> Option<Chunk> {
+        let account = &self.link.account;
+        let chunk = match self.starved {
+            true => account.spare(len_bytes).ok(),
+            false => {
+                let chunk = self.link.runtime.timers.timeout(MEMORY_TIMEOUT, account.chunk_unasked(len_bytes)).await;
+                chunk.ok().and_then(Result::ok)
+            }
+        };
+        if self.starved != chunk.is_none() {
+            self.starved = chunk.is_none();
+            log::info!("iscsi: there is {} memory for unsolicited data", if self.starved { "no" } else { "again" });
+        }
+        chunk
     }
 
     /// Receives the data segment into the memory of a task's command.
@@ -270,8 +291,16 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
 
     /// Any other request, with its data segment.
     async fn other(&mut self, bhs: &Bhs) -> Result<(), End> {
-        let mut data = alloc::vec![0; bhs.data_len().min(PING_BYTES_MAX)];
-        self.receiver.data(&mut data).await?;
+        let data = match bhs.data_len() {
+            0 => None,
+            len => match self.unasked_chunk(len).await {
+                Some(mut chunk) => {
+                    self.receiver.data(&mut chunk.buf).await?;
+                    Some(chunk)
+                }
+                None => return self.refuse(RejectReason::OutOfResources, bhs).await,
+            },
+        };
         if !self.receiver.end().await? {
             return self.refuse(RejectReason::DataDigest, bhs).await;
         }
@@ -326,10 +355,10 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
     }
 
     /// Serves a request that is neither command nor data.
-    async fn serve(&mut self, bhs: &Bhs, data: Vec<u8>) -> Result<(), End> {
+    async fn serve(&mut self, bhs: &Bhs, data: Option<Chunk>) -> Result<(), End> {
         match bhs.operation() {
             opcode::NOP_OUT => self.nop_out(bhs, data).await,
-            opcode::TEXT_REQUEST => self.text(bhs, &data).await,
+            opcode::TEXT_REQUEST => self.text(bhs, data.as_ref().map_or(&[], |chunk| &chunk.buf)).await,
             opcode::LOGOUT_REQUEST => self.logout(bhs).await,
             _ => {
                 if let Some(scsi) = &self.scsi {
@@ -340,15 +369,20 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
         }
     }
 
-    async fn nop_out(&mut self, bhs: &Bhs, mut data: Vec<u8>) -> Result<(), End> {
+    async fn nop_out(&mut self, bhs: &Bhs, data: Option<Chunk>) -> Result<(), End> {
         // The answer to our own ping needs none.
         if bhs.task_tag.get() == NO_TAG {
             return Ok(());
         }
-        data.truncate(self.link.params().initiator_segment_bytes as usize);
         let answer =
             NopIn { lun: NopOut::of(bhs).lun, task_tag: bhs.task_tag, transfer_tag: U32::new(NO_TAG), ..NopIn::new() };
-        let payload = if data.is_empty() { Payload::None } else { Payload::Bytes(data) };
+        let payload = match data {
+            None => Payload::None,
+            Some(Chunk { mut buf, claim }) => {
+                buf.truncate(self.link.params().initiator_segment_bytes as usize);
+                Payload::Part(buf, Rc::new(claim))
+            }
+        };
         self.link.send(Outgoing::status(answer.into_bhs(), payload)).await;
         Ok(())
     }

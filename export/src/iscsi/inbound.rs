@@ -6,6 +6,7 @@
 
 use super::pdu::{DataOut, NO_TAG};
 use crate::budget::Chunk;
+use crate::scsi::Failure;
 use crate::scsi::sense::Sense;
 use alloc::collections::VecDeque;
 
@@ -24,7 +25,7 @@ pub struct Inbound {
     unsolicited: Option<Sequence>,
     solicited: VecDeque<Sequence>,
     r2t_sn: u32,
-    fault: Option<Sense>,
+    fault: Option<Failure>,
     /// The command is over: what still comes is thrown away.
     discards: bool,
 }
@@ -149,12 +150,12 @@ impl Inbound {
     }
 
     /// The command cannot succeed any more. The first fault counts.
-    pub fn fail(&mut self, sense: Sense) {
-        self.fault.get_or_insert(sense);
+    pub fn fail(&mut self, fault: impl Into<Failure>) {
+        self.fault.get_or_insert(fault.into());
     }
 
     /// Why the command cannot succeed.
-    pub fn fault(&self) -> Option<Sense> {
+    pub fn fault(&self) -> Option<Failure> {
         self.fault
     }
 

@@ -5,7 +5,7 @@ use super::pdu::{Bhs, NO_TAG, Reject, RejectReason};
 use super::send::{Outgoing, Payload};
 use super::task::Task;
 use super::window::{Turn, Window};
-use crate::budget::Account;
+use crate::budget::{Account, Chunk};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -25,7 +25,7 @@ pub enum Numbered {
     /// A SCSI command.
     Command(Rc<Task>),
     /// Any other, with its data segment.
-    Other(Bhs, Vec<u8>),
+    Other(Bhs, Option<Chunk>),
 }
 
 /// A connection in the full-feature phase, which is all of its session.

@@ -59,6 +59,8 @@ pub enum RejectReason {
     TaskInProgress = 0x07,
     /// A field has an invalid value.
     InvalidField = 0x09,
+    /// There is no memory for it now.
+    OutOfResources = 0x0a,
 }
 
 /// Any request: the fields common to all.

@@ -265,7 +265,7 @@ impl Transfer for Mover<'_> {
             let chunk = {
                 let mut inbound = self.task.inbound.borrow_mut();
                 if let Some(fault) = inbound.fault() {
-                    return Err(fault.into());
+                    return Err(fault);
                 }
                 if inbound.is_exhausted() {
                     return Ok(None);

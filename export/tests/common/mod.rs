@@ -18,6 +18,8 @@ pub struct ThinDisk {
     pub contents: MemDisk,
     pub read_only: Cell<bool>,
     pub full: Cell<bool>,
+    /// Nothing completes while it hangs (with a clock to look by).
+    pub hangs: Cell<bool>,
     /// With a clock each read and write takes a while.
     pub slow: Cell<Option<Timers>>,
     block_bytes: u32,
@@ -34,6 +36,7 @@ impl ThinDisk {
             contents,
             read_only: Cell::new(false),
             full: Cell::new(false),
+            hangs: Cell::new(false),
             slow: Cell::new(None),
             block_bytes,
             bufs,
@@ -58,6 +61,9 @@ impl ThinDisk {
         if let Some(timers) = timers {
             let nanos = timers.now().nanos;
             timers.sleep(Duration::from_micros(nanos / 1000 * 7 % 90 + 10)).await;
+            while self.hangs.get() {
+                timers.sleep(Duration::from_millis(1)).await;
+            }
         }
     }
 

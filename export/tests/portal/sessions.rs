@@ -346,3 +346,35 @@ fn one_that_does_not_read_costs_the_others_nothing() {
         assert_eq!(world.runtime.timers.now(), start, "without waiting for anybody's timeout");
     });
 }
+
+/// The disk hangs, and writes hold all memory: pings are answered, writes end with BUSY, and all is well afterwards.
+#[test]
+fn without_memory_commands_are_refused_and_pings_answered() {
+    let options = PortalOptions { payload_bytes_max: 256 << 10, ..PortalOptions::default() };
+    run(options, |world: World| async move {
+        let mut initiator = world.login("a", &["InitialR2T=No"]).await;
+        world.disk.slow.set(Some(world.runtime.timers.clone()));
+        world.disk.hangs.set(true);
+        for lba in 0..8u32 {
+            let write = initiator.scsi(0x20, 65_536, cdb(&cdb_10(0x2a, lba * 128, 128)));
+            initiator.send(write, &[7; 65_536]).await;
+        }
+        let mut ping = request(opcode::NOP_OUT, true);
+        ping[20..24].fill(0xff);
+        initiator.send(Bhs::from_bytes(ping), &[]).await;
+        let start = world.runtime.timers.now();
+        let mut answers = Vec::new();
+        for _ in 0..5 {
+            let (bhs, _) = initiator.receive().await.unwrap();
+            answers.push((bhs.operation(), bhs.specific[1]));
+        }
+        answers.sort();
+        assert_eq!(answers, [(opcode::NOP_IN, 0), (0x21, 8), (0x21, 8), (0x21, 8), (0x21, 8)], "BUSY");
+        assert!(world.runtime.timers.now() - start <= Duration::from_secs(2));
+        world.disk.hangs.set(false);
+        for _ in 0..4 {
+            assert_eq!(initiator.finish(&[], 0).await.status, 0);
+        }
+        assert_eq!(initiator.write(0, &[9; 65_536]).await.status, 0);
+    });
+}
