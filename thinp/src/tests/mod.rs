@@ -2,6 +2,7 @@
 
 mod discards;
 mod disks;
+mod faults;
 mod messages;
 mod model;
 mod modes;
