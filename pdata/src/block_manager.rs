@@ -45,12 +45,25 @@ impl From<Error> for Stop {
 struct Frame {
     number: u64,
     kind: &'static BlockKind,
-    bytes: RefCell<Box<Block>>,
+    bytes: RefCell<Block>,
     dirty: Cell<bool>,
     /// Used since the clock's hand last passed.
     used: Cell<bool>,
     /// Index in [`Cache::ring`].
     place: Cell<usize>,
+}
+
+impl Frame {
+    fn new(number: u64, kind: &'static BlockKind, bytes: &Block) -> Rc<Frame> {
+        Rc::new(Frame {
+            number,
+            kind,
+            bytes: RefCell::new(*bytes),
+            dirty: Cell::new(false),
+            used: Cell::new(true),
+            place: Cell::new(0),
+        })
+    }
 }
 
 /// A block to read. Stays in the cache as long as this lives.
@@ -65,7 +78,7 @@ impl BlockRef {
 
     /// Its bytes. Not to be held across an `.await`.
     pub fn bytes(&self) -> Ref<'_, Block> {
-        Ref::map(self.0.bytes.borrow(), |bytes| &**bytes)
+        self.0.bytes.borrow()
     }
 }
 
@@ -83,14 +96,14 @@ impl BlockMut<'_> {
 
     /// Its bytes. Not to be held across an `.await`.
     pub fn bytes(&self) -> Ref<'_, Block> {
-        Ref::map(self.frame.bytes.borrow(), |bytes| &**bytes)
+        self.frame.bytes.borrow()
     }
 
     /// Its bytes to change. Not to be held across an `.await`.
     pub fn bytes_mut(&self) -> RefMut<'_, Block> {
         // Marked at every access, not once: an early write-out may have cleaned the frame since the last.
         self.manager.mark_dirty(&self.frame);
-        RefMut::map(self.frame.bytes.borrow_mut(), |bytes| &mut **bytes)
+        self.frame.bytes.borrow_mut()
     }
 }
 
@@ -218,7 +231,7 @@ impl BlockManager {
                 Err(ours) => {
                     let loading = Loading { manager: self, number, notify: ours };
                     let bytes = self.fetch(number, kind).await?;
-                    loading.finish(bytes, kind);
+                    loading.finish(&bytes, kind);
                 }
             }
         }
@@ -263,19 +276,15 @@ impl BlockManager {
         self.flush().await
     }
 
-    /// A block of zeroes of the open transaction, in place of whatever the cache has under its number.
-    pub(crate) async fn zeroed(&self, number: u64, kind: &'static BlockKind) -> Result<BlockMut<'_>> {
-        if self.cache.borrow().dirty.len() >= self.cache_blocks / 4 * 3 {
-            self.write_out().await?;
-        }
-        let frame = Rc::new(Frame {
-            number,
-            kind,
-            bytes: RefCell::new(Box::new([0; BLOCK_BYTES])),
-            dirty: Cell::new(false),
-            used: Cell::new(true),
-            place: Cell::new(0),
-        });
+    /// Writes dirty blocks early if they crowd the cache. To be called before [`BlockManager::create`].
+    pub(crate) async fn make_room(&self) -> Result<()> {
+        let crowded = self.cache.borrow().dirty.len() >= self.cache_blocks / 4 * 3;
+        if crowded { self.write_out().await } else { Ok(()) }
+    }
+
+    /// A block of the open transaction, in place of whatever the cache has under its number.
+    pub(crate) fn create(&self, number: u64, kind: &'static BlockKind, bytes: &Block) -> BlockMut<'_> {
+        let frame = Frame::new(number, kind, bytes);
         let mut cache = self.cache.borrow_mut();
         if let Some(Slot::Ready(old)) = cache.slots.remove(&number) {
             old.dirty.set(false);
@@ -283,7 +292,8 @@ impl BlockManager {
         }
         cache.insert(frame.clone(), self.cache_blocks);
         drop(cache);
-        Ok(BlockMut { frame, manager: self })
+        self.mark_dirty(&frame);
+        BlockMut { frame, manager: self }
     }
 
     /// A block that was read, to be changed: it must be one of the open transaction.
@@ -351,19 +361,12 @@ struct Loading<'a> {
 
 impl Loading<'_> {
     /// Puts the block in its slot, unless a new block was made there meanwhile.
-    fn finish(self, bytes: Box<Block>, kind: &'static BlockKind) {
+    fn finish(self, bytes: &Block, kind: &'static BlockKind) {
         if !self.is_current() {
             return;
         }
-        let frame = Frame {
-            number: self.number,
-            kind,
-            bytes: RefCell::new(bytes),
-            dirty: Cell::new(false),
-            used: Cell::new(true),
-            place: Cell::new(0),
-        };
-        self.manager.cache.borrow_mut().insert(Rc::new(frame), self.manager.cache_blocks);
+        let frame = Frame::new(self.number, kind, bytes);
+        self.manager.cache.borrow_mut().insert(frame, self.manager.cache_blocks);
     }
 
     fn is_current(&self) -> bool {

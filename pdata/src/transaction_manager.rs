@@ -3,7 +3,7 @@
 //! A block of a committed transaction is never changed: [`TransactionManager::shadow`] copies it to a new place
 //! first. A block made in this transaction may be changed in place, as long as nothing else came to share it.
 
-use crate::block::{Block, BlockKind};
+use crate::block::{BLOCK_BYTES, Block, BlockKind};
 use crate::block_manager::{BlockManager, BlockMut};
 use crate::space_map::{MetadataMap, SpaceMapRoot};
 use crate::{Error, Result};
@@ -82,9 +82,16 @@ impl TransactionManager {
 
     /// A block of zeroes, pointed to once: by the caller.
     pub async fn new_block(&self, kind: &'static BlockKind) -> Result<BlockMut<'_>> {
+        let number = self.allocate().await?;
+        Ok(self.blocks.create(number, kind, &[0; BLOCK_BYTES]))
+    }
+
+    /// Takes a block, and makes room for it in the cache.
+    async fn allocate(&self) -> Result<u64> {
         let number = self.map.allocate(&self.blocks).await?;
         self.shadows.borrow_mut().insert(number);
-        self.blocks.zeroed(number, kind).await
+        self.blocks.make_room().await?;
+        Ok(number)
     }
 
     /// A block of the committed or the open transaction, made changeable.
@@ -97,17 +104,16 @@ impl TransactionManager {
         if count == 1 && self.shadows.borrow().contains(&number) {
             return Ok(Shadow { block: self.blocks.change(source), duplicated: false });
         }
-        let copy = self.new_block(kind).await?;
-        *copy.bytes_mut() = *source.bytes();
+        let new = self.allocate().await?;
         self.dec(number);
-        Ok(Shadow { block: copy, duplicated: count > 1 })
+        Ok(Shadow { block: self.blocks.create(new, kind, &source.bytes()), duplicated: count > 1 })
     }
 
     /// A block of the open transaction that holds `bytes`.
     pub async fn copy_in(&self, kind: &'static BlockKind, bytes: &Block) -> Result<u64> {
-        let block = self.new_block(kind).await?;
-        *block.bytes_mut() = *bytes;
-        Ok(block.number())
+        let number = self.allocate().await?;
+        self.blocks.create(number, kind, bytes);
+        Ok(number)
     }
 
     /// Applies the changes of counts that wait. Long operations call it between their steps.

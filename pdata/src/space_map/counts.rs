@@ -230,7 +230,6 @@ impl<I: Index> CountMap<I> {
         }
         for k in from.div_ceil(ENTRIES_PER_BITMAP)..nr_blocks.div_ceil(ENTRIES_PER_BITMAP) {
             let bitmap = tm.new_block(&BITMAP).await?;
-            bitmap.bytes_mut().fill(0);
             let nr_free = (ENTRIES_PER_BITMAP as u32).into();
             let entry = IndexEntry { bitmap: bitmap.number().into(), nr_free, none_free_before: 0.into() };
             self.index.set_entry(k, None, entry);
