@@ -7,7 +7,7 @@ use super::cdb::{Command, Compare, Extent, compare_and_write_blocks_max};
 use super::exec::parameters;
 use super::lu::Lu;
 use super::sense::Sense;
-use super::vpd::{TRANSFER_BYTES_MAX, UNMAP_BLOCKS_MAX, UNMAP_DESCRIPTORS_MAX, WRITE_SAME_BYTES_MAX};
+use super::vpd::{TRANSFER_BLOCKS_MAX, UNMAP_BLOCKS_MAX, UNMAP_DESCRIPTORS_MAX, WRITE_SAME_BYTES_MAX};
 use super::{Failure, Transfer};
 use crate::budget::Chunk;
 use crate::unit::{Attributes, LogicalUnit, UnitError};
@@ -66,11 +66,7 @@ impl<U: LogicalUnit> Run<'_, U> {
     /// As `range`, for a command that moves that many blocks.
     fn transfer_range(&self, extent: Extent) -> Result<Range<u64>, Sense> {
         let range = self.range(extent)?;
-        if range.end - range.start > u64::from(TRANSFER_BYTES_MAX) {
-            Err(Sense::INVALID_FIELD_IN_CDB)
-        } else {
-            Ok(range)
-        }
+        if extent.blocks > u64::from(TRANSFER_BLOCKS_MAX) { Err(Sense::INVALID_FIELD_IN_CDB) } else { Ok(range) }
     }
 
     fn failed_read(&self, error: UnitError) -> Failure {

@@ -6,8 +6,8 @@ use crate::unit::{Attributes, Identity};
 use alloc::format;
 use alloc::vec::Vec;
 
-/// Most bytes of one read or write.
-pub const TRANSFER_BYTES_MAX: u32 = 32 << 20;
+/// Most blocks of one read or write. They move in chunks: this bounds time, not memory.
+pub const TRANSFER_BLOCKS_MAX: u32 = 1 << 16;
 /// Most blocks of one UNMAP.
 pub const UNMAP_BLOCKS_MAX: u32 = 1 << 20;
 /// Most descriptors of one UNMAP.
@@ -105,7 +105,7 @@ fn limits(attributes: &Attributes) -> Vec<u8> {
     // WSNZ: a WRITE SAME says how many blocks it means.
     body.extend([1, compare_and_write_blocks_max(block_bytes)]);
     body.extend((physical as u16).to_be_bytes());
-    body.extend((TRANSFER_BYTES_MAX / block_bytes).to_be_bytes());
+    body.extend(TRANSFER_BLOCKS_MAX.to_be_bytes());
     // No optimal length is told (Linux would take it for a limit), and none of PRE-FETCH.
     body.extend([0; 8]);
     body.extend(if thin { UNMAP_BLOCKS_MAX } else { 0 }.to_be_bytes());
