@@ -87,7 +87,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 pub async fn run<L: Listener>(parts: Parts<L>) {
     let Parts { runtime, disks, iscsi, http, settings, secrets, cache_blocks, console, stop } = parts;
     let service = Service::new(&runtime, settings, &secrets);
-    let portal = Portal::new(&runtime, Rc::new(Targets(service.clone())), PortalOptions::default());
+    let options = PortalOptions {
+        addresses: service.settings.iscsi_portals.clone(),
+        // The rest is for copies, zeroes and reads of others.
+        payload_bytes_max: runtime.bufs.budget_bytes() / 2,
+        ..PortalOptions::default()
+    };
+    let portal = Portal::new(&runtime, Rc::new(Targets(service.clone())), options);
     let manager = Rc::new(control::Manager { service: service.clone(), portal: portal.clone() });
     let api = Rc::new(Api::new(&runtime, manager, Limits::default()));
     let (iscsi_at, http_at) = (iscsi.describe(), http.describe());

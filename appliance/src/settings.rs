@@ -5,7 +5,7 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, SocketAddr};
 
 /// What the appliance is told from outside the pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,9 @@ pub struct Settings {
     pub net: Net,
     /// TCP port of the iSCSI portal.
     pub iscsi_port: u16,
+    /// What discovery tells initiators to connect to, as `host:port`, where that is not the address at which they
+    /// reached us: behind forwarded ports, say. Empty if it is.
+    pub iscsi_portals: Vec<String>,
     /// TCP port of the management interface.
     pub http_port: u16,
     /// What a volume's name is appended to, after a colon.
@@ -69,6 +72,7 @@ impl Default for Settings {
         Settings {
             net: Net::Dhcp,
             iscsi_port: 3260,
+            iscsi_portals: Vec::new(),
             http_port: 80,
             iqn_prefix: "iqn.2026-11.io.gossamer".to_string(),
             format: false,
@@ -104,6 +108,11 @@ impl Settings {
         match key {
             "net" => self.net = parse_net(value).ok_or("use net=dhcp or net=10.0.2.15/24,10.0.2.2")?,
             "iscsi.port" => self.iscsi_port = parse_port(value)?,
+            "iscsi.portal" => {
+                let why = "use iscsi.portal=192.0.2.1:3260, several with commas";
+                let portals = value.split(',').map(|portal| portal.parse::<SocketAddr>().map(|p| p.to_string()));
+                self.iscsi_portals = portals.collect::<Result<_, _>>().map_err(|_| why)?;
+            }
             "http.port" => self.http_port = parse_port(value)?,
             "iqn" if is_iqn(value) => self.iqn_prefix = value.to_string(),
             "iqn" => return Err("use a name like iqn.2026-11.com.example, of a-z, 0-9, dots and hyphens"),
@@ -190,7 +199,8 @@ mod tests {
     #[test]
     fn every_word_is_understood() {
         let (settings, warnings) = Settings::parse(
-            "net=192.168.7.2/24,192.168.7.1 iscsi.port=3261 http.port=8080 iqn=iqn.2001-04.com.example format=yes \
+            "net=192.168.7.2/24,192.168.7.1 iscsi.port=3261 iscsi.portal=127.0.0.1:13260,[::1]:13260 \
+             http.port=8080 iqn=iqn.2001-04.com.example format=yes \
              block=1M on_panic=exit token=given log=debug virtio_mmio.device=512@0xfeb00e00:12",
         );
         assert_eq!(warnings, [""; 0]);
@@ -202,6 +212,7 @@ mod tests {
         let expected = Settings {
             net,
             iscsi_port: 3261,
+            iscsi_portals: ["127.0.0.1:13260", "[::1]:13260"].map(String::from).into(),
             http_port: 8080,
             iqn_prefix: "iqn.2001-04.com.example".into(),
             format: true,
@@ -215,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_bad_word_is_told_and_changes_nothing() {
-        let bad = "net=10.0.0.1 net=10.0.0.1/33 iscsi.port=65536 iqn=x format=maybe block=65K block=2G block=0K \
+        let bad = "net=10.0.0.1 net=10.0.0.1/33 iscsi.port=65536 iscsi.portal=host:1 iqn=x format=maybe block=65K block=2G block=0K \
                    block=99999999999M on_panic=hang token=secret log=all colour=red format";
         let (settings, warnings) = Settings::parse(bad);
         assert_eq!(settings, Settings::default());

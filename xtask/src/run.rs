@@ -121,6 +121,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser) -> Result<()> {
     let token = token(&token_file)?;
     let mut settings = options.settings;
     settings.extend(["net=dhcp".to_owned(), "token=given".to_owned()]);
+    settings.push(format!("iscsi.portal=127.0.0.1:{}", options.iscsi_port));
     let mut machine = Machine {
         profile,
         accelerator: Accelerator::Tcg,
