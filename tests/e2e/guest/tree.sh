@@ -4,9 +4,15 @@
 set -e
 HOST=10.0.2.2
 
+device_of() { # the disk of a target that is logged in to
+    for session in /sys/class/iscsi_session/session*; do
+        [ "$(cat $session/targetname)" = $1 ] && ls $session/device/target*/*:0/block | sed 's,^,/dev/,'
+    done
+}
 sums() { (cd $1 && find . -type f | sort | xargs md5sum); }
 
-dev=$(lab-login $HOST $PORT $VOLUME)
+lab-login $HOST $PORT $VOLUME > /dev/null
+dev=$(device_of $VOLUME)
 mkfs.ext4 -q $dev 2>&1
 mkdir -p /mnt/volume /mnt/snapshot
 mount -t ext4 $dev /mnt/volume
@@ -19,12 +25,18 @@ sync
 echo "TREE READY $(wc -l < /root/then) files, $(du -sk /mnt/volume | cut -f1) KiB"
 
 n=0
-until snap=$(lab-login $HOST $PORT $SNAPSHOT 2>/dev/null); do
+until lab-login $HOST $PORT $SNAPSHOT > /dev/null 2>&1; do
     n=$((n + 1))
     [ $n -lt 100 ] || { echo "no snapshot came"; exit 1; }
     sleep 0.2
 done
-echo "SNAPSHOT SEEN"
+n=0
+until snap=$(device_of $SNAPSHOT) && [ -b "$snap" ]; do
+    n=$((n + 1))
+    [ $n -lt 100 ] || { echo "no disk of the snapshot came"; exit 1; }
+    sleep 0.1
+done
+echo "SNAPSHOT SEEN at $snap, the volume is $dev"
 
 rm -r /mnt/volume/tree/sbin
 seq 200000 -1 1 > /mnt/volume/tree/numbers
