@@ -7,14 +7,17 @@ use crate::metadata::{self, DataBlock, MetadataError};
 use alloc::rc::Rc;
 use core::cell::Cell;
 use platform::sync::Notify;
+use platform::time::{Duration, Instant};
 
 /// What the pool can do at the moment.
 pub(crate) struct State {
     mode: Cell<Mode>,
     /// Out of data space, writes fail at once: by option, or since the time-out.
     error_if_no_space: Cell<bool>,
-    /// Counts the times that space ran out, so that a time-out knows whether it is still about its own.
-    no_space_episode: Cell<u64>,
+    /// When data space ran out, while it is.
+    no_space_since: Cell<Option<Instant>>,
+    /// A task watches how long that lasts.
+    no_space_watched: Cell<bool>,
     closed: Cell<bool>,
     data_is_low: Cell<bool>,
     metadata_is_low: Cell<bool>,
@@ -28,7 +31,8 @@ impl State {
         State {
             mode: Cell::new(mode),
             error_if_no_space: Cell::new(error_if_no_space),
-            no_space_episode: Cell::new(0),
+            no_space_since: Cell::new(None),
+            no_space_watched: Cell::new(false),
             closed: Cell::new(false),
             data_is_low: Cell::new(false),
             metadata_is_low: Cell::new(false),
@@ -113,32 +117,42 @@ impl Inner {
             return;
         }
         log::warn!("pool: {mode} mode after {before} mode");
+        self.state.no_space_since.set((mode == Mode::OutOfDataSpace).then(|| self.runtime.timers.now()));
         match mode {
             Mode::Write => self.state.error_if_no_space.set(self.options.features.error_if_no_space),
-            Mode::OutOfDataSpace => self.start_no_space_timeout(),
+            Mode::OutOfDataSpace => self.watch_no_space(),
             Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => {}
         }
         self.state.event();
     }
 
     /// After the time-out, writes that wait for space fail, and later ones do at once.
-    fn start_no_space_timeout(self: &Rc<Self>) {
+    fn watch_no_space(self: &Rc<Self>) {
         let Some(timeout) = self.options.no_space_timeout else { return };
-        if self.state.error_if_no_space() {
+        if self.state.error_if_no_space() || self.state.no_space_watched.replace(true) {
             return;
         }
         let (weak, timers) = (Rc::downgrade(self), self.runtime.timers.clone());
-        let episode = self.state.no_space_episode.get() + 1;
-        self.state.no_space_episode.set(episode);
         self.runtime.spawner.spawn(async move {
-            timers.sleep(timeout).await;
-            let Some(pool) = weak.upgrade() else { return };
-            if pool.mode() == Mode::OutOfDataSpace && pool.state.no_space_episode.get() == episode {
-                log::warn!("pool: no data space for {} s, writes fail from now on", timeout.as_secs());
-                pool.state.error_if_no_space.set(true);
-                pool.state.event();
+            while let Some(deadline) = weak.upgrade().and_then(|pool| pool.no_space_deadline(timeout)) {
+                timers.sleep_until(deadline).await;
             }
         });
+    }
+
+    /// When to look again; `None` ends the watch.
+    fn no_space_deadline(&self, timeout: Duration) -> Option<Instant> {
+        let deadline = self.state.no_space_since.get().map(|since| since + timeout);
+        if deadline.is_some_and(|deadline| deadline > self.runtime.timers.now()) {
+            return deadline;
+        }
+        self.state.no_space_watched.set(false);
+        if deadline.is_some() {
+            log::warn!("pool: no data space for {} s, writes fail from now on", timeout.as_secs());
+            self.state.error_if_no_space.set(true);
+            self.state.event();
+        }
+        None
     }
 
     /// Changes of mappings are possible, or will be once there is space.

@@ -76,7 +76,7 @@ impl Records {
         let Some(thin) = found else { return Ok(None) };
         let records = Records::over(pool, thin).await?;
         records.read(0).await?;
-        Ok(Some(records))
+        Ok(Some(records.reserve()))
     }
 
     /// Makes the reserved device, with one empty page, in one commit: a pool made elsewhere is adopted by this.
@@ -86,14 +86,19 @@ impl Records {
         }
         let device = pool.control(Needs::Space, async |inner: Rc<Inner>| make_device(&inner).await).await?;
         let thin = pool.open_any(device, None).await?;
-        Records::over(pool, thin).await
+        Ok(Records::over(pool, thin).await?.reserve())
+    }
+
+    /// From now on nobody else gets at the device. Damaged records stay open to a raw delete: it is the way out.
+    fn reserve(self) -> Records {
+        self.0.pool.0.reserved.set(Some(self.device()));
+        self
     }
 
     async fn over(pool: &Pool, thin: Thin) -> Result<Records, Error> {
         let highest = pool.0.metadata.highest_mapped(thin.id()).await?;
         let pages = highest.map_or(0, |block| block.0.saturating_add(1) / 2);
         thin.never_queue();
-        pool.0.reserved.set(Some(thin.id()));
         let buffer = RefCell::new(Some(pool.0.runtime.bufs.alloc(PAGE_BYTES)?));
         let pages = Cell::new(u32::try_from(pages).unwrap_or(u32::MAX));
         Ok(Records(Rc::new(Shared { pool: pool.clone(), thin, pages, buffer })))

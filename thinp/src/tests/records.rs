@@ -170,6 +170,9 @@ fn a_damaged_page_is_named() {
         let pool = world.open().await;
         let error = Records::find(&pool).await.err().unwrap();
         assert!(matches!(error, Error::DamagedRecords { page: 0, device: DeviceId::MAX, .. }), "{error}");
+        // Who gives them up deletes the device and adopts the pool anew.
+        pool.message("delete 16777215").await.unwrap();
+        assert_eq!(Records::create(&pool).await.unwrap().device(), DeviceId::MAX);
     });
 }
 
