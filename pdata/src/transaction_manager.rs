@@ -70,7 +70,7 @@ impl TransactionManager {
         Ok(self.map.count_up_to_3(&self.blocks, block).await? > 1)
     }
 
-    /// One more pointer to a block. Applied by [`TransactionManager::settle`], seen at once.
+    /// One more pointer to a block. Applied later, seen at once.
     pub fn inc(&self, block: u64) {
         self.map.defer(block, 1);
     }

@@ -1,6 +1,6 @@
 //! Reference counts on disk (reference 2.2, 2.3, 3).
 //!
-//! Two bits a block in bitmaps; counts above 2 in a btree. [`CountMap`] is that format. [`DiskMap`] counts the blocks of
+//! Two bits a block in bitmaps, counts above 2 in a btree: both maps share that format. [`DiskMap`] counts the blocks of
 //! another disk; [`MetadataMap`] counts the very blocks that it is made of.
 
 pub(crate) mod bitmap;
