@@ -96,7 +96,8 @@ fn nbd(parser: &mut lexopt::Parser) -> Result<()> {
             _ => bail!("{NBD_USAGE}"),
         }
     }
-    let supply = Supply::new(seed, flush);
+    let supply = Supply::new(seed);
+    supply.set_flush(flush);
     let mut server = Server::new(supply.clone());
     for file in &files {
         let (name, path) = file.split_once('=').with_context(|| format!("{file}: not NAME=FILE\n{NBD_USAGE}"))?;

@@ -115,9 +115,16 @@ pub struct Supply(Arc<(Mutex<State>, Condvar)>);
 pub struct DiskIndex(usize);
 
 impl Supply {
-    /// A supply that is on, without disks.
-    pub fn new(seed: u64, flush: Flush) -> Supply {
-        let state = State { on: true, flush, disks: Vec::new(), trigger: None, last_cut: None, dice: Dice::new(seed) };
+    /// A supply that is on, without disks. Its flushes are honest.
+    pub fn new(seed: u64) -> Supply {
+        let state = State {
+            on: true,
+            flush: Flush::Honest,
+            disks: Vec::new(),
+            trigger: None,
+            last_cut: None,
+            dice: Dice::new(seed),
+        };
         Supply(Arc::new((Mutex::new(state), Condvar::new())))
     }
 
@@ -136,6 +143,11 @@ impl Supply {
     /// The size of a disk.
     pub fn size_bytes(&self, disk: DiskIndex) -> u64 {
         self.state().disks[disk.0].size_bytes
+    }
+
+    /// Changes what a FLUSH or FUA does from now on.
+    pub fn set_flush(&self, flush: Flush) {
+        self.state().flush = flush;
     }
 
     /// Lets the power go when `after` more requests of this kind have come; the last of them is cut.
@@ -338,9 +350,9 @@ mod tests {
 
     const SECTORS: u64 = 64;
 
-    fn supply(seed: u64, flush: Flush) -> (Supply, DiskIndex, tempfile::File) {
+    fn supply(seed: u64) -> (Supply, DiskIndex, tempfile::File) {
         let file = tempfile::file(SECTORS * SECTOR_BYTES as u64);
-        let supply = Supply::new(seed, flush);
+        let supply = Supply::new(seed);
         let disk = supply.add(file.try_clone().unwrap()).unwrap();
         (supply, disk, file)
     }
@@ -371,7 +383,7 @@ mod tests {
         let seed = Dice::fresh_seed();
         println!("seed {seed}");
         let mut dice = Dice::new(seed);
-        let (supply, disk, file) = supply(seed, Flush::Honest);
+        let (supply, disk, file) = supply(seed);
         let mut allowed: Vec<Vec<u8>> = vec![vec![0]; SECTORS as usize];
         let (mut lost, mut intermediate) = (0, 0);
         for round in 0..400 {
@@ -414,7 +426,8 @@ mod tests {
 
     #[test]
     fn a_lying_disk_loses_what_it_said_was_flushed() {
-        let (supply, disk, file) = supply(1, Flush::Ignored);
+        let (supply, disk, file) = supply(1);
+        supply.set_flush(Flush::Ignored);
         let mut lost = 0;
         for value in 1..100 {
             supply.write(disk, 0, &[value; SECTOR_BYTES], false).unwrap();
@@ -428,7 +441,7 @@ mod tests {
 
     #[test]
     fn an_armed_cut_comes_with_its_request() {
-        let (supply, disk, file) = supply(2, Flush::Honest);
+        let (supply, disk, file) = supply(2);
         supply.arm(Count::Flushes, 2);
         supply.write(disk, 0, &[1; SECTOR_BYTES], false).unwrap();
         supply.flush(disk).unwrap();
@@ -441,7 +454,7 @@ mod tests {
     #[test]
     fn the_cache_is_bounded_and_ranges_are_checked() {
         let file = tempfile::file(1 << 30);
-        let supply = Supply::new(3, Flush::Honest);
+        let supply = Supply::new(3);
         let disk = supply.add(file).unwrap();
         let data = vec![7; 1 << 20];
         for at in 0..80 {

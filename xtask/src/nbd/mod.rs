@@ -372,7 +372,7 @@ mod tests {
         let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         std::fs::remove_file(path).unwrap();
         file.set_len(1 << 20).unwrap();
-        let supply = Supply::new(7, Flush::Honest);
+        let supply = Supply::new(7);
         let mut server = Server::new(supply.clone());
         server.export("meta", supply.add(file).unwrap());
         let mut client = Client::connect(&server, "meta");

@@ -92,6 +92,7 @@ struct Family {
 
 struct Run {
     context: Context,
+    flush: Flush,
     supply: Supply,
     site: Site,
     families: Vec<Family>,
@@ -107,7 +108,7 @@ impl Run {
     fn new(context: &Context, flush: Flush) -> Result<Run> {
         let mut dice = Dice::new(context.seed);
         let mut site = Site::new(context, META_BYTES, DATA_BYTES)?;
-        let supply = Supply::new(context.seed, flush);
+        let supply = Supply::new(context.seed);
         let mut server = Server::new(supply.clone());
         for (name, path) in [("meta", &site.meta), ("data", &site.data)] {
             server.export(name, supply.add(File::options().read(true).write(true).open(path)?)?);
@@ -124,7 +125,7 @@ impl Run {
         };
         let families = VOLUMES.map(family).into();
         let versions = AtomicU64::new(1);
-        Ok(Run { context: context.clone(), supply, site, families, dice, versions, done: 0, open: 0, older: 0 })
+        Ok(Run { context: context.clone(), flush, supply, site, families, dice, versions, done: 0, open: 0, older: 0 })
     }
 
     /// Cuts the power so many times and looks after each; the first damage that is found.
@@ -133,6 +134,8 @@ impl Run {
         for name in VOLUMES {
             appliance.make_volume(name, VOLUME_BYTES)?;
         }
+        // Only now: that a pool is lost whose making was never durable is no more than expected.
+        self.supply.set_flush(self.flush);
         let mut appliance = Some(appliance);
         while self.done < count {
             let running = match appliance.take() {
