@@ -1,10 +1,11 @@
 //! Discards (reference 7.6).
 
-use super::disks::Limited;
+use super::disks::{Gate, Limited};
 use super::{BLOCK, id, run_blank};
 use crate::control::{DiscardPolicy, Errno};
 use crate::{Features, Pool, PoolOptions};
-use platform::block::Limits;
+use platform::block::{Bufs, Disk, Limits, Op};
+use platform::time::Duration;
 
 fn with(features: Features) -> PoolOptions {
     PoolOptions { features, ..PoolOptions::default() }
@@ -51,14 +52,14 @@ fn trap_27_shared_blocks_are_not_passed_down() {
         pool.create_snap(id(1), id(0)).await.unwrap();
         thin.discard(0, 4 * BLOCK).await.unwrap();
         pool.commit().await.unwrap();
-        world.runtime.timers.sleep(core::time::Duration::from_secs(2)).await;
+        world.runtime.timers.sleep(Duration::from_secs(2)).await;
         assert_eq!(world.data.discarded_sectors(), 0);
         let snap = pool.open_thin(id(1), None).await.unwrap();
         world.expect(&snap, 0, 4 * BLOCK, 0x11).await;
         // The verdict by time is still "shared", but nobody else refers to the blocks.
         snap.discard(0, 3 * BLOCK).await.unwrap();
         pool.commit().await.unwrap();
-        world.runtime.timers.sleep(core::time::Duration::from_secs(2)).await;
+        world.runtime.timers.sleep(Duration::from_secs(2)).await;
         assert_eq!(world.data.discarded_sectors(), 3 * BLOCK);
         world.expect(&snap, 3 * BLOCK, BLOCK, 0x11).await;
     });
@@ -74,7 +75,7 @@ fn the_disk_is_told_when_the_commit_is_durable() {
         thin.discard(0, 4 * BLOCK).await.unwrap();
         assert_eq!(world.data.discarded_sectors(), 0);
         thin.flush().await.unwrap();
-        world.runtime.timers.sleep(core::time::Duration::from_millis(10)).await;
+        world.runtime.timers.sleep(Duration::from_millis(10)).await;
         assert_eq!(world.data.discarded_sectors(), 4 * BLOCK);
         assert_eq!(pool.status().data_used_blocks, 0);
     });
@@ -95,7 +96,7 @@ fn features_and_the_disk_decide_what_becomes_of_discards() {
         world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
         thin.discard(0, BLOCK).await.unwrap();
         thin.flush().await.unwrap();
-        world.runtime.timers.sleep(core::time::Duration::from_secs(2)).await;
+        world.runtime.timers.sleep(Duration::from_secs(2)).await;
         assert_eq!((world.data.discarded_sectors(), pool.status().data_used_blocks), (0, 0));
     });
     run_blank(7, 64, async |world| {
@@ -103,5 +104,50 @@ fn features_and_the_disk_decide_what_becomes_of_discards() {
         let data = world.slow(Limited { inner: world.data.clone(), change });
         let pool = Pool::open(&world.runtime, world.meta_disk(), data, PoolOptions::default()).await.unwrap();
         assert_eq!(pool.status().discard, DiscardPolicy::NoPassdown);
+    });
+}
+
+/// What is under way on a block reaches it before somebody else can be given it.
+#[test]
+fn a_discard_waits_for_io_under_way_on_its_blocks() {
+    run_blank(8, 64, async |world| {
+        // Writes of just three sectors are never answered.
+        let gate = Gate::new(world.data.clone(), |r| matches!(r.op, Op::Write { .. }) && r.sectors == 3);
+        let pool = Pool::open(&world.runtime, world.meta_disk(), Disk::new(gate.clone()), PoolOptions::default());
+        let pool = pool.await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        let mut buf = world.runtime.bufs.zeroed(3 * 512).unwrap();
+        buf.fill(0x22);
+        // Not even who gives up waiting makes the write under way go away.
+        let write = thin.write(5, Bufs::from_iter([buf]), false);
+        assert!(world.runtime.timers.timeout(Duration::from_secs(1), write).await.is_err());
+        assert_eq!(gate.held.borrow().len(), 1);
+        let discard = thin.discard(0, BLOCK);
+        assert!(world.runtime.timers.timeout(Duration::from_secs(5), discard).await.is_err());
+        assert_eq!(pool.status().data_used_blocks, 1);
+        gate.held.take().into_iter().for_each(|io| io.complete(Ok(())));
+        world.runtime.timers.sleep(Duration::from_secs(2)).await;
+        assert_eq!(pool.status().data_used_blocks, 0);
+    });
+}
+
+#[test]
+fn a_block_is_not_handed_out_while_the_disk_discards_it() {
+    run_blank(9, 8, async |world| {
+        let gate = Gate::new(world.data.clone(), |request| request.op == Op::Discard);
+        let features = Features { error_if_no_space: true, ..Features::default() };
+        let pool =
+            Pool::open(&world.runtime, world.meta_disk(), Disk::new(gate.clone()), with(features)).await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.write(&thin, 0, 8 * BLOCK, 0x11).await.unwrap();
+        thin.discard(0, BLOCK).await.unwrap();
+        thin.flush().await.unwrap();
+        let writing = world.write(&thin, 9 * BLOCK, 1, 0x22);
+        assert!(world.runtime.timers.timeout(Duration::from_secs(5), writing).await.is_err());
+        gate.held.take().into_iter().for_each(|io| io.complete(Ok(())));
+        world.write(&thin, 9 * BLOCK, 1, 0x22).await.unwrap();
     });
 }

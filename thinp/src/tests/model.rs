@@ -448,8 +448,7 @@ fn history(seed: u64, lives: u64, data_blocks: u64, lie: bool) -> Seen {
         let seed = seed.wrapping_mul(1000) + n;
         disks = run(seed, disks.0, disks.1, async move |world| life(world, model, lie).await);
     }
-    let seen = model.borrow().seen;
-    seen
+    model.take().seen
 }
 
 #[test]

@@ -149,6 +149,32 @@ fn a_snapshot_keeps_what_was_there() {
     });
 }
 
+/// Trap 28: the old block may be somebody else's as soon as it is no longer ours.
+#[test]
+fn trap_28_breaking_sharing_waits_for_reads_of_the_old_block() {
+    run_blank(22, 32, async |world| {
+        // Reads of one sector are not answered.
+        let gate = Gate::new(world.data.clone(), |request| request.op == Op::Read && request.sectors == 1);
+        let pool = Pool::open(&world.runtime, world.meta_disk(), Disk::new(gate.clone()), PoolOptions::default());
+        let pool = pool.await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        pool.create_snap(id(1), id(0)).await.unwrap();
+        let (reader, w) = (thin.clone(), world.clone());
+        let reading = world.runtime.spawner.spawn(async move { w.read(&reader, 0, 1).await });
+        world.runtime.timers.sleep(Duration::from_secs(1)).await;
+        // A whole block: nothing needs to be copied.
+        let (writer, w) = (thin.clone(), world.clone());
+        let writing = world.runtime.spawner.spawn(async move { w.write(&writer, 0, BLOCK, 0x22).await });
+        let mut writing = core::pin::pin!(writing);
+        assert!(world.runtime.timers.timeout(Duration::from_secs(5), &mut writing).await.is_err());
+        gate.held.take().into_iter().for_each(|io| io.complete(Ok(())));
+        reading.await.unwrap().unwrap();
+        writing.await.unwrap().unwrap();
+    });
+}
+
 /// Traps 18 and 19: who never took part in a snapshot copies nothing, nor does who has copied since.
 #[test]
 fn trap_18_only_blocks_older_than_the_last_snapshot_are_copied() {
