@@ -168,6 +168,10 @@ fn announce(runtime: &Runtime, service: &Rc<Service>, console: Rc<dyn Fn(&str)>,
                 told = true;
             }
             pool.event_after(seen).await;
+            // A closed pool raises no more events, and waiting for one ends at once.
+            if service.is_powering_off() {
+                return;
+            }
         }
     });
 }

@@ -153,6 +153,11 @@ impl Service {
         self.off_wanted.notify_all();
     }
 
+    pub(crate) fn is_powering_off(&self) -> bool {
+        self.off.get()
+    }
+
+    /// Resolves when somebody wants a power-off.
     pub(crate) async fn powered_off(&self) {
         let wanted = self.off_wanted.notified();
         if !self.off.get() {

@@ -35,7 +35,10 @@ pub enum MetadataError {
     #[error("the superblock, block 0 of the metadata disk, has a wrong checksum: run thin_check, then thin_repair")]
     BadSuperblockChecksum,
     /// The superblock asks for what this version does not know.
-    #[error("the superblock has unknown incompatible feature flags {flags:#x}: use a newer version")]
+    #[error(
+        "the superblock, block 0 of the metadata disk, has unknown incompatible feature flags {flags:#x}: \
+         use a newer version"
+    )]
     UnknownFeatures {
         /// The flags set.
         flags: u32,

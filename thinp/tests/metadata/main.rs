@@ -9,4 +9,3 @@ mod harness;
 mod hostile;
 mod model;
 mod random;
-mod speed;
