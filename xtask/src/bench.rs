@@ -133,7 +133,8 @@ fn prepare(root: &Path, name: &str, image: &Path, folder: &Path) -> Result<Machi
 fn boot(machine: &Machine) -> Result<Boot> {
     let console = machine.start(false)?;
     let ready = console.wait_for("the ready line", LIMIT, |line| Ready::parse(&line.text).map(|_| line.at))?;
-    let first = console.wait_for("a line", LIMIT, |line| line.text.contains("gossamer").then_some(line.at))?;
+    // QEMU's own complaints have no time in brackets before them.
+    let first = console.wait_for("a line", LIMIT, |line| line.text.starts_with('[').then_some(line.at))?;
     Ok(Boot { first_line: first - console.started(), ready: ready - console.started() })
 }
 
