@@ -160,10 +160,10 @@ fn announce(runtime: &Runtime, service: &Rc<Service>, console: Rc<dyn Fn(&str)>,
                 return console(&format!("gossamer: serving http={http_at} pool=unavailable reason={reason}"));
             };
             let seen = pool.events();
-            if pool.status().mode == thinp::control::Mode::Write {
+            if state == HealthState::Ok {
                 return console(&format!("gossamer: ready iscsi={iscsi_at} http={http_at} pool=write"));
             }
-            if !told && state != HealthState::Ok {
+            if !told {
                 console(&format!("gossamer: serving iscsi={iscsi_at} http={http_at} pool=degraded reason={reason}"));
                 told = true;
             }

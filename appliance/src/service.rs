@@ -31,6 +31,8 @@ pub struct Served {
     pub(crate) records: RefCell<Option<Records>>,
     pub(crate) catalog: RefCell<Catalog>,
     pub(crate) metadata_disk: Disk,
+    /// Why the records that the pool has cannot be used.
+    pub(crate) trouble: Option<String>,
 }
 
 /// The appliance's state.
@@ -134,12 +136,13 @@ impl Service {
 
     /// How the appliance is.
     pub(crate) fn health(&self) -> Health {
-        let pool = match self.served() {
-            Ok(served) => served.pool.clone(),
+        let served = match self.served() {
+            Ok(served) => served,
             Err(error) => return Health { state: HealthState::Unavailable, reason: Some(error.to_string()) },
         };
-        let status = pool.status();
+        let status = served.pool.status();
         let reason = match status.mode {
+            _ if served.trouble.is_some() => served.trouble.clone(),
             _ if status.needs_check => Some("the metadata needs a check: run thin_check on it".to_string()),
             Mode::Write => None,
             mode => Some(format!("the pool is in {mode} mode")),

@@ -32,10 +32,17 @@ pub(crate) async fn open(
         ..PoolOptions::default()
     };
     let pool = Pool::open(runtime, meta.clone(), data, options).await.map_err(|error| error.to_string())?;
-    let records = records(&pool).await.map_err(|error| error.to_string())?;
-    let catalog = catalog(records.as_ref()).await.map_err(|error| error.to_string())?;
+    let ((records, catalog), trouble) = match load(&pool).await {
+        Ok(loaded) => (loaded, None),
+        Err(error) => {
+            // The volumes are sound: they can be exported again, though their names are lost for now.
+            log::error!("the appliance's records cannot be used: {error}");
+            let lost = format!("names and exports are not known: {error}");
+            ((None, Catalog::new(Records::PAGE_CAPACITY_BYTES)), Some(lost))
+        }
+    };
     let (records, catalog) = (RefCell::new(records), RefCell::new(catalog));
-    let served = Served { pool, records, catalog, metadata_disk: meta };
+    let served = Served { pool, records, catalog, metadata_disk: meta, trouble };
     settle(service, &served, console).await.map_err(|error| error.to_string())?;
     Ok(served)
 }
@@ -64,23 +71,18 @@ fn disk(disks: &[(String, Disk)], serial: &str) -> Result<Disk, String> {
 }
 
 /// The records of the pool. A pool made just now gets its reserved device; one made elsewhere is left alone.
-async fn records(pool: &Pool) -> Result<Option<Records>, thinp::Error> {
-    if pool.status().mode == Mode::Fail {
-        return Ok(None);
-    }
-    match Records::find(pool).await? {
-        None if pool.formatted() => Records::create(pool).await.map(Some),
-        found => Ok(found),
-    }
-}
-
-async fn catalog(records: Option<&Records>) -> Result<Catalog, ServiceError> {
-    let Some(records) = records else { return Ok(Catalog::new(Records::PAGE_CAPACITY_BYTES)) };
+async fn load(pool: &Pool) -> Result<(Option<Records>, Catalog), ServiceError> {
+    let records = match Records::find(pool).await? {
+        None if pool.formatted() => Some(Records::create(pool).await?),
+        found => found,
+    };
     let mut pages = Vec::new();
-    for page in 0..records.pages() {
-        pages.push(records.read(page).await?);
+    if let Some(records) = &records {
+        for page in 0..records.pages() {
+            pages.push(records.read(page).await?);
+        }
     }
-    Ok(Catalog::decode(&pages, Records::PAGE_CAPACITY_BYTES)?)
+    Ok((records, Catalog::decode(&pages, Records::PAGE_CAPACITY_BYTES)?))
 }
 
 /// Identity, token, and the agreement of records and devices.

@@ -95,9 +95,6 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
-    /// Two devices claim to hold the pool's records.
-    #[error("thin devices {0} and {1} both claim to hold the pool's records: delete the wrong one elsewhere")]
-    TwoRecords(DeviceId, DeviceId),
     /// The pool has a reserved device already.
     #[error("thin device {0} holds the pool's records already")]
     RecordsExist(DeviceId),
@@ -133,7 +130,7 @@ impl Error {
             NoPage(_) => Errno::ENODATA,
             NoDataSpace | NoFreeId => Errno::ENOSPC,
             NoBuffers(_) => Errno::ENOMEM,
-            DamagedRecords { .. } | TwoRecords(..) => Errno::EILSEQ,
+            DamagedRecords { .. } => Errno::EILSEQ,
             Refused(_) | ChangesLost(_) | Io { .. } | Flush(_) | Closed => Errno::EIO,
         }
     }

@@ -21,6 +21,10 @@ use page::{HEADER_BYTES, Header, PAGE_BYTES};
 use platform::block::{Bufs, SECTOR_BYTES};
 use platform::buf::Buf;
 
+/// The reserved device is one of the topmost ids. Nobody gives those to volumes by counting up, so what some initiator
+/// writes on its volume is not taken for the pool's records, and opening a pool looks at few devices.
+const RESERVED_ID_MIN: u32 = DeviceId::MAX.get() - 4095;
+
 /// A change of the set of devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -54,29 +58,23 @@ impl Records {
     /// Bytes that a page holds.
     pub const PAGE_CAPACITY_BYTES: usize = PAGE_BYTES - HEADER_BYTES;
 
-    /// Looks for the reserved device, from the highest id down.
+    /// Looks for the reserved device, from the highest id down: it took the highest that was free, so what carries its
+    /// mark below is an imitation that some initiator wrote, and is not even looked at.
     ///
     /// # Errors
-    /// [`Error::DamagedRecords`] if it is there but unreadable, [`Error::TwoRecords`] if two devices carry the mark.
+    /// [`Error::DamagedRecords`] if it is there but unreadable.
     pub async fn find(pool: &Pool) -> Result<Option<Records>, Error> {
-        let mut found: Option<Thin> = None;
-        for (device, details) in pool.devices().await?.into_iter().rev() {
-            if details.mapped_blocks < 2 {
-                continue;
-            }
+        let devices = pool.devices().await?;
+        let top = devices.into_iter().rev().take_while(|(device, _)| device.get() >= RESERVED_ID_MIN);
+        for (device, details) in top.filter(|(_, details)| details.mapped_blocks >= 2) {
             let thin = pool.open_any(device, None).await?;
-            if !is_marked(pool, &thin, details.mapped_blocks).await? {
-                continue;
+            if is_marked(pool, &thin, details.mapped_blocks).await? {
+                let records = Records::over(pool, thin).await?;
+                records.read(0).await?;
+                return Ok(Some(records.reserve()));
             }
-            if let Some(first) = &found {
-                return Err(Error::TwoRecords(first.id(), device));
-            }
-            found = Some(thin);
         }
-        let Some(thin) = found else { return Ok(None) };
-        let records = Records::over(pool, thin).await?;
-        records.read(0).await?;
-        Ok(Some(records.reserve()))
+        Ok(None)
     }
 
     /// Makes the reserved device, with one empty page, in one commit: a pool made elsewhere is adopted by this.
@@ -311,7 +309,7 @@ async fn make_device(inner: &Rc<Inner>) -> Result<DeviceId, Error> {
         return Err(Error::NoDataSpace);
     }
     let taken: BTreeSet<u32> = inner.metadata.devices().await?.into_iter().map(|(id, _)| id.get()).collect();
-    let free = (0..=DeviceId::MAX.get()).rev().find(|id| !taken.contains(id));
+    let free = (RESERVED_ID_MIN..=DeviceId::MAX.get()).rev().find(|id| !taken.contains(id));
     let device = free.and_then(|id| DeviceId::new(u64::from(id))).ok_or(Error::NoFreeId)?;
     let mut buf = inner.runtime.bufs.wait(PAGE_BYTES).await?;
     let copies = [inner.reserve().await?, inner.reserve().await?];

@@ -3,6 +3,7 @@
 use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{DeviceId, Errno, Mode};
 use crate::{Change, Error, Features, Pool, PoolOptions, Records};
+use platform::block::Bufs;
 use platform::mem::MemDisk;
 use platform::time::Duration;
 use std::cell::Cell;
@@ -240,4 +241,45 @@ async fn one_life(world: World, acknowledged: Rc<Cell<u32>>) -> (MemDisk, MemDis
     });
     world.runtime.timers.sleep(Duration::from_micros(stop)).await;
     world.cut()
+}
+
+/// A page of records of `device` that holds `payload`, by the description of the format.
+fn forge(page: &mut [u8], device: DeviceId, payload: &[u8]) {
+    let fields: [(usize, &[u8]); 5] = [
+        (0, b"gossamer-records"),
+        (20, &1u32.to_le_bytes()),
+        (24, &device.get().to_le_bytes()),
+        (40, &(payload.len() as u32).to_le_bytes()),
+        (64, payload),
+    ];
+    fields.into_iter().for_each(|(at, bytes)| page[at..at + bytes.len()].copy_from_slice(bytes));
+    let checksum = pdata::checksum::crc32c_raw(&page[20..64 + payload.len()]);
+    page[16..20].copy_from_slice(&checksum.to_le_bytes());
+}
+
+/// What an initiator writes on its own volume must not become the pool's records, nor keep the pool from opening.
+#[test]
+fn an_imitation_on_a_volume_is_not_taken_for_the_records() {
+    run_blank(77, 32, async |world| {
+        let (pool, records) = pool_with_records(&world).await;
+        for volume in [1, u64::from(DeviceId::MAX.get()) - 1] {
+            pool.create_thin(id(volume)).await.unwrap();
+            let thin = pool.open_thin(id(volume), None).await.unwrap();
+            let mut forged = world.runtime.bufs.zeroed(2 * BLOCK as usize * 512).unwrap();
+            forge(&mut forged, thin.id(), b"forged");
+            thin.write(0, Bufs::from_iter([forged]), false).await.unwrap();
+        }
+        records.apply(&[], &[(0, b"truth".to_vec())]).await.unwrap();
+        let again = Records::find(&pool).await.unwrap().unwrap();
+        assert_eq!((again.device(), again.read(0).await.unwrap()), (DeviceId::MAX, b"truth".to_vec()));
+    });
+    run_blank(78, 32, async |world| {
+        let pool = world.open().await;
+        pool.create_thin(id(1)).await.unwrap();
+        let thin = pool.open_thin(id(1), None).await.unwrap();
+        let mut forged = world.runtime.bufs.zeroed(2 * BLOCK as usize * 512).unwrap();
+        forge(&mut forged, thin.id(), b"forged");
+        thin.write(0, Bufs::from_iter([forged]), false).await.unwrap();
+        assert!(Records::find(&pool).await.unwrap().is_none());
+    });
 }
