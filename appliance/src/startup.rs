@@ -34,12 +34,13 @@ pub(crate) async fn open(
     let pool = Pool::open(runtime, meta.clone(), data, options).await.map_err(|error| error.to_string())?;
     let ((records, catalog), trouble) = match load(&pool).await {
         Ok(loaded) => (loaded, None),
-        Err(error) => {
-            // The volumes are sound: they can be exported again, though their names are lost for now.
+        // The volumes are sound: they can be exported again, though their names are lost for now.
+        Err(error @ (ServiceError::Catalog(_) | ServiceError::Pool(thinp::Error::DamagedRecords { .. }))) => {
             log::error!("the appliance's records cannot be used: {error}");
             let lost = format!("names and exports are not known: {error}");
             ((None, Catalog::new(Records::PAGE_CAPACITY_BYTES)), Some(lost))
         }
+        Err(error) => return Err(error.to_string()),
     };
     let (records, catalog) = (RefCell::new(records), RefCell::new(catalog));
     let served = Served { pool, records, catalog, metadata_disk: meta, trouble };

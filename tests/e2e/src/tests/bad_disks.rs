@@ -24,6 +24,7 @@ pub const TESTS: &[Test] = &[
     Test::new("bad_disks::tree_root_with_a_bad_checksum", tree_root_with_a_bad_checksum),
     Test::new("bad_disks::an_incompatible_flag", an_incompatible_flag),
     Test::new("bad_disks::blank_metadata_beside_used_data", blank_metadata_beside_used_data),
+    Test::new("bad_disks::damaged_records", damaged_records),
     Test::new("bad_disks::a_larger_data_disk_changes_nothing", a_larger_data_disk_changes_nothing),
 ];
 
@@ -66,6 +67,27 @@ fn tree_root_with_a_bad_checksum(context: &Context) -> Result<()> {
     let root = u64::from_le_bytes(superblock[MAPPING_ROOT_AT..MAPPING_ROOT_AT + 8].try_into()?);
     change_block(&site, root, false, |block| block[100] ^= 0x10)?;
     refused(&site, &["meta", &format!("block {root}")])
+}
+
+/// Volumes are sound although their names are lost: the appliance serves what it can and says what is wrong.
+fn damaged_records(context: &Context) -> Result<()> {
+    const RESERVED: u64 = (1 << 24) - 1;
+    let site = used_pool(context)?;
+    let pool = Pool::parse(&context.thin_dump(&site.meta, false)?)?;
+    let page = pool.devices.get(&RESERVED).and_then(|map| map.get(&0)).context("no reserved device")?;
+    let data = File::options().read(true).write(true).open(&site.data)?;
+    let at = page * pool.block_sectors * 512 + 70;
+    let mut byte = [0];
+    data.read_exact_at(&mut byte, at)?;
+    data.write_all_at(&[!byte[0]], at)?;
+    let appliance = site.start_in_any_state()?;
+    let health = appliance.call("GET", "/healthz", &Value::Null)?;
+    let reason = health["reason"].as_str().unwrap_or_default();
+    ensure!(health["status"] == "degraded", "{health}");
+    ensure!(reason.contains("page 0") && reason.contains(&RESERVED.to_string()), "{health}");
+    let found = appliance.volumes()?;
+    ensure!(found.iter().any(|name| name == "thin-1"), "volumes are {found:?}");
+    appliance.power_off()
 }
 
 fn an_incompatible_flag(context: &Context) -> Result<()> {
