@@ -33,7 +33,7 @@ fn histories_agree_with_the_model() {
     let mut total = Tally::new();
     // Ample, short of data, short of metadata.
     for (n, (metadata_blocks, data_blocks)) in
-        [(1024, 8000), (512, 700), (120, 5000), (160, 20_000)].into_iter().enumerate()
+        [(1024, 8000), (512, 700), (80, 20_000), (128, 20_000)].into_iter().enumerate()
     {
         for cache_blocks in [1000, 16] {
             let seed = seed + n as u64 * 2 + cache_blocks as u64;
