@@ -155,6 +155,7 @@ impl Cache {
                 let frame = frame.clone();
                 self.slots.remove(&frame.number);
                 self.remove_from_ring(&frame);
+                log::trace!("cached block evicted");
                 return true;
             }
             self.hand += 1;
@@ -279,7 +280,11 @@ impl BlockManager {
     /// Writes dirty blocks early if they crowd the cache. To be called before [`BlockManager::create`].
     pub(crate) async fn make_room(&self) -> Result<()> {
         let crowded = self.cache.borrow().dirty.len() >= self.cache_blocks / 4 * 3;
-        if crowded { self.write_out().await } else { Ok(()) }
+        if !crowded {
+            return Ok(());
+        }
+        log::trace!("dirty blocks written early");
+        self.write_out().await
     }
 
     /// A block of the open transaction, in place of whatever the cache has under its number.

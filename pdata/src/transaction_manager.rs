@@ -104,6 +104,9 @@ impl TransactionManager {
         if count == 1 && self.shadows.borrow().contains(&number) {
             return Ok(Shadow { block: self.blocks.change(source), duplicated: false });
         }
+        if count > 1 && self.shadows.borrow().contains(&number) {
+            log::trace!("block shadowed again");
+        }
         let new = self.allocate().await?;
         self.dec(number);
         Ok(Shadow { block: self.blocks.create(new, kind, &source.bytes()), duplicated: count > 1 })

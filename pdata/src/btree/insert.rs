@@ -1,6 +1,6 @@
 //! Insertion: top-down in one pass, making room before descending (reference 4.3).
 
-use super::{BTree, DEPTH_MAX, NODE, NodeMut, ValueType, damaged, edit, spread, view};
+use super::{BTree, DEPTH_MAX, NODE, NodeMut, ValueType, damaged, edit, note, spread, view};
 use crate::block_manager::BlockMut;
 use crate::transaction_manager::TransactionManager;
 use crate::{Error, Result};
@@ -89,6 +89,7 @@ impl<V: ValueType> BTree<V> {
 
     /// Splits a full root into two children of itself: its block stays the root.
     async fn split_root<'a>(&self, tm: &'a TransactionManager, root: BlockMut<'a>) -> Result<BlockMut<'a>> {
+        note(&root, "split, a root")?;
         let right = tm.new_block(&NODE).await?;
         *right.bytes_mut() = *root.bytes();
         let left = self.new_like(tm, &root).await?;
@@ -126,6 +127,7 @@ impl<V: ValueType> BTree<V> {
                 Sibling::Tight => {}
                 Sibling::Shared => shared = true,
                 Sibling::Roomy => {
+                    note(&node, "spread to a sibling")?;
                     let other = self.shadow_child(tm, parent, sibling).await?;
                     let (left, right) = if is_left { (other, node) } else { (node, other) };
                     let total = len(&left)?.saturating_add(len(&right)?);
@@ -162,6 +164,7 @@ impl<V: ValueType> BTree<V> {
         node: BlockMut<'a>,
         key: u64,
     ) -> Result<BlockMut<'a>> {
+        note(&node, "split in two")?;
         let right = self.new_like(tm, &node).await?;
         let at = index.saturating_add(1);
         edit(parent, |parent| parent.insert(at, u64::MAX, &right.number().to_le_bytes()))?;
@@ -178,6 +181,7 @@ impl<V: ValueType> BTree<V> {
         right: BlockMut<'a>,
         key: u64,
     ) -> Result<BlockMut<'a>> {
+        note(&right, "split, two into three")?;
         let left = self.shadow_child(tm, parent, left_index).await?;
         let middle = self.new_like(tm, &right).await?;
         let (left_len, right_len) = (len(&left)?, len(&right)?);

@@ -153,6 +153,14 @@ fn spread(
     edit(parent, |parent| parent.set_key(left_index.saturating_add(1), first))
 }
 
+/// Tells the log what becomes of a node: tests count from it how often each shape of change is met.
+fn note(node: &BlockMut<'_>, what: &str) -> Result<()> {
+    view(node, |node| {
+        log::trace!("{} {what}", if node.is_internal() { "internal node" } else { "leaf" });
+        Ok(())
+    })
+}
+
 fn damaged(block: u64, what: &'static str) -> Error {
     Error::Damaged { block, kind: NODE.name, what }
 }

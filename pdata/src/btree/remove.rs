@@ -2,7 +2,7 @@
 //!
 //! Linux rebalances every node on the way. Here only a node at its floor is: it keeps shapes legal with fewer copies.
 
-use super::{BTree, DEPTH_MAX, NODE, Node, ValueType, damaged, edit, spread, view};
+use super::{BTree, DEPTH_MAX, NODE, Node, ValueType, damaged, edit, note, spread, view};
 use crate::block_manager::BlockMut;
 use crate::transaction_manager::TransactionManager;
 use crate::{Error, Result};
@@ -66,6 +66,7 @@ impl<V: ValueType> BTree<V> {
         let shared = tm.is_shared(child).await?;
         let block = tm.blocks().read(child, &NODE).await?;
         *root.bytes_mut() = *block.bytes();
+        note(root, if shared { "became root, shared" } else { "became root" })?;
         if shared {
             // The child stays for others: what it points to is now pointed to from here as well.
             self.inc_all(tm, root).await?;
@@ -83,11 +84,13 @@ impl<V: ValueType> BTree<V> {
         let (left_len, floor) = view(&left, |node| Ok((node.len(), node.floor())))?;
         let total = left_len.saturating_add(view(&right, |node| Ok(node.len()))?);
         if total < floor.saturating_add(1).saturating_mul(2) {
+            note(&left, "merged")?;
             edit(&left, |left| edit(&right, |right| left.spread(right, total)))?;
             edit(parent, |parent| parent.remove(right_index..right_index.saturating_add(1)))?;
             tm.dec(right.number());
             Ok(())
         } else {
+            note(&left, "filled up from a sibling")?;
             spread(parent, left_index, &left, &right, total / 2)
         }
     }

@@ -132,9 +132,13 @@ impl<I: Index> CountMap<I> {
         if new >= MANY {
             let (root, _) = OVERFLOW.insert(tm, self.overflow_root.get(), block, U32::new(new)).await?;
             self.overflow_root.set(root);
+            if stored < MANY {
+                log::trace!("overflow count inserted");
+            }
         } else if stored == MANY {
             let (root, _) = OVERFLOW.remove(tm, self.overflow_root.get(), block).await?;
             self.overflow_root.set(root);
+            log::trace!("overflow count removed");
         }
         change.set(block, old, new, freed);
         Ok(())
@@ -185,6 +189,9 @@ impl<I: Index> CountMap<I> {
                 if let Some(index) = found {
                     return Ok(Some(first + index));
                 }
+            }
+            if next < end {
+                log::trace!("allocation went on to the next bitmap");
             }
             at = next;
         }
