@@ -124,7 +124,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     times.push(("image".to_owned(), building.elapsed()));
 
     let mut test = cargo();
-    test.args(["test", "--locked", "--no-fail-fast"]);
+    test.args(["test", "--locked", "--no-fail-fast"]).env("EFFORT", options.effort.to_string());
     let mut stages = vec![Stage { name: "unit, property and tidy".into(), commands: vec![test] }];
     stages.extend(end_to_end(&options, &image)?);
     for stage in stages {

@@ -8,6 +8,7 @@ use platform::random::{Random, Seeded};
 use platform::task::{Executor, block_on_ready};
 use platform::time::{Clock, Instant, Timers};
 use std::cell::Cell;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
@@ -100,8 +101,19 @@ pub fn bytes_of(disk: &MemDisk) -> Vec<u8> {
     disk.peek(0, disk.limits().size_sectors as usize * 512)
 }
 
+/// How much more than in CI the random tests do (`cargo xtask soak` sets it).
+pub fn effort() -> u64 {
+    std::env::var("EFFORT").ok().and_then(|effort| effort.parse().ok()).unwrap_or(1)
+}
+
+/// A test leaves something out because of what this machine lacks, which CI must not.
+pub fn skipped(lacks: &str) {
+    assert!(std::env::var_os("CI").is_none(), "CI needs {lacks}");
+    println!("skipped: no {lacks}");
+}
+
 /// The folder with the tools 1.x, if this machine has them.
-fn tools() -> Option<&'static PathBuf> {
+pub fn tools() -> Option<&'static PathBuf> {
     static TOOLS: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
         let out = Command::new("/work/shared/lab/thin-tools").output().ok().filter(|out| out.status.success())?;
@@ -109,8 +121,7 @@ fn tools() -> Option<&'static PathBuf> {
     };
     let found = TOOLS.get_or_init(find).as_ref();
     if found.is_none() {
-        assert!(std::env::var_os("CI").is_none(), "CI needs thin-provisioning-tools 1.x (shared/lab/thin-tools)");
-        println!("skipped: no thin-provisioning-tools 1.x here");
+        skipped("thin-provisioning-tools 1.x (shared/lab/thin-tools)");
     }
     found
 }
@@ -118,18 +129,24 @@ fn tools() -> Option<&'static PathBuf> {
 /// Runs one of the tools on a disk; its output if it is content.
 pub fn run_tool(disk: &MemDisk, tool: &str, args: &[&str]) -> Option<Result<String, String>> {
     let tools = tools()?;
-    let file = tempfile(disk);
+    let file = temporary_file(disk);
     let out = Command::new(tools.join(tool)).args(args).arg(&file).output().unwrap();
     std::fs::remove_file(&file).unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Some(if out.status.success() { Ok(text(out.stdout)) } else { Err(text(out.stdout) + &text(out.stderr)) })
 }
 
-fn tempfile(disk: &MemDisk) -> PathBuf {
+/// The disk as a sparse file.
+pub fn temporary_file(disk: &MemDisk) -> PathBuf {
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("gossamer-{}-{n}.meta", std::process::id()));
-    std::fs::write(&path, bytes_of(disk)).unwrap();
+    let file = std::fs::File::create(&path).unwrap();
+    let bytes = bytes_of(disk);
+    file.set_len(bytes.len() as u64).unwrap();
+    for (block, bytes) in (0..).zip(bytes.chunks(4096)).filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0)) {
+        file.write_all_at(bytes, block * 4096).unwrap();
+    }
     path
 }
 

@@ -7,5 +7,6 @@ mod faults;
 mod golden;
 mod harness;
 mod hostile;
+mod judge;
 mod model;
 mod random;
