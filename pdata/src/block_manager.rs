@@ -11,6 +11,7 @@ use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, Ref, RefCell, RefMut};
+use futures_util::future::try_join_all;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use platform::block::{Bufs, Completion, Disk, IoError, Op};
@@ -186,6 +187,11 @@ impl BlockManager {
         self.disk.size_sectors() / BLOCK_SECTORS
     }
 
+    /// Blocks that the cache is meant to hold.
+    pub fn cache_blocks(&self) -> usize {
+        self.cache_blocks
+    }
+
     /// Blocks in the cache now.
     pub fn cached_blocks(&self) -> usize {
         self.cache.borrow().ring.len()
@@ -236,6 +242,15 @@ impl BlockManager {
                 }
             }
         }
+    }
+
+    /// Several blocks, whose reads are under way together.
+    pub async fn read_many(
+        &self,
+        numbers: impl IntoIterator<Item = u64>,
+        kind: &'static BlockKind,
+    ) -> Result<Vec<BlockRef>> {
+        try_join_all(numbers.into_iter().map(|number| self.read(number, kind))).await
     }
 
     /// Runs `look` until every block that it asks for is in the cache.

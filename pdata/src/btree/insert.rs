@@ -23,7 +23,7 @@ enum Step<T> {
 
 /// What a sibling could take from a full node.
 #[derive(PartialEq)]
-enum Sibling {
+pub(super) enum Sibling {
     Roomy,
     Tight,
     /// Others see it: to change it would cost a copy.
@@ -88,7 +88,7 @@ impl<V: ValueType> BTree<V> {
     }
 
     /// Splits a full root into two children of itself: its block stays the root.
-    async fn split_root<'a>(&self, tm: &'a TransactionManager, root: BlockMut<'a>) -> Result<BlockMut<'a>> {
+    pub(super) async fn split_root<'a>(&self, tm: &'a TransactionManager, root: BlockMut<'a>) -> Result<BlockMut<'a>> {
         note(&root, "split, a root")?;
         let right = tm.new_block(&NODE).await?;
         *right.bytes_mut() = *root.bytes();
@@ -109,7 +109,7 @@ impl<V: ValueType> BTree<V> {
     }
 
     /// Makes room in a full node, child `index` of `parent`. Returns the node that the key belongs in now.
-    async fn make_room<'a>(
+    pub(super) async fn make_room<'a>(
         &self,
         tm: &'a TransactionManager,
         parent: &BlockMut<'a>,
@@ -144,7 +144,12 @@ impl<V: ValueType> BTree<V> {
         }
     }
 
-    async fn judge_sibling(&self, tm: &TransactionManager, parent: &BlockMut<'_>, index: usize) -> Result<Sibling> {
+    pub(super) async fn judge_sibling(
+        &self,
+        tm: &TransactionManager,
+        parent: &BlockMut<'_>,
+        index: usize,
+    ) -> Result<Sibling> {
         let number = view(parent, |parent| parent.child(index))?;
         if tm.is_shared(number).await? {
             return Ok(Sibling::Shared);
@@ -197,7 +202,7 @@ impl<V: ValueType> BTree<V> {
     }
 
     /// An empty node for the same kind of entries.
-    async fn new_like<'a>(&self, tm: &'a TransactionManager, node: &BlockMut<'_>) -> Result<BlockMut<'a>> {
+    pub(super) async fn new_like<'a>(&self, tm: &'a TransactionManager, node: &BlockMut<'_>) -> Result<BlockMut<'a>> {
         let (internal, value_bytes) = edit(node, |node| Ok((node.is_internal(), node.value_bytes())))?;
         let new = tm.new_block(&NODE).await?;
         NodeMut::format(&mut new.bytes_mut(), internal, value_bytes);
@@ -205,7 +210,7 @@ impl<V: ValueType> BTree<V> {
     }
 }
 
-fn len(node: &BlockMut<'_>) -> Result<usize> {
+pub(super) fn len(node: &BlockMut<'_>) -> Result<usize> {
     view(node, |node| Ok(node.len()))
 }
 

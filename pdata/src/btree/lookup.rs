@@ -58,20 +58,34 @@ impl<V: ValueType> BTree<V> {
         Ok(node.keys().next_back().and_then(|last| last.checked_add(1)))
     }
 
-    /// The last entry.
-    pub fn try_last(&self, blocks: &BlockManager, root: u64) -> Result<Option<(u64, V::Value)>, Stop> {
+    /// The last entry at or before `to`.
+    pub fn try_prev(&self, blocks: &BlockManager, root: u64, to: u64) -> Result<Option<(u64, V::Value)>, Stop> {
         let mut number = root;
-        for _ in 0..DEPTH_MAX {
+        // The nearest subtree to the left: it has the entry if this one has none that early, for a parent's key may be
+        // below all that its child has.
+        let mut left = None;
+        for _ in 0..DEPTH_MAX * 2 {
             let block = blocks.try_read(number, &NODE)?;
             let bytes = block.bytes();
             let node = Node::parse(&bytes, number)?;
-            let Some(last) = node.len().checked_sub(1) else { return Ok(None) };
-            if !node.is_internal() {
-                return Ok(node.key(last).zip(Some(node.value(last)?)));
+            match node.lower_bound(to) {
+                Some(index) if node.is_internal() => {
+                    left = index.checked_sub(1).map(|index| node.child(index)).transpose()?.or(left);
+                    number = node.child(index)?;
+                }
+                Some(index) => return Ok(node.key(index).zip(Some(node.value(index)?))),
+                None => match left.take() {
+                    Some(subtree) => number = subtree,
+                    None => return Ok(None),
+                },
             }
-            number = node.child(last)?;
         }
         Err(Stop::Failed(Error::TooDeep { root }))
+    }
+
+    /// The last entry.
+    pub fn try_last(&self, blocks: &BlockManager, root: u64) -> Result<Option<(u64, V::Value)>, Stop> {
+        self.try_prev(blocks, root, u64::MAX)
     }
 }
 

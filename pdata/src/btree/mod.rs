@@ -9,6 +9,8 @@
 //!
 //! A tree of trees is two trees: the value of the upper one is the root of a lower one.
 
+mod bulk;
+mod cursor;
 mod delete;
 mod insert;
 mod lookup;
@@ -17,6 +19,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
+pub use cursor::Cursor;
 pub use node::{NODE, Node};
 
 use crate::block_manager::BlockMut;

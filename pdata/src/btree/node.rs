@@ -216,6 +216,26 @@ impl<'a> NodeMut<'a> {
         self.keys.get(..self.len())?.get(index).map(|key| key.get())
     }
 
+    /// Index of `key`, or where it would go.
+    pub fn search(&self, key: u64) -> core::result::Result<usize, usize> {
+        let keys = self.keys.get(..self.len()).unwrap_or_default();
+        // Runs of keys come in at the end.
+        if keys.last().is_none_or(|last| last.get() < key) {
+            return Err(keys.len());
+        }
+        keys.binary_search_by_key(&key, |key| key.get())
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.keys.len()
+    }
+
+    /// The value of entry `index`.
+    pub fn value<T: Value>(&self, index: usize) -> Result<T> {
+        let bytes = self.values.get(self.bytes_of(index..index.saturating_add(1)));
+        bytes.and_then(|bytes| T::read_from_bytes(bytes).ok()).ok_or(self.entry_error())
+    }
+
     fn set_len(&mut self, len: usize) {
         self.header.nr_entries = (len as u32).into();
     }

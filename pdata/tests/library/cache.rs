@@ -3,12 +3,11 @@
 use crate::harness::*;
 use pdata::Error;
 use pdata::block::{BLOCK_BYTES, Block, BlockKind};
-use platform::block::{BlockDevice, Disk, Io, IoError, Limits, Op};
+use platform::block::{Disk, IoError, Op};
 use platform::layers::{Fault, Stats};
 use platform::mem::MemDisk;
 use platform::task::{Executor, block_on_ready};
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::rc::Rc;
 
 fn check(block: &Block) -> Result<(), &'static str> {
@@ -90,35 +89,9 @@ fn a_failed_read_can_be_tried_again() {
     });
 }
 
-/// A disk that answers when it is told to.
-#[derive(Clone)]
-struct Slow {
-    inner: MemDisk,
-    waiting: Rc<RefCell<VecDeque<Io>>>,
-}
-
-impl BlockDevice for Slow {
-    fn limits(&self) -> Limits {
-        self.inner.limits()
-    }
-
-    fn submit(&self, io: Io) {
-        self.waiting.borrow_mut().push_back(io);
-    }
-}
-
-impl Slow {
-    fn answer(&self) -> usize {
-        let waiting = self.waiting.take();
-        let answered = waiting.len();
-        waiting.into_iter().for_each(|io| self.inner.submit(io));
-        answered
-    }
-}
-
 #[test]
 fn reads_of_one_block_share_a_request_and_a_dropped_one_does_not_hang_the_rest() {
-    let slow = Slow { inner: disk_of(10), waiting: Rc::default() };
+    let slow = Slow::new(disk_of(10));
     let blocks = Rc::new(blocks_on(Disk::new(slow.clone()), 50));
     let executor = Executor::new();
     let done = Rc::new(Cell::new(0));

@@ -5,10 +5,12 @@ use pdata::btree::{BTree, ValueType};
 use pdata::check::{Checker, Counts, Walk};
 use pdata::space_map::{DiskMap, SpaceMapRoot};
 use pdata::{Result, TransactionManager};
-use platform::block::Disk;
+use platform::block::{BlockDevice, Disk, Io, Limits};
 use platform::buf::BufPool;
 use platform::mem::MemDisk;
 use platform::random::{Random, Seeded};
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -138,5 +140,36 @@ impl Store {
             let problems: Vec<String> = checker.into_problems().0.iter().map(ToString::to_string).collect();
             assert!(problems.is_empty(), "{problems:#?}");
         }
+    }
+}
+
+/// A disk that answers when it is told to.
+#[derive(Clone)]
+pub struct Slow {
+    inner: MemDisk,
+    waiting: Rc<RefCell<VecDeque<Io>>>,
+}
+
+impl BlockDevice for Slow {
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+
+    fn submit(&self, io: Io) {
+        self.waiting.borrow_mut().push_back(io);
+    }
+}
+
+impl Slow {
+    pub fn new(inner: MemDisk) -> Slow {
+        Slow { inner, waiting: Rc::default() }
+    }
+
+    /// Completes the requests that wait; returns how many there were.
+    pub fn answer(&self) -> usize {
+        let waiting = self.waiting.take();
+        let answered = waiting.len();
+        waiting.into_iter().for_each(|io| self.inner.submit(io));
+        answered
     }
 }

@@ -1,10 +1,14 @@
 //! Trees against `BTreeMap`, with sharing, tiny caches and random commits.
 
 use crate::harness::*;
+use pdata::TransactionManager;
 use pdata::btree::{BTree, Plain};
-use platform::task::block_on_ready;
+use platform::block::Disk;
+use platform::task::{Executor, block_on_ready};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use zerocopy::little_endian::U64;
 
 const DATA_BLOCKS: u64 = 40_000;
@@ -46,7 +50,8 @@ impl Trees {
 
     async fn step(&mut self) {
         match self.dice.below(100) {
-            0..=44 => self.insert_run().await,
+            0..=34 => self.insert_run().await,
+            35..=44 => self.insert_sorted().await,
             45..=74 => self.remove_some().await,
             75..=84 => self.read().await,
             85..=88 if self.trees.len() < 8 => self.share().await,
@@ -78,6 +83,31 @@ impl Trees {
             }
         }
         self.store.tm.settle_some().await.unwrap();
+    }
+
+    /// Inserts a run of keys, close together or far apart, at times in no good order.
+    async fn insert_sorted(&mut self) {
+        let (at, first, len) = (self.pick(), self.key(), self.dice.below(600));
+        let gap = 1 + self.dice.below(3);
+        let mut keys: Vec<u64> = (0..len).map(|n| first.saturating_add(n * gap)).collect();
+        keys.dedup();
+        if self.dice.below(10) == 0 {
+            keys.reverse();
+        }
+        let entries: Vec<_> = keys.into_iter().map(|key| (key, self.dice.below(DATA_BLOCKS))).collect();
+        let (store, tree) = (&self.store, &mut self.trees[at]);
+        for (_, block) in &entries {
+            store.data.inc(&store.tm, *block..*block + 1).await.unwrap();
+        }
+        let mut replaced = Vec::new();
+        let values = entries.iter().map(|(key, block)| (*key, Long::new(*block)));
+        let see = |key, value: Long| replaced.push((key, value.block.get()));
+        tree.root = store.tree.insert_sorted(&store.tm, tree.root, values, see).await.unwrap();
+        let before = entries.iter().filter_map(|(key, block)| Some((*key, tree.model.insert(*key, *block)?)));
+        assert_eq!(replaced, before.collect::<Vec<_>>());
+        for (_, block) in replaced {
+            self.dec(block).await;
+        }
     }
 
     async fn dec(&self, block: u64) {
@@ -127,6 +157,14 @@ impl Trees {
         let next = blocks.look(|blocks| store.tree.try_next(blocks, tree.root, key)).await.unwrap();
         let expected = tree.model.range(key..).next().map(|(key, block)| (*key, *block));
         assert_eq!(next.map(|(key, value)| (key, value.block.get())), expected);
+        let prev = blocks.look(|blocks| store.tree.try_prev(blocks, tree.root, key)).await.unwrap();
+        let expected = tree.model.range(..=key).next_back().map(|(key, block)| (*key, *block));
+        assert_eq!(prev.map(|(key, value)| (key, value.block.get())), expected);
+        let mut cursor = store.tree.cursor(blocks, tree.root, key, 1 + self.dice.below(40) as usize);
+        let expected = tree.model.range(key..).take(self.dice.below(400) as usize);
+        for (key, block) in expected {
+            assert_eq!(cursor.next().await.unwrap(), Some((*key, Long::new(*block))));
+        }
         let last = blocks.look(|blocks| store.tree.try_last(blocks, tree.root)).await.unwrap();
         assert_eq!(last.map(|(key, _)| key), tree.model.keys().next_back().copied());
     }
@@ -149,6 +187,11 @@ impl Trees {
         self.store.check(self.trees.iter().map(|tree| tree.root)).await;
         for tree in &self.trees {
             assert!(self.all(tree.root).await.iter().eq(&tree.model));
+            let mut cursor = self.store.tree.cursor(self.store.tm.blocks(), tree.root, 0, 32);
+            for (key, block) in &tree.model {
+                assert_eq!(cursor.next().await.unwrap(), Some((*key, Long::new(*block))));
+            }
+            assert_eq!((cursor.next().await, cursor.next().await), (Ok(None), Ok(None)));
         }
     }
 
@@ -219,4 +262,66 @@ fn leaves_are_well_filled() {
             assert_eq!(leaves, 3000_u64.div_ceil(fill));
         });
     }
+}
+
+/// Ascending keys in bulk fill all nodes but the last two of each level, wherever the root's first split left off.
+#[test]
+fn bulk_insertion_fills_nodes() {
+    let tree = BTree::<Plain<U64>>::plain();
+    block_on_ready(async {
+        let store = Store::new(4000, 3000, 1000).await;
+        let mut root = tree.create(&store.tm).await.unwrap();
+        let before = store.tm.free_blocks();
+        let entries = |keys: std::ops::Range<u64>| keys.map(|key| (key, U64::new(key)));
+        for part in 0..100 {
+            root =
+                tree.insert_sorted(&store.tm, root, entries(part * 1777..(part + 1) * 1777), |_, _| ()).await.unwrap();
+        }
+        let used = before - store.tm.free_blocks();
+        let leaves = 177_700_u64.div_ceil(252);
+        assert!(used <= leaves + leaves.div_ceil(252) + 3, "{used} nodes for {leaves} leaves");
+    });
+}
+
+/// A cursor with read-ahead has many reads under way together, and a short walk reads little more than it needs.
+#[test]
+fn a_cursor_reads_ahead() {
+    let tree = BTree::<Plain<U64>>::plain();
+    block_on_ready(async {
+        let mut store = Store::new(4000, 3000, 1000).await;
+        let root = tree.create(&store.tm).await.unwrap();
+        let entries = (0..200_000).map(|key| (key, U64::new(key)));
+        let root = tree.insert_sorted(&store.tm, root, entries, |_, _| ()).await.unwrap();
+        store.commit().await;
+        // The greatest number of reads under way together, how often somebody waited, and all reads.
+        let walk = |read_ahead, steps| {
+            let slow = Slow::new(store.disk.clone());
+            let (executor, disk) = (Executor::new(), Disk::new(slow.clone()));
+            let map = store.roots.1;
+            let done = Rc::new(Cell::new(false));
+            let told = done.clone();
+            executor.spawner().spawn(async move {
+                let tm = TransactionManager::open(blocks_on(disk, 1000), &map).await.unwrap();
+                let mut cursor = BTree::<Plain<U64>>::plain().cursor(tm.blocks(), root, 0, read_ahead);
+                for key in 0..steps {
+                    assert_eq!(cursor.next().await.unwrap(), Some((key, U64::new(key))));
+                }
+                told.set(true);
+            });
+            let (mut most, mut rounds, mut reads) = (0, 0, 0);
+            while !done.get() {
+                while executor.run_ready(1) {}
+                let answered = slow.answer();
+                (most, rounds, reads) = (answered.max(most), rounds + 1, reads + answered);
+            }
+            (most, rounds, reads)
+        };
+        let leaves = 200_000_usize.div_ceil(252);
+        let (most, rounds, reads) = walk(32, 200_000);
+        assert!(most == 32 && rounds < leaves / 32 + 30 && reads < leaves + 10, "{most} {rounds} {reads}");
+        let (most, rounds, _) = walk(1, 200_000);
+        assert!(most == 1 && rounds >= leaves, "{most} {rounds}");
+        let (_, _, reads) = walk(32, 300);
+        assert!(reads <= 6, "{reads}");
+    });
 }
