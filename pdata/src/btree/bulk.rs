@@ -29,7 +29,7 @@
 //! ```
 
 use super::insert::{Sibling, len};
-use super::{BTree, DEPTH_MAX, ValueType, damaged, edit, spread, view};
+use super::{BTree, DEPTH_MAX, ValueType, damaged, edit, note, spread, view};
 use crate::block_manager::BlockMut;
 use crate::transaction_manager::TransactionManager;
 use crate::{Error, Result};
@@ -108,6 +108,7 @@ impl<V: ValueType> BTree<V> {
             let left_len = view(&left, |left| Ok(left.max_entries()))?;
             return spread(parent, left_index, &left, &node, left_len);
         }
+        note(&node, "split at its end")?;
         let right = self.new_like(tm, &node).await?;
         let at = index.saturating_add(1);
         edit(parent, |parent| parent.insert(at, u64::MAX, &right.number().to_le_bytes()))?;
