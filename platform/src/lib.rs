@@ -8,6 +8,7 @@
 //! - [`net`]: listeners and byte streams.
 //! - [`time`], [`random`]: the clock and the dice. No core crate has its own.
 //! - [`task`]: a single-core executor; [`sync`]: what its tasks wait on.
+//! - [`crc32c`]: a checksum that processors have an instruction for.
 //!
 //! [`layers`] holds disks that wrap a disk, [`mem`] a disk in memory. There is no policy here.
 //!
@@ -35,6 +36,7 @@ extern crate alloc;
 
 pub mod block;
 pub mod buf;
+pub mod crc32c;
 pub mod layers;
 pub mod mem;
 pub mod net;

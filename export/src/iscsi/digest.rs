@@ -1,39 +1,6 @@
-//! CRC32C, the header and data digest (RFC 7143 section 13.1): Castagnoli polynomial, reflected, eight bytes
-//! a step by tables.
+//! CRC32C, the header and data digest (RFC 7143 section 13.1).
 
-const POLYNOMIAL: u32 = 0x82f6_3b78;
-
-static TABLES: [[u32; 256]; 8] = tables();
-
-const fn tables() -> [[u32; 256]; 8] {
-    let mut tables = [[0u32; 256]; 8];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut crc = byte as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 };
-            bit += 1;
-        }
-        tables[0][byte] = crc;
-        byte += 1;
-    }
-    let mut step = 1;
-    while step < 8 {
-        let mut byte = 0;
-        while byte < 256 {
-            let before = tables[step - 1][byte];
-            tables[step][byte] = (before >> 8) ^ tables[0][(before & 0xff) as usize];
-            byte += 1;
-        }
-        step += 1;
-    }
-    tables
-}
-
-fn entry(table: usize, crc: u32) -> u32 {
-    TABLES[table][usize::from(crc as u8)]
-}
+use platform::crc32c;
 
 /// A digest in the making.
 #[derive(Debug, Clone, Copy)]
@@ -53,22 +20,7 @@ impl Digest {
 
     /// Takes in further bytes.
     pub fn update(&mut self, bytes: &[u8]) {
-        let (words, rest) = bytes.as_chunks::<8>();
-        for &[a, b, c, d, e, f, g, h] in words {
-            let low = self.0 ^ u32::from_le_bytes([a, b, c, d]);
-            let high = u32::from_le_bytes([e, f, g, h]);
-            self.0 = entry(7, low)
-                ^ entry(6, low >> 8)
-                ^ entry(5, low >> 16)
-                ^ entry(4, low >> 24)
-                ^ entry(3, high)
-                ^ entry(2, high >> 8)
-                ^ entry(1, high >> 16)
-                ^ entry(0, high >> 24);
-        }
-        for byte in rest {
-            self.0 = (self.0 >> 8) ^ entry(0, self.0 ^ u32::from(*byte));
-        }
+        self.0 = crc32c::update(self.0, bytes);
     }
 
     /// The four bytes as they are sent.
