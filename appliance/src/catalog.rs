@@ -77,7 +77,6 @@ pub struct VolumeRecord {
 
 /// A page of the reserved device makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum CatalogError {
     /// Not CBOR of the right shape.
     #[error("page {page} of the appliance's records cannot be read: {why}")]

@@ -10,11 +10,11 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use export::Portal;
 use mgmt::{
-    Code, Control, ControlError, Export, Health, InitiatorName, Initiators, MetadataExport, NewSnapshot, NewVolume,
-    PoolInfo, Resize, TokenHash, Volume, VolumeName,
+    Control, ControlError, Export, Health, InitiatorName, Initiators, MetadataExport, NewSnapshot, NewVolume, PoolInfo,
+    Resize, TokenHash, Volume, VolumeName,
 };
 use platform::block::SECTOR_BYTES;
-use thinp::control::{DeviceId, Errno, ThinStatus};
+use thinp::control::{DeviceId, ThinStatus};
 use thinp::records::Change;
 
 /// The appliance as its manager sees it.
@@ -301,43 +301,4 @@ fn rule_of(access: &Access) -> Export {
         }
     };
     Export { initiators }
-}
-
-/// What to do next.
-fn hint(error: &ServiceError) -> &'static str {
-    match error {
-        ServiceError::NoPool(_) => "GET /healthz shows the reason; put it right and start the appliance again",
-        ServiceError::NotAdopted => "POST /v1/pool/adopt makes the device that keeps names, sizes and exports",
-        ServiceError::SizeUnset(_) => "set it: PATCH the volume with {\"size_bytes\": N}",
-        ServiceError::NameTaken(_) => "choose another name, or delete that volume",
-        ServiceError::NoVolume(_) => "GET /v1/volumes lists what there is",
-        ServiceError::InUse(_) => "log its initiators out, or DELETE its export",
-        ServiceError::NoFreeId => "delete volumes that are no longer needed",
-        ServiceError::Catalog(_) => "shorten the record: name fewer initiators",
-        ServiceError::Pool(error) => match error.errno() {
-            Errno::ENOSPC => "delete or discard something, or grow the pool",
-            Errno::EBUSY => "wait until it is no longer in use, or end that use",
-            Errno::EOPNOTSUPP => "GET /v1/pool shows the pool's mode",
-            Errno::EINVAL => "see the table of messages in docs/api.md",
-            Errno::EEXIST => "choose another id",
-            Errno::ENODATA => "GET /v1/volumes lists what there is",
-            _ => "GET /v1/pool shows the pool's state; the console has the log",
-        },
-    }
-}
-
-impl From<ServiceError> for ControlError {
-    fn from(error: ServiceError) -> ControlError {
-        let code = match &error {
-            ServiceError::NoPool(_) => Code::NoPool,
-            ServiceError::Pool(error) => Code::Errno(error.errno()),
-            ServiceError::NoVolume(_) => Code::Errno(Errno::ENODATA),
-            ServiceError::NameTaken(_) => Code::Errno(Errno::EEXIST),
-            ServiceError::InUse(_) => Code::Errno(Errno::EBUSY),
-            ServiceError::NotAdopted => Code::Errno(Errno::EOPNOTSUPP),
-            ServiceError::SizeUnset(_) | ServiceError::Catalog(_) => Code::Errno(Errno::EINVAL),
-            ServiceError::NoFreeId => Code::Errno(Errno::ENOSPC),
-        };
-        ControlError::new(code, error.to_string(), hint(&error))
-    }
 }

@@ -27,6 +27,7 @@ extern crate std;
 
 pub mod catalog;
 mod control;
+pub mod errors;
 pub mod service;
 pub mod settings;
 mod startup;

@@ -145,7 +145,7 @@ impl Service {
             _ if served.trouble.is_some() => served.trouble.clone(),
             _ if status.needs_check => Some("the metadata needs a check: run thin_check on it".to_string()),
             Mode::Write => None,
-            mode => Some(format!("the pool is in {mode} mode")),
+            mode => Some(format!("the pool is in {mode} mode: {}", mode.way_out())),
         };
         let state = if reason.is_none() { HealthState::Ok } else { HealthState::Degraded };
         Health { state, reason }

@@ -1,5 +1,6 @@
 //! What is exported: volumes, and the bytes of the metadata disk.
 
+use crate::errors::unit_error;
 use alloc::format;
 use alloc::string::String;
 use core::cell::Cell;
@@ -7,7 +8,6 @@ use export::{Attributes, Identity, LogicalUnit, UnitError};
 use platform::block::{Bufs, Class, Disk, Flow, IoError, SECTOR_BYTES};
 use platform::buf::Buf;
 use thinp::Thin;
-use thinp::control::{Errno, Mode};
 
 const LOGICAL_BLOCK_BYTES: u32 = SECTOR_BYTES as u32;
 const PHYSICAL_BLOCK_BYTES: u32 = 4096;
@@ -62,22 +62,10 @@ impl VolumeUnit {
         if self.read_only { Err(UnitError::ReadOnly) } else { self.sectors(offset_bytes, len_bytes) }
     }
 
-    /// One table: what the pool says, as an initiator is told it. The pool's own words go to the log.
+    /// What an initiator is told. The pool's own words go to the log.
     fn told(&self, error: thinp::Error, offset_bytes: u64) -> UnitError {
-        let told = match error {
-            thinp::Error::Refused(Mode::OutOfDataSpace) => UnitError::NoSpace,
-            thinp::Error::Refused(Mode::OutOfMetadataSpace | Mode::ReadOnly) => UnitError::ReadOnly,
-            thinp::Error::Io { .. } => UnitError::Medium { offset_bytes },
-            _ => match error.errno() {
-                Errno::ENOSPC => UnitError::NoSpace,
-                Errno::ENOMEM => UnitError::Busy,
-                Errno::EINVAL => UnitError::OutOfRange,
-                Errno::EIO | Errno::EILSEQ | Errno::ENOTBLK => UnitError::Medium { offset_bytes },
-                _ => UnitError::Failed,
-            },
-        };
         log::warn!("volume {}: at byte {offset_bytes}: {error}", self.name);
-        told
+        unit_error(&error, offset_bytes)
     }
 }
 

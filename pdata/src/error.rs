@@ -4,10 +4,9 @@ use platform::block::IoError;
 
 /// Why an operation on persistent data failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The disk failed a request for a block.
-    #[error("metadata block {block} cannot be {action}: {source}")]
+    #[error("metadata block {block} cannot be {action}: {source}; see to the metadata disk")]
     Io {
         /// The block.
         block: u64,
@@ -17,10 +16,10 @@ pub enum Error {
         source: IoError,
     },
     /// The disk failed a flush.
-    #[error("the metadata disk cannot be flushed: {0}")]
+    #[error("the metadata disk cannot be flushed: {0}; see to that disk")]
     Flush(IoError),
     /// A block does not hold what it should.
-    #[error("metadata block {block} is no good {kind}: {what}; run thin_check")]
+    #[error("metadata block {block} is no good {kind}: {what}; check the metadata, then repair it")]
     Damaged {
         /// The block.
         block: u64,
@@ -30,7 +29,7 @@ pub enum Error {
         what: &'static str,
     },
     /// A block number beyond what its space map counts.
-    #[error("block {block} lies beyond the {blocks} blocks of its space map; run thin_check")]
+    #[error("block {block} lies beyond the {blocks} blocks of its space map; check the metadata, then repair it")]
     OutOfRange {
         /// The block.
         block: u64,
@@ -38,7 +37,9 @@ pub enum Error {
         blocks: u64,
     },
     /// A count would drop below zero or rise above 2^32 - 1.
-    #[error("the reference count of block {block} cannot change from {count} by {by}; run thin_check")]
+    #[error(
+        "the reference count of block {block} cannot change from {count} by {by}; check the metadata, then repair it"
+    )]
     BadCount {
         /// The block.
         block: u64,
@@ -48,13 +49,15 @@ pub enum Error {
         by: i64,
     },
     /// The space map has no free block.
-    #[error("no metadata block is free")]
+    #[error("no metadata block is free: grow the metadata disk, or delete what is no longer needed")]
     NoSpace,
     /// No I/O buffer could be had.
-    #[error("no memory for metadata I/O")]
+    #[error("there is no memory for metadata I/O: try again later")]
     NoMemory,
     /// A map would grow beyond what its format can count, or shrink.
-    #[error("a space map cannot change from {from} to {to} blocks")]
+    #[error(
+        "a space map cannot change from {from} to {to} blocks: it only grows, and only to what its index can count"
+    )]
     BadSize {
         /// Blocks now.
         from: u64,
@@ -62,7 +65,7 @@ pub enum Error {
         to: u64,
     },
     /// Blocks are taken apart in the wrong order: the tree is too deep or refers to itself.
-    #[error("the tree at metadata block {root} is deeper than any sound one; run thin_check")]
+    #[error("the tree at metadata block {root} is deeper than any sound one; check the metadata, then repair it")]
     TooDeep {
         /// The root.
         root: u64,

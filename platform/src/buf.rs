@@ -21,7 +21,7 @@ const CLASSES: usize = 9;
 
 /// The pool's budget is used up: wait for buffers to come back, or refuse the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no I/O buffer of {len_bytes} bytes is free")]
+#[error("no I/O buffer of {len_bytes} bytes is free: try again later")]
 pub struct NoBuffers {
     /// What was asked for.
     pub len_bytes: usize,

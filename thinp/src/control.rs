@@ -59,6 +59,24 @@ impl fmt::Display for Errno {
     }
 }
 
+/// What an I/O request that failed is answered with, whatever the protocol: Linux's `blk_status_t` as far as a pool needs
+/// it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BlockStatus {
+    /// The pool has no space for it.
+    NoSpace,
+    /// The pool takes no writes now.
+    WriteProtected,
+    /// What was asked for cannot be read or written.
+    Medium,
+    /// The request is malformed or reaches too far.
+    OutOfRange,
+    /// No resources now: try again.
+    Busy,
+    /// Anything else.
+    Failed,
+}
+
 /// The pool's mode, by severity (reference 7.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
@@ -72,6 +90,19 @@ pub enum Mode {
     ReadOnly,
     /// Nothing works any more.
     Fail,
+}
+
+impl Mode {
+    /// What to do to get back to write mode.
+    pub const fn way_out(self) -> &'static str {
+        match self {
+            Mode::Write => "try again",
+            Mode::OutOfDataSpace => "grow the data disk and the pool, or delete or discard something",
+            Mode::OutOfMetadataSpace => "grow the metadata disk and the pool, or delete something",
+            Mode::ReadOnly => "see in the log why, check the metadata, and open the pool for writing",
+            Mode::Fail => "see in the log why, see to the disks, and open the pool again",
+        }
+    }
 }
 
 impl fmt::Display for Mode {

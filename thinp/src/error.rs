@@ -1,4 +1,8 @@
-//! What can go wrong with a pool, and the one table of Linux's error numbers for it.
+//! What can go wrong with a pool, and what each error is answered with.
+
+mod answers;
+
+pub use answers::Answer;
 
 use crate::control::{DeviceId, Errno, Mode};
 use crate::metadata::MetadataError;
@@ -32,19 +36,19 @@ pub enum Error {
     #[error(transparent)]
     Metadata(#[from] MetadataError),
     /// A message that no pool understands.
-    #[error("bad message: {0}")]
+    #[error("the pool does not understand this message ({0}): see the table of messages")]
     BadMessage(&'static str),
     /// Messages are not taken in this mode.
-    #[error("the pool takes no such message in {0} mode")]
+    #[error("the pool takes no such message in {0} mode: {way}", way = .0.way_out())]
     MessageRefused(Mode),
     /// The pool's mode does not allow this I/O.
-    #[error("the pool cannot do this in {0} mode")]
+    #[error("the pool cannot do this in {0} mode: {way}", way = .0.way_out())]
     Refused(Mode),
     /// The device is active: a handle on it is held.
     #[error("thin device {0} is in use: log its sessions out first")]
     Active(DeviceId),
     /// The device is the pool's own.
-    #[error("thin device {0} holds the pool's records")]
+    #[error("thin device {0} holds the pool's records: choose another")]
     Reserved(DeviceId),
     /// No data block is free.
     #[error("no data block is free: grow the data disk, or delete or discard something")]
@@ -53,10 +57,10 @@ pub enum Error {
     #[error("unflushed changes of thin device {0} were lost when a transaction failed: check its contents")]
     ChangesLost(DeviceId),
     /// The pool was opened to ignore discards.
-    #[error("the pool ignores discards")]
+    #[error("the pool was opened to ignore discards: open it without ignore_discard")]
     DiscardsIgnored,
     /// The data disk, or the external origin, failed.
-    #[error("thin device {device}, sector {sector}: {source}")]
+    #[error("thin device {device} fails at sector {sector}: {source}; see to the data disk")]
     Io {
         /// The thin device.
         device: DeviceId,
@@ -66,16 +70,16 @@ pub enum Error {
         source: IoError,
     },
     /// The data disk could not be flushed.
-    #[error("the data disk cannot be flushed: {0}")]
+    #[error("the data disk cannot be flushed: {0}; see to that disk")]
     Flush(IoError),
     /// A buffer is no whole number of sectors.
-    #[error("a malformed request for sector {sector}: its buffers are no whole sectors")]
+    #[error("a request for sector {sector} of a thin device has buffers that are no whole sectors: give whole ones")]
     Malformed {
         /// First sector asked for.
         sector: u64,
     },
     /// A request reaches beyond what a sector number can say.
-    #[error("sectors {sector}+{sectors} reach beyond the largest device")]
+    #[error("sectors {sector}+{sectors} reach beyond the largest thin device: ask for less")]
     OutOfRange {
         /// First sector asked for.
         sector: u64,
@@ -86,7 +90,9 @@ pub enum Error {
     #[error(transparent)]
     NoBuffers(#[from] NoBuffers),
     /// The records of the reserved device are damaged.
-    #[error("page {page} of the pool's records (thin device {device}) is damaged: {what}")]
+    #[error(
+        "page {page} of the pool's records (thin device {device}) is damaged: {what}; delete that device and adopt the pool again"
+    )]
     DamagedRecords {
         /// The reserved device.
         device: DeviceId,
@@ -96,10 +102,10 @@ pub enum Error {
         what: &'static str,
     },
     /// The pool has a reserved device already.
-    #[error("thin device {0} holds the pool's records already")]
+    #[error("thin device {0} holds the pool's records already: use those")]
     RecordsExist(DeviceId),
     /// A page of records is longer than fits.
-    #[error("a page of records holds at most {most} bytes, not {len}")]
+    #[error("a page of the pool's records holds at most {most} bytes, not {len}: write less")]
     PageTooLong {
         /// Bytes asked for.
         len: usize,
@@ -107,32 +113,20 @@ pub enum Error {
         most: usize,
     },
     /// There is no such page of records.
-    #[error("the records have no page {0}")]
+    #[error("the pool's records have no page {0}: read one that was written")]
     NoPage(u32),
     /// All thin ids are in use.
-    #[error("no thin id is free")]
+    #[error("no thin id of the pool is free: delete a device")]
     NoFreeId,
     /// The pool was closed.
-    #[error("the pool is closed")]
+    #[error("the pool is closed: open it again")]
     Closed,
 }
 
 impl Error {
-    /// Linux's error number for it (reference 7.2, 7.4): the one table.
+    /// Linux's error number for it.
     pub fn errno(&self) -> Errno {
-        use Error::*;
-        match self {
-            Metadata(error) => error.errno(),
-            BadMessage(_) | Malformed { .. } | OutOfRange { .. } | PageTooLong { .. } => Errno::EINVAL,
-            MessageRefused(_) | DiscardsIgnored => Errno::EOPNOTSUPP,
-            Active(_) | Reserved(_) => Errno::EBUSY,
-            RecordsExist(_) => Errno::EEXIST,
-            NoPage(_) => Errno::ENODATA,
-            NoDataSpace | NoFreeId => Errno::ENOSPC,
-            NoBuffers(_) => Errno::ENOMEM,
-            DamagedRecords { .. } => Errno::EILSEQ,
-            Refused(_) | ChangesLost(_) | Io { .. } | Flush(_) | Closed => Errno::EIO,
-        }
+        self.answer().errno
     }
 }
 
@@ -144,7 +138,7 @@ pub enum OpenError {
     #[error(transparent)]
     Metadata(#[from] MetadataError),
     /// A disk failed.
-    #[error("the {disk} cannot be read at sector {sector}: {source}")]
+    #[error("the {disk} cannot be read at sector {sector}: {source}; see to that disk")]
     Io {
         /// Which.
         disk: PoolDisk,
@@ -166,10 +160,14 @@ pub enum OpenError {
         sector: u64,
     },
     /// The data disk carries a thin superblock and the metadata disk does not.
-    #[error("block 0 of the data disk is a thin pool's superblock: the metadata and data disks are swapped")]
+    #[error(
+        "block 0 of the data disk is a thin pool's superblock, so the metadata and data disks are swapped: swap them back"
+    )]
     Swapped,
     /// The data disk is smaller than the pool's data.
-    #[error("the data disk has {disk_blocks} blocks of {block_sectors} sectors, the pool needs {pool_blocks}")]
+    #[error(
+        "the data disk has {disk_blocks} blocks of {block_sectors} sectors, the pool needs {pool_blocks}: attach all of it"
+    )]
     DataTooSmall {
         /// Whole blocks on the disk.
         disk_blocks: u64,
@@ -179,7 +177,7 @@ pub enum OpenError {
         block_sectors: u32,
     },
     /// A pool cannot have blocks of this size.
-    #[error("a data block of {sectors} sectors: it must be a multiple of 128 from 128 to 2097152")]
+    #[error("the pool cannot have data blocks of {sectors} sectors: choose a multiple of 128 from 128 to 2097152")]
     BadBlockSize {
         /// The size asked for.
         sectors: u32,
@@ -193,15 +191,8 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Linux's error number for it (reference 1.4, 7.1).
+    /// Linux's error number for it.
     pub fn errno(&self) -> Errno {
-        use OpenError::*;
-        match self {
-            Metadata(error) => error.errno(),
-            Io { .. } => Errno::EIO,
-            Blank | DataInUse { .. } | WriteProtected(_) => Errno::EPERM,
-            Swapped | DataTooSmall { .. } | BadBlockSize { .. } => Errno::EINVAL,
-            NoBuffers(_) => Errno::ENOMEM,
-        }
+        self.answer().1
     }
 }

@@ -18,6 +18,8 @@ pub struct ThinDisk {
     pub contents: MemDisk,
     pub read_only: Cell<bool>,
     pub full: Cell<bool>,
+    /// Reads and writes fail so.
+    pub fails: Cell<Option<UnitError>>,
     /// Nothing completes while it hangs (with a clock to look by).
     pub hangs: Cell<bool>,
     /// With a clock each read and write takes a while.
@@ -36,6 +38,7 @@ impl ThinDisk {
             contents,
             read_only: Cell::new(false),
             full: Cell::new(false),
+            fails: Cell::new(None),
             hangs: Cell::new(false),
             slow: Cell::new(None),
             block_bytes,
@@ -68,6 +71,9 @@ impl ThinDisk {
     }
 
     fn sector(&self, offset_bytes: u64, len_bytes: u64) -> Result<u64, UnitError> {
+        if let Some(error) = self.fails.get() {
+            return Err(error);
+        }
         assert!(
             offset_bytes.is_multiple_of(self.block_bytes.into()) && len_bytes.is_multiple_of(self.block_bytes.into())
         );

@@ -1,0 +1,74 @@
+//! How errors of the pool and the appliance are told: the pool's table of answers ([`thinp::error::Answer`]) in the words
+//! of HTTP and SCSI. `docs/errors.md` has the whole table; `tests/errors` watches that it is true, row by row.
+
+use crate::catalog::CatalogError;
+use crate::service::ServiceError;
+use alloc::string::ToString;
+use export::UnitError;
+use mgmt::{Code, ControlError};
+use thinp::control::{BlockStatus, Errno};
+
+/// What an initiator is told of a request for the bytes at `offset_bytes` that the pool failed.
+pub fn unit_error(error: &thinp::Error, offset_bytes: u64) -> UnitError {
+    match error.answer().block_status {
+        BlockStatus::NoSpace => UnitError::NoSpace,
+        BlockStatus::WriteProtected => UnitError::ReadOnly,
+        BlockStatus::Medium => UnitError::Medium { offset_bytes },
+        BlockStatus::OutOfRange => UnitError::OutOfRange,
+        BlockStatus::Busy => UnitError::Busy,
+        BlockStatus::Failed => UnitError::Failed,
+    }
+}
+
+impl From<ServiceError> for ControlError {
+    fn from(error: ServiceError) -> ControlError {
+        ControlError::new(code(&error), error.to_string(), hint(&error))
+    }
+}
+
+fn code(error: &ServiceError) -> Code {
+    match error {
+        ServiceError::NoPool(_) => Code::NoPool,
+        ServiceError::Pool(error) => Code::Errno(error.errno()),
+        ServiceError::NoVolume(_) => Code::Errno(Errno::ENODATA),
+        ServiceError::NameTaken(_) => Code::Errno(Errno::EEXIST),
+        ServiceError::InUse(_) => Code::Errno(Errno::EBUSY),
+        ServiceError::NotAdopted => Code::Errno(Errno::EOPNOTSUPP),
+        ServiceError::SizeUnset(_) => Code::Errno(Errno::EINVAL),
+        ServiceError::Catalog(CatalogError::Malformed { .. } | CatalogError::Duplicate { .. }) => {
+            Code::Errno(Errno::EILSEQ)
+        }
+        ServiceError::Catalog(CatalogError::Unencodable(_) | CatalogError::TooLarge { .. }) => {
+            Code::Errno(Errno::EINVAL)
+        }
+        ServiceError::NoFreeId => Code::Errno(Errno::ENOSPC),
+    }
+}
+
+/// What to do next, in terms of this interface.
+fn hint(error: &ServiceError) -> &'static str {
+    match error {
+        ServiceError::NoPool(_) => "GET /healthz shows the reason; put it right and start the appliance again",
+        ServiceError::NotAdopted => "POST /v1/pool/adopt makes the device that keeps names, sizes and exports",
+        ServiceError::SizeUnset(_) => "set it: PATCH the volume with {\"size_bytes\": N}",
+        ServiceError::NameTaken(_) => "choose another name, or delete that volume",
+        ServiceError::NoVolume(_) => "GET /v1/volumes lists what there is",
+        ServiceError::InUse(_) => "log its initiators out, or DELETE its export",
+        ServiceError::NoFreeId => "delete volumes that are no longer needed",
+        ServiceError::Catalog(CatalogError::Unencodable(_) | CatalogError::TooLarge { .. }) => {
+            "shorten the record: name fewer initiators"
+        }
+        ServiceError::Catalog(CatalogError::Malformed { .. } | CatalogError::Duplicate { .. }) => {
+            "delete the device that holds the records by a message, start again, then POST /v1/pool/adopt"
+        }
+        ServiceError::Pool(error) => match error.errno() {
+            Errno::ENOSPC => "delete or discard something, or grow the pool",
+            Errno::EBUSY => "wait until it is no longer in use, or end that use",
+            Errno::EOPNOTSUPP => "GET /v1/pool shows the pool's mode",
+            Errno::EINVAL => "see the table of messages in docs/api.md",
+            Errno::EEXIST => "choose another id",
+            Errno::ENODATA => "GET /v1/volumes lists what there is",
+            _ => "GET /v1/pool shows the pool's state; the console has the log",
+        },
+    }
+}

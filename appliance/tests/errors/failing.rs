@@ -1,0 +1,114 @@
+//! An appliance on which everything fails, behind the real HTTP interface.
+
+use crate::pipe::duplex;
+use embedded_io_async::{Read, Write};
+use mgmt::*;
+use platform::Runtime;
+use platform::net::Stream;
+use std::rc::Rc;
+
+const TOKEN: &str = "gsm-AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHH";
+
+/// Status and body of a request to an appliance that fails so.
+pub async fn answer_over_http(runtime: &Runtime, error: ControlError) -> (u16, serde_json::Value) {
+    let api = Api::new(runtime, Rc::new(Failing(error)), Limits::default());
+    let (here, there) = duplex();
+    let served = runtime.spawner.spawn(async move { api.serve(there).await });
+    let (mut reader, mut writer) = here.split();
+    let request =
+        format!("GET /v1/pool HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n");
+    writer.write_all(request.as_bytes()).await.unwrap();
+    drop(writer);
+    let (mut answer, mut piece) = (Vec::new(), [0; 512]);
+    loop {
+        match reader.read(&mut piece).await.unwrap() {
+            0 => break,
+            len => answer.extend(&piece[..len]),
+        }
+    }
+    served.await.expect("the interface serves to the end");
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.strip_prefix("HTTP/1.1 ").unwrap()[..3].parse().unwrap();
+    (status, serde_json::from_str(body).unwrap())
+}
+
+struct Failing(ControlError);
+
+impl Failing {
+    fn fail<T>(&self) -> Result<T, ControlError> {
+        Err(self.0.clone())
+    }
+}
+
+impl Control for Failing {
+    fn health(&self) -> Health {
+        Health { state: HealthState::Unavailable, reason: Some(self.0.message.clone()) }
+    }
+
+    fn tokens(&self) -> Vec<TokenHash> {
+        vec![Token::parse(TOKEN).unwrap().hash()]
+    }
+
+    fn sessions(&self) -> usize {
+        0
+    }
+
+    fn pool(&self) -> Result<PoolInfo, ControlError> {
+        self.fail()
+    }
+
+    async fn message(&self, _: &str) -> Result<String, ControlError> {
+        self.fail()
+    }
+
+    async fn adopt(&self) -> Result<(), ControlError> {
+        self.fail()
+    }
+
+    async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {
+        self.fail()
+    }
+
+    async fn release_metadata_snapshot(&self) -> Result<(), ControlError> {
+        self.fail()
+    }
+
+    fn metadata_export(&self) -> Result<MetadataExport, ControlError> {
+        self.fail()
+    }
+
+    async fn set_metadata_export(&self, _: Option<Export>) -> Result<MetadataExport, ControlError> {
+        self.fail()
+    }
+
+    async fn volumes(&self, _: Option<&VolumeName>, _: usize) -> Result<Vec<Volume>, ControlError> {
+        self.fail()
+    }
+
+    async fn volume(&self, _: &VolumeName) -> Result<Volume, ControlError> {
+        self.fail()
+    }
+
+    async fn create_volume(&self, _: NewVolume) -> Result<Volume, ControlError> {
+        self.fail()
+    }
+
+    async fn create_snapshot(&self, _: &VolumeName, _: NewSnapshot) -> Result<Volume, ControlError> {
+        self.fail()
+    }
+
+    async fn resize_volume(&self, _: &VolumeName, _: Resize) -> Result<Volume, ControlError> {
+        self.fail()
+    }
+
+    async fn delete_volume(&self, _: &VolumeName) -> Result<(), ControlError> {
+        self.fail()
+    }
+
+    async fn set_export(&self, _: &VolumeName, _: Option<Export>) -> Result<Volume, ControlError> {
+        self.fail()
+    }
+
+    fn power_off(&self) {}
+}

@@ -1,0 +1,141 @@
+//! One error of each kind.
+
+use appliance::catalog::CatalogError;
+use appliance::service::ServiceError;
+use pdata::Error as StorageError;
+use platform::block::{IoError, Op};
+use platform::buf::NoBuffers;
+use thinp::control::{DeviceId, Mode};
+use thinp::metadata::{DataBlock, MetadataError};
+use thinp::{Error, OpenError, PoolDisk};
+
+const FAILED_READ: IoError = IoError::Device { op: Op::Read, sector: 4096 };
+const FAILED_FLUSH: IoError = IoError::Device { op: Op::Flush, sector: 0 };
+const NO_BUFFERS: NoBuffers = NoBuffers { len_bytes: 4096 };
+
+fn device() -> DeviceId {
+    DeviceId::new(7).unwrap()
+}
+
+fn storage(error: StorageError) -> Error {
+    Error::Metadata(MetadataError::Storage(error))
+}
+
+/// In the order of [`thinp::error::Answer::ALL`].
+pub fn of_the_pool() -> Vec<Error> {
+    [of_messages(), of_modes_and_requests(), of_disks(), of_damage(), of_records()].concat()
+}
+
+fn of_messages() -> Vec<Error> {
+    let metadata = [
+        MetadataError::Exists(device()),
+        MetadataError::NoDevice(device()),
+        MetadataError::InUse(device()),
+        MetadataError::NotOpen(device()),
+        MetadataError::ClockExhausted(0xff_ffff),
+        MetadataError::WrongTransactionId { expected: 1, found: 2 },
+        MetadataError::SnapshotHeld(17),
+        MetadataError::NoSnapshotHeld,
+        MetadataError::Shrink { from: 1024, to: 512 },
+        MetadataError::TooLarge { blocks: 1 << 25, most: 4_161_600 },
+        MetadataError::NeedsCheck,
+    ];
+    let first = [
+        Error::BadMessage("a thin id has 24 bits"),
+        Error::MessageRefused(Mode::ReadOnly),
+        Error::Active(device()),
+        Error::Reserved(device()),
+        Error::NoFreeId,
+    ];
+    first.into_iter().chain(metadata.map(Error::Metadata)).chain([Error::Closed]).collect()
+}
+
+fn of_modes_and_requests() -> Vec<Error> {
+    vec![
+        Error::Refused(Mode::OutOfDataSpace),
+        Error::Refused(Mode::OutOfMetadataSpace),
+        Error::Refused(Mode::ReadOnly),
+        Error::Refused(Mode::Fail),
+        Error::NoDataSpace,
+        Error::Metadata(MetadataError::NoMetadataSpace),
+        Error::Metadata(MetadataError::ReadOnly),
+        Error::DiscardsIgnored,
+        Error::Malformed { sector: 8 },
+        Error::OutOfRange { sector: 8, sectors: u64::MAX },
+        Error::NoBuffers(NO_BUFFERS),
+    ]
+}
+
+fn of_disks() -> Vec<Error> {
+    vec![
+        Error::Io { device: device(), sector: 8, source: FAILED_READ },
+        Error::Flush(FAILED_FLUSH),
+        Error::Metadata(MetadataError::DataFlush(FAILED_FLUSH)),
+        storage(StorageError::Io { block: 512, action: "read", source: FAILED_READ }),
+        storage(StorageError::Flush(FAILED_FLUSH)),
+        Error::ChangesLost(device()),
+        Error::Metadata(MetadataError::Spoilt),
+    ]
+}
+
+fn of_damage() -> Vec<Error> {
+    let metadata = [
+        MetadataError::Blank,
+        MetadataError::TooSmall { blocks: 8, least: 16 },
+        MetadataError::NotSuperblock { found: 9 },
+        MetadataError::BadMagic { found: 0x1234 },
+        MetadataError::BadSuperblockChecksum,
+        MetadataError::UnknownFeatures { flags: 4 },
+        MetadataError::BadSuperblock { what: "the data block size is no multiple of 128 sectors" },
+        MetadataError::DiskShrunk { disk_blocks: 512, map_blocks: 1024 },
+        MetadataError::Storage(StorageError::Damaged { block: 9, kind: "btree node", what: "its checksum is wrong" }),
+        MetadataError::Storage(StorageError::OutOfRange { block: 2000, blocks: 1024 }),
+        MetadataError::Storage(StorageError::BadCount { block: 9, count: 0, by: -1 }),
+        MetadataError::Storage(StorageError::BadSize { from: 1024, to: 512 }),
+        MetadataError::Storage(StorageError::TooDeep { root: 9 }),
+        MetadataError::BadMapping { device: device(), block: 3, data_block: 99_999 },
+        MetadataError::NotMapped { device: device(), block: 3 },
+        MetadataError::NotReserved(DataBlock(5)),
+    ];
+    metadata.map(Error::Metadata).to_vec()
+}
+
+fn of_records() -> Vec<Error> {
+    vec![
+        Error::DamagedRecords { device: DeviceId::MAX, page: 1, what: "its checksum is wrong" },
+        Error::RecordsExist(DeviceId::MAX),
+        Error::PageTooLong { len: 5000, most: 4032 },
+        Error::NoPage(9),
+    ]
+}
+
+/// In the order of [`OpenError::KINDS`].
+pub fn of_opening() -> Vec<OpenError> {
+    vec![
+        OpenError::Io { disk: PoolDisk::Metadata, sector: 4096, source: FAILED_READ },
+        OpenError::Blank,
+        OpenError::DataInUse { sector: 2048 },
+        OpenError::Swapped,
+        OpenError::DataTooSmall { disk_blocks: 100, pool_blocks: 200, block_sectors: 128 },
+        OpenError::BadBlockSize { sectors: 100 },
+        OpenError::WriteProtected(PoolDisk::Data),
+        OpenError::NoBuffers(NO_BUFFERS),
+    ]
+}
+
+/// What the appliance itself refuses.
+pub fn of_the_appliance() -> Vec<ServiceError> {
+    let name = || "v1".to_string();
+    vec![
+        ServiceError::NoVolume(name()),
+        ServiceError::NameTaken(name()),
+        ServiceError::NotAdopted,
+        ServiceError::SizeUnset(name()),
+        ServiceError::NoFreeId,
+        ServiceError::InUse(name()),
+        ServiceError::Catalog(CatalogError::Malformed { page: 1, why: "unexpected end".into() }),
+        ServiceError::Catalog(CatalogError::Duplicate { page: 1, what: "volume v1".into() }),
+        ServiceError::Catalog(CatalogError::TooLarge { record_bytes: 5000, capacity_bytes: 4032 }),
+        ServiceError::Catalog(CatalogError::Unencodable("a name is too long".into())),
+    ]
+}
