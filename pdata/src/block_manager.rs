@@ -187,9 +187,9 @@ impl BlockManager {
         self.disk.size_sectors() / BLOCK_SECTORS
     }
 
-    /// Blocks that the cache is meant to hold.
-    pub fn cache_blocks(&self) -> usize {
-        self.cache_blocks
+    /// How many blocks somebody who wants to read `wanted` ahead may hold at once without crowding the cache.
+    pub fn read_ahead(&self, wanted: usize) -> usize {
+        wanted.min(self.cache_blocks / 4).max(1)
     }
 
     /// Blocks in the cache now.

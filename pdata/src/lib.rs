@@ -7,7 +7,9 @@
 //! - [`transaction_manager`]: the open transaction. Nothing that is committed is ever overwritten: a block is *shadowed*
 //!   before it is changed.
 //! - [`space_map`]: how often each block is pointed to; of another disk, and of the metadata itself.
-//! - [`btree`]: trees of 64-bit keys, whose values may themselves be counted, or be roots of other trees.
+//! - [`btree`]: trees of 64-bit keys, whose values may themselves be counted, or be roots of other trees; one entry at a
+//!   time, in bulk, and by a cursor that reads ahead.
+//! - [`array`], [`bitset`]: values by index, in a btree of blocks.
 //! - [`check`]: recounts everything on a disk.
 //!
 //! A target puts the roots of its trees and space maps into a superblock. To commit it closes its maps, writes out, flushes,
@@ -49,6 +51,8 @@
 
 extern crate alloc;
 
+pub mod array;
+pub mod bitset;
 pub mod block;
 pub mod block_manager;
 pub mod btree;

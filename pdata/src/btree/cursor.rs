@@ -47,7 +47,7 @@ impl<V: ValueType> BTree<V> {
         from: u64,
         read_ahead: usize,
     ) -> Cursor<'a, V::Value> {
-        let read_ahead = read_ahead.min(blocks.cache_blocks() / 4).max(1);
+        let read_ahead = blocks.read_ahead(read_ahead);
         Cursor { blocks, root, from, least: from, read_ahead, way: Vec::new(), ended: false, values: PhantomData }
     }
 }

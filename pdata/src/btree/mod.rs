@@ -52,6 +52,19 @@ pub trait ValueType {
 /// Values that refer to nothing.
 pub struct Plain<T>(PhantomData<T>);
 
+impl<T> Plain<T> {
+    /// The value type.
+    pub const fn new() -> Plain<T> {
+        Plain(PhantomData)
+    }
+}
+
+impl<T> Default for Plain<T> {
+    fn default() -> Plain<T> {
+        Plain::new()
+    }
+}
+
 impl<T: Value> ValueType for Plain<T> {
     type Value = T;
 
@@ -72,16 +85,18 @@ pub struct BTree<V> {
 impl<T> BTree<Plain<T>> {
     /// Trees of values that refer to nothing.
     pub const fn plain() -> BTree<Plain<T>> {
-        BTree { values: Plain(PhantomData) }
+        BTree::new(Plain::new())
     }
 }
 
-impl<V: ValueType> BTree<V> {
+impl<V> BTree<V> {
     /// Trees of values of this type.
     pub const fn new(values: V) -> BTree<V> {
         BTree { values }
     }
+}
 
+impl<V: ValueType> BTree<V> {
     /// The value type.
     pub fn value_type(&self) -> &V {
         &self.values

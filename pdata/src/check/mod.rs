@@ -3,6 +3,7 @@
 //! A target walks all of its trees with one [`Checker`], then lets it compare. What is found is told as [`Problem`]s;
 //! nothing is changed and nothing stops the check but a lack of memory.
 
+mod array;
 mod counts;
 mod maps;
 mod walk;
@@ -61,6 +62,14 @@ pub enum Problem {
         block: u64,
         /// Its parent.
         parent: u64,
+    },
+    /// The blocks of an array do not make up its length.
+    #[error("the array at {root} is not one of {len} values: a block is missing, not full, or beyond its end")]
+    Array {
+        /// The array.
+        root: u64,
+        /// Its length, as its target says.
+        len: u64,
     },
     /// A stored count is not what was counted.
     #[error("{map:?} block {block} is referred to {counted} times, its space map says {stored}")]

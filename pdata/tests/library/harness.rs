@@ -133,14 +133,19 @@ impl Store {
                 })
                 .await;
             }
-            let data = checker.disk_map(&roots.0).await;
-            let metadata = checker.metadata_map(&roots.1).await;
-            checker.compare_disk_map(&data, &counts).await;
-            checker.compare_metadata_map(&metadata).await;
-            let problems: Vec<String> = checker.into_problems().0.iter().map(ToString::to_string).collect();
-            assert!(problems.is_empty(), "{problems:#?}");
+            compare(checker, roots, counts).await;
         }
     }
+}
+
+/// Compares what was walked with the space maps, and finds nothing wrong.
+pub async fn compare(mut checker: Checker, roots: (SpaceMapRoot, SpaceMapRoot), counts: Counts) {
+    let data = checker.disk_map(&roots.0).await;
+    let metadata = checker.metadata_map(&roots.1).await;
+    checker.compare_disk_map(&data, &counts).await;
+    checker.compare_metadata_map(&metadata).await;
+    let problems: Vec<String> = checker.into_problems().0.iter().map(ToString::to_string).collect();
+    assert!(problems.is_empty(), "{problems:#?}");
 }
 
 /// A disk that answers when it is told to.

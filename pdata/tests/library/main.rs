@@ -1,5 +1,6 @@
 //! The library as a target would use it, against models and the library's own checker.
 
+mod arrays;
 mod cache;
 mod harness;
 mod maps;
