@@ -156,9 +156,8 @@ impl Problem {
     pub fn severity(&self) -> Severity {
         match self {
             Problem::Count { stored: 1, counted: 0, .. } => Severity::Leak,
-            Problem::Allocated { .. } | Problem::FreeBefore { .. } => Severity::Hint,
-            // Only "none free" misleads anybody.
-            Problem::Free { stored, counted, .. } if (*stored == 0) == (*counted == 0) => Severity::Hint,
+            // Even "none free": 0.9 says so of the last bitmap of a full map (reference 2.3).
+            Problem::Allocated { .. } | Problem::Free { .. } | Problem::FreeBefore { .. } => Severity::Hint,
             _ => Severity::Damage,
         }
     }

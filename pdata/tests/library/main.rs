@@ -4,4 +4,5 @@ mod arrays;
 mod cache;
 mod harness;
 mod maps;
+mod traps;
 mod trees;

@@ -220,3 +220,37 @@ fn low_water_is_told_once() {
         assert_eq!(pool.events(), seen + 2, "armed again");
     });
 }
+
+/// Asked for, out of metadata space, after a failure: the status says `ro` of all three, and only the last is damage.
+#[test]
+fn trap_30_ro_has_several_meanings_and_one_needs_a_check() {
+    let ro = |pool: &Pool| {
+        let (status, line) = (pool.status(), pool.status().to_string());
+        assert!(line.contains(" ro discard_passdown queue_if_no_space "), "{line}");
+        assert_eq!(status.needs_check, line.contains(" needs_check "));
+        (status.mode, status.needs_check)
+    };
+    let disks = run(11, MemDisk::new(720 * 8), MemDisk::new(32 * BLOCK), async move |world| {
+        let (pool, _) = world.pool_with_device(PoolOptions::default()).await;
+        let mut devices = 1;
+        while pool.create_thin(id(devices)).await.is_ok() {
+            devices += 1;
+        }
+        assert_eq!(ro(&pool), (Mode::OutOfMetadataSpace, false));
+        pool.close().await.unwrap();
+        (world.meta.contents(), world.data.contents())
+    });
+    run(12, disks.0, disks.1, async move |world| {
+        let features = Features { read_only: true, ..Features::default() };
+        let pool = world.open_with(PoolOptions { features, ..PoolOptions::default() }).await;
+        assert_eq!(ro(&pool), (Mode::ReadOnly, false));
+    });
+    run_blank(13, 32, async move |world| {
+        let (meta, data) = (Rule::default(), Rule::default());
+        let (pool, thin) = failing_pool(&world, &meta, &data).await;
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        *data.borrow_mut() = Some(|request| request.op == Op::Flush);
+        thin.flush().await.unwrap_err();
+        assert_eq!(ro(&pool), (Mode::ReadOnly, true));
+    });
+}

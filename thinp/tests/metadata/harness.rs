@@ -158,10 +158,15 @@ pub fn thin_check(disk: &MemDisk) {
     }
 }
 
+/// What our own check finds.
+pub fn report(disk: &MemDisk) -> thinp::metadata::Result<Report> {
+    block_on_ready(check::check(&runtime(), &Disk::new(disk.clone()), CACHE))
+}
+
 /// Our own check finds nothing at all, not even a careless hint.
 #[track_caller]
 pub fn check(disk: &MemDisk) -> Report {
-    let report = block_on_ready(check::check(&runtime(), &Disk::new(disk.clone()), CACHE)).unwrap();
+    let report = report(disk).unwrap();
     let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
     assert!(problems.is_empty(), "{problems:#?}");
     report

@@ -1,46 +1,38 @@
 //! Metadata that somebody damaged with valid checksums: errors, but no panic, no endless loop, no boundless memory.
 
 use crate::harness::*;
+use crate::image::edit;
 use platform::block::Disk;
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use thinp::metadata::check;
 use thinp::metadata::{DataBlock, Metadata, OpenMode, Result, VirtualBlock};
 
-/// The constants of reference 1.2 that tell the kinds of block apart.
-const SALTS: [u32; 4] = [160774, 121107, 240779, 160478];
-
 /// Overwrites some bytes of a block and makes its checksum right again.
-fn damage(disk: &MemDisk, block: u64, dice: &Dice) {
-    let mut bytes = disk.peek(block * 4096, 4096);
-    let stored = u32::from_le_bytes(bytes[..4].try_into().unwrap());
-    let Some(salt) = SALTS.into_iter().find(|salt| pdata::checksum::crc32c_raw(&bytes[4..]) ^ salt == stored) else {
-        return;
-    };
-    for _ in 0..1 + dice.below(3) {
-        // Headers, first entries, everything.
-        let at = 4 + dice.below([40, 400, 4092][dice.below(3) as usize]) as usize;
-        let value = match dice.below(4) {
-            0 => 0,
-            1 => 0xff,
-            2 => bytes[at] ^ 1 << dice.below(8),
-            _ => dice.below(256) as u8,
-        };
-        let len = if dice.chance(3) { 8 } else { 1 };
-        bytes[at..4096.min(at + len)].fill(value);
-    }
-    if dice.chance(3) {
-        // A pointer to some other block.
-        let at = 4096 - 8 * (1 + dice.below(505) as usize);
-        bytes[at..at + 8].copy_from_slice(&dice.below(200).to_le_bytes());
-    }
-    let checksum = pdata::checksum::crc32c_raw(&bytes[4..]) ^ salt;
-    bytes[..4].copy_from_slice(&checksum.to_le_bytes());
-    disk.poke(block * 4096, &bytes);
+pub fn damage(disk: &MemDisk, block: u64, dice: &Dice) {
+    edit(disk, block, |bytes| {
+        for _ in 0..1 + dice.below(3) {
+            // Headers, first entries, everything.
+            let at = 4 + dice.below([40, 400, 4092][dice.below(3) as usize]) as usize;
+            let value = match dice.below(4) {
+                0 => 0,
+                1 => 0xff,
+                2 => bytes[at] ^ 1 << dice.below(8),
+                _ => dice.below(256) as u8,
+            };
+            let len = if dice.chance(3) { 8 } else { 1 };
+            bytes[at..4096.min(at + len)].fill(value);
+        }
+        if dice.chance(3) {
+            // A pointer to some other block.
+            let at = 4096 - 8 * (1 + dice.below(505) as usize);
+            bytes[at..at + 8].copy_from_slice(&dice.below(200).to_le_bytes());
+        }
+    });
 }
 
 /// Uses a pool in every way; the first error ends it.
-async fn use_it(disk: &MemDisk, dice: &Dice) -> Result<()> {
+pub async fn use_it(disk: &MemDisk, dice: &Dice) -> Result<()> {
     let flush = async || Ok(());
     let device = Disk::new(disk.clone());
     let metadata = Metadata::open(&runtime(), device, OpenMode::Existing, 32, false).await?;

@@ -7,6 +7,8 @@ mod faults;
 mod golden;
 mod harness;
 mod hostile;
+mod image;
 mod judge;
 mod model;
 mod random;
+mod traps;

@@ -1,6 +1,6 @@
 //! Each image as a pool, on a data disk where every sector tells its number: a read shows which mapping it followed.
 
-use super::{Watched, image, stored_xml, unpack, xml};
+use super::{Watched, image, stored_xml, xml};
 use crate::harness::*;
 use crate::judge::Judge;
 use platform::Runtime;
