@@ -42,7 +42,13 @@ impl Control for Manager {
 
     fn pool(&self) -> Result<PoolInfo, ControlError> {
         let served = self.service.served()?;
-        Ok(PoolInfo { status: served.pool.status(), adopted: served.adopted() })
+        let pool = &served.pool;
+        Ok(PoolInfo {
+            status: pool.status(),
+            disk_blocks: pool.disk_blocks(),
+            events: pool.events(),
+            adopted: served.adopted(),
+        })
     }
 
     async fn message(&self, text: &str) -> Result<String, ControlError> {
@@ -56,6 +62,17 @@ impl Control for Manager {
 
     async fn adopt(&self) -> Result<(), ControlError> {
         Ok(self.service.alone(async |served| startup::adopt(&self.service, served).await).await?)
+    }
+
+    async fn grow(&self) -> Result<(), ControlError> {
+        // Not after other changes: one of them may wait for just this.
+        let served = self.service.served()?;
+        Ok(served.pool.grow().await.map_err(ServiceError::Pool)?)
+    }
+
+    async fn event_after(&self, seen: u64) -> Result<(), ControlError> {
+        self.service.served()?.pool.event_after(seen).await;
+        Ok(())
     }
 
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {

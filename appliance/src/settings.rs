@@ -25,6 +25,8 @@ pub struct Settings {
     pub format: bool,
     /// Sectors in a data block, for a pool that is made now.
     pub data_block_sectors: u32,
+    /// At so many free data blocks an event is raised.
+    pub low_water_blocks: u64,
     /// What a panic or an exception ends in.
     pub on_panic: OnPanic,
     /// Where the first token comes from.
@@ -77,6 +79,7 @@ impl Default for Settings {
             iqn_prefix: "iqn.2026-11.io.gossamer".to_string(),
             format: false,
             data_block_sectors: 128,
+            low_water_blocks: 0,
             on_panic: OnPanic::Reset,
             token: TokenSource::Generate,
             log_debug: false,
@@ -118,6 +121,7 @@ impl Settings {
             "iqn" => return Err("use a name like iqn.2026-11.com.example, of a-z, 0-9, dots and hyphens"),
             "format" => self.format = parse_yes_no(value)?,
             "block" => self.data_block_sectors = parse_block(value)?,
+            "low_water" => self.low_water_blocks = value.parse().map_err(|_| "use a number of data blocks")?,
             "on_panic" => {
                 self.on_panic = match value {
                     "reset" => OnPanic::Reset,
@@ -201,7 +205,7 @@ mod tests {
         let (settings, warnings) = Settings::parse(
             "net=192.168.7.2/24,192.168.7.1 iscsi.port=3261 iscsi.portal=127.0.0.1:13260,[::1]:13260 \
              http.port=8080 iqn=iqn.2001-04.com.example format=yes \
-             block=1M on_panic=exit token=given log=debug virtio_mmio.device=512@0xfeb00e00:12",
+             block=1M low_water=64 on_panic=exit token=given log=debug virtio_mmio.device=512@0xfeb00e00:12",
         );
         assert_eq!(warnings, [""; 0]);
         let net = Net::Static {
@@ -217,6 +221,7 @@ mod tests {
             iqn_prefix: "iqn.2001-04.com.example".into(),
             format: true,
             data_block_sectors: 2048,
+            low_water_blocks: 64,
             on_panic: OnPanic::Exit,
             token: TokenSource::Given,
             log_debug: true,
@@ -227,7 +232,7 @@ mod tests {
     #[test]
     fn a_bad_word_is_told_and_changes_nothing() {
         let bad = "net=10.0.0.1 net=10.0.0.1/33 iscsi.port=65536 iscsi.portal=host:1 iqn=x format=maybe block=65K block=2G block=0K \
-                   block=99999999999M on_panic=hang token=secret log=all colour=red format";
+                   block=99999999999M low_water=1M on_panic=hang token=secret log=all colour=red format";
         let (settings, warnings) = Settings::parse(bad);
         assert_eq!(settings, Settings::default());
         assert_eq!(warnings.len(), bad.split_whitespace().count());

@@ -28,6 +28,7 @@ pub(crate) async fn open(
     let options = PoolOptions {
         format: if settings.format { Format::Force } else { Format::IfBlank },
         data_block_sectors: settings.data_block_sectors,
+        low_water_blocks: settings.low_water_blocks,
         cache_blocks,
         ..PoolOptions::default()
     };

@@ -10,6 +10,8 @@ use crate::routes::{Endpoint, NoRoute, method_not_allowed, resolve};
 use crate::token::is_accepted;
 use alloc::rc::Rc;
 use core::cell::Cell;
+use core::pin::pin;
+use futures_util::future::{Either, select};
 use platform::Runtime;
 use platform::net::{Ends, Stream};
 use platform::sync::{Notify, Semaphore};
@@ -115,6 +117,16 @@ impl<C: Control> Api<C> {
                 return;
             }
             changed.await;
+        }
+    }
+
+    /// Waits for an event of the pool: not too long, and not while the interface closes.
+    pub(crate) async fn wait_for_event(&self, seen: u64) -> Result<(), ControlError> {
+        let event = pin!(self.control.event_after(seen));
+        let given_up = pin!(self.timers.timeout(self.limits.event_timeout, self.closed()));
+        match select(event, given_up).await {
+            Either::Left((event, _)) => event,
+            Either::Right(_) => Ok(()),
         }
     }
 

@@ -7,7 +7,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
-use thinp::control::{DeviceId, DiscardPolicy, Mode, Status};
+use thinp::control::{DeviceId, DiscardPolicy, DiskBlocks, Mode, Status};
 
 /// How the appliance is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -36,6 +36,10 @@ pub struct Health {
 pub struct PoolInfo {
     /// What `dmsetup status` would show.
     pub status: Status,
+    /// What the disks have room for.
+    pub disk_blocks: DiskBlocks,
+    /// Events so far: changes of mode, low water, the end of the wait for space.
+    pub events: u64,
     /// The pool has the reserved device that keeps names, sizes and exports.
     pub adopted: bool,
 }
@@ -109,6 +113,14 @@ pub struct Resize {
     pub size_bytes: VolumeSize,
 }
 
+/// What to wait for.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wait {
+    /// The count of events that is known already.
+    pub after: u64,
+}
+
 /// The appliance as its manager sees it. What changes something resolves once the change is durable.
 ///
 /// Without a pool everything but [`Control::health`], [`Control::tokens`], [`Control::sessions`] and
@@ -132,6 +144,12 @@ pub trait Control: 'static {
 
     /// Makes the reserved device in a pool that was made elsewhere.
     async fn adopt(&self) -> Result<(), ControlError>;
+
+    /// Grows the pool to the present sizes of its disks.
+    async fn grow(&self) -> Result<(), ControlError>;
+
+    /// Resolves once the pool's count of events is no longer `seen`, or the pool is closed.
+    async fn event_after(&self, seen: u64) -> Result<(), ControlError>;
 
     /// Takes a metadata snapshot; its metadata block.
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError>;
@@ -199,7 +217,7 @@ impl Serialize for PoolView {
             DiscardPolicy::Passdown => "passdown",
             DiscardPolicy::NoPassdown => "no_passdown",
         };
-        let mut s = serializer.serialize_struct("Pool", 16)?;
+        let mut s = serializer.serialize_struct("Pool", 19)?;
         s.serialize_field("state", &self.health.state)?;
         s.serialize_field("reason", &self.health.reason)?;
         s.serialize_field("status_line", &status.to_string())?;
@@ -213,9 +231,12 @@ impl Serialize for PoolView {
         s.serialize_field("data_used_blocks", &status.data_used_blocks)?;
         s.serialize_field("data_total_blocks", &status.data_total_blocks)?;
         s.serialize_field("data_block_sectors", &status.data_block_sectors)?;
+        s.serialize_field("metadata_disk_blocks", &self.info.disk_blocks.metadata)?;
+        s.serialize_field("data_disk_blocks", &self.info.disk_blocks.data)?;
         s.serialize_field("held_root", &status.held_root)?;
         s.serialize_field("discard", discard)?;
         s.serialize_field("error_if_no_space", &status.error_if_no_space)?;
+        s.serialize_field("events", &self.info.events)?;
         s.end()
     }
 }

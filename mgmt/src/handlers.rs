@@ -1,7 +1,7 @@
 //! The endpoints: each reads its body, makes one call of [`Control`] and answers.
 
 use crate::api::Api;
-use crate::control::{Control, Export, NewSnapshot, NewVolume, PoolView, Resize, Volume};
+use crate::control::{Control, Export, NewSnapshot, NewVolume, PoolView, Resize, Volume, Wait};
 use crate::error::{Code, ControlError};
 use crate::http::Failure;
 use crate::http::answer::{JSON, json};
@@ -36,6 +36,10 @@ impl Body for NewSnapshot {
 
 impl Body for Resize {
     const EXAMPLE: &str = r#"{"size_bytes":2147483648}"#;
+}
+
+impl Body for Wait {
+    const EXAMPLE: &str = r#"{"after":7}, the `events` of GET /v1/pool"#;
 }
 
 impl Body for Export {
@@ -89,6 +93,15 @@ impl<C: Control> Api<C> {
             }
             Endpoint::Adopt => {
                 control.adopt().await?;
+                self.show_pool()?
+            }
+            Endpoint::Grow => {
+                control.grow().await?;
+                self.show_pool()?
+            }
+            Endpoint::WaitForEvent => {
+                let Wait { after } = read_json(exchange).await?;
+                self.wait_for_event(after).await?;
                 self.show_pool()?
             }
             Endpoint::ShowMetadataSnapshot => Reply::Json(root(control.pool()?.status.held_root)),

@@ -32,6 +32,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// From the start to the end of a body that is taken whole.
     pub body_timeout: Duration,
+    /// Longest wait for an event of the pool.
+    pub event_timeout: Duration,
     /// For each write to the peer.
     pub write_timeout: Duration,
     /// A wrong token costs this long, one after the other whatever the number of connections.
@@ -47,6 +49,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(60),
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
+            event_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             refusal_delay: Duration::from_millis(100),
         }

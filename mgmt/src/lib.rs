@@ -47,7 +47,7 @@ mod tests;
 
 pub use api::Api;
 pub use control::{
-    Control, Export, Health, HealthState, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize, Volume,
+    Control, Export, Health, HealthState, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize, Volume, Wait,
 };
 pub use error::{Code, ControlError};
 pub use http::Limits;

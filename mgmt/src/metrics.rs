@@ -8,7 +8,7 @@ use crate::http::exchange::{Exchange, Sink};
 use alloc::format;
 use alloc::string::String;
 use platform::net::Stream;
-use thinp::control::Mode;
+use thinp::control::{DiskBlocks, Mode};
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const MODES: [Mode; 5] = [Mode::Write, Mode::OutOfDataSpace, Mode::OutOfMetadataSpace, Mode::ReadOnly, Mode::Fail];
@@ -49,8 +49,15 @@ fn of_pool(pool: &PoolInfo) -> String {
     gauge(&mut text, "gossamer_pool_data_used_blocks", "Data blocks in use.", status.data_used_blocks);
     gauge(&mut text, "gossamer_pool_metadata_blocks", "Metadata blocks in all.", status.metadata_total_blocks);
     gauge(&mut text, "gossamer_pool_metadata_used_blocks", "Metadata blocks in use.", status.metadata_used_blocks);
+    let DiskBlocks { metadata, data } = pool.disk_blocks;
+    gauge(&mut text, "gossamer_pool_data_disk_blocks", "Data blocks that the disk has room for.", data);
+    gauge(&mut text, "gossamer_pool_metadata_disk_blocks", "Metadata blocks that the disk has room for.", metadata);
+    let low = status.metadata_low_water_blocks;
+    gauge(&mut text, "gossamer_pool_metadata_low_water_blocks", "Free metadata blocks that are few.", low);
     gauge(&mut text, "gossamer_pool_transaction_id", "Userland transaction id.", status.transaction_id);
     gauge(&mut text, "gossamer_pool_needs_check", "1 if the metadata needs a check.", status.needs_check.into());
+    text.push_str("# HELP gossamer_pool_events_total Changes of mode, low water, the end of the wait.\n");
+    text.push_str(&format!("# TYPE gossamer_pool_events_total counter\ngossamer_pool_events_total {}\n", pool.events));
     text.push_str("# HELP gossamer_pool_mode 1 for the mode that the pool is in.\n# TYPE gossamer_pool_mode gauge\n");
     for mode in MODES {
         let value = u8::from(mode == status.mode);

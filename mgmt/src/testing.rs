@@ -93,6 +93,10 @@ impl Rig {
         client
     }
 
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        drop(self.runtime.spawner.spawn(future));
+    }
+
     pub(crate) fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
         self.executor.run(&self.runtime.timers, &Jump(self.clock.clone()), future)
     }

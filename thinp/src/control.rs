@@ -191,6 +191,15 @@ impl fmt::Display for Status {
     }
 }
 
+/// As many blocks as the disks have room for at one moment: what a pool can grow to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskBlocks {
+    /// Metadata blocks (4 KiB), at most what the format can count.
+    pub metadata: u64,
+    /// Data blocks.
+    pub data: u64,
+}
+
 /// A thin device's state at one moment. Displays as the status line of `dmsetup status` (reference 7.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThinStatus {

@@ -119,6 +119,7 @@ fn prepare(root: &Path, name: &str, image: &Path, folder: &Path) -> Result<Machi
         settings: vec!["net=10.0.2.15/24,10.0.2.2".into(), "token=given".into()],
         token: Some(token),
         disks: vec![disk("meta", 16 << 20)?, disk("data", 1 << 30)?],
+        qmp: None,
         iscsi_port: process::free_port()?,
         http_port: process::free_port()?,
     };

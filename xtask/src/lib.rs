@@ -2,6 +2,7 @@
 //!
 //! - [`image`] builds the bare-metal image; [`machine`] puts QEMU's command line together from the profiles under
 //!   `qemu/`; [`console`] runs it and watches its serial console.
+//! - [`qmp`] speaks to a running QEMU.
 //! - [`nbd`] serves disks with a volatile cache that a simulated power cut loses; [`http`] is a small client.
 //! - [`mutants`] builds products with a fault put in, which the tests must notice.
 //! - [`packages`] installs what is missing; [`process`] runs other programs so that none is left behind.
@@ -25,6 +26,7 @@ pub mod mutants;
 pub mod nbd;
 pub mod packages;
 pub mod process;
+pub mod qmp;
 pub mod run;
 pub mod suite;
 pub mod tidy;

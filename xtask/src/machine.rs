@@ -149,8 +149,10 @@ pub struct Machine {
     pub settings: Vec<String>,
     /// A file with the access token, handed over by fw_cfg (a command line is for everyone to see).
     pub token: Option<PathBuf>,
-    /// The disks, in order.
+    /// The disks, in order; their drives are called `disk0`, `disk1` and so on.
     pub disks: Vec<Disk>,
+    /// Where QEMU's monitor listens, a unix socket for [`crate::qmp`].
+    pub qmp: Option<PathBuf>,
     /// The port on 127.0.0.1 that leads to the guest's port 3260.
     pub iscsi_port: u16,
     /// The port on 127.0.0.1 that leads to the guest's port 80.
@@ -178,6 +180,9 @@ impl Machine {
             "user,id=net,hostfwd=tcp:127.0.0.1:{iscsi}-10.0.2.15:3260,hostfwd=tcp:127.0.0.1:{http}-10.0.2.15:80"
         );
         add(&["-netdev", &forward, "-device", &format!("{},netdev=net", self.profile.net_device)]);
+        if let Some(socket) = &self.qmp {
+            add(&["-qmp", &format!("unix:{},server=on,wait=off", escape(socket))]);
+        }
         if let Some(token) = &self.token {
             add(&["-fw_cfg", &format!("name=opt/io.gossamer/token,file={}", escape(token))]);
         }
@@ -253,6 +258,7 @@ mod tests {
             settings: vec!["net=dhcp".into(), "token=given".into()],
             token: Some("/t".into()),
             disks: vec![Disk::file("meta", Path::new("/a,b")), Disk::nbd("data", Path::new("/s"))],
+            qmp: Some("/q".into()),
             iscsi_port: 1,
             http_port: 2,
         };
@@ -265,6 +271,7 @@ mod tests {
             "-append net=dhcp token=given",
             "name=opt/io.gossamer/token,file=/t",
             "-m 64M",
+            "-qmp unix:/q,server=on,wait=off",
         ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }

@@ -130,6 +130,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser) -> Result<()> {
         settings,
         token: Some(token_file),
         disks: Vec::new(),
+        qmp: None,
         iscsi_port: options.iscsi_port,
         http_port: options.http_port,
     };

@@ -66,6 +66,14 @@ impl Control for Failing {
         self.fail()
     }
 
+    async fn grow(&self) -> Result<(), ControlError> {
+        self.fail()
+    }
+
+    async fn event_after(&self, _: u64) -> Result<(), ControlError> {
+        self.fail()
+    }
+
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {
         self.fail()
     }

@@ -10,7 +10,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::ops::Bound;
-use thinp::control::{DeviceId, DiscardPolicy, Errno, Mode, Status};
+use platform::sync::Notify;
+use thinp::control::{DeviceId, DiscardPolicy, DiskBlocks, Errno, Mode, Status};
 
 pub(crate) struct Fake {
     token: TokenHash,
@@ -19,6 +20,7 @@ pub(crate) struct Fake {
     pub volumes: RefCell<BTreeMap<VolumeName, Volume>>,
     pub metadata_export: RefCell<Option<Export>>,
     pub messages: RefCell<Vec<String>>,
+    event: Notify,
     /// What the next call fails with.
     pub fails: RefCell<Option<ControlError>>,
     /// The page of a list that fails, counted from 0.
@@ -42,13 +44,15 @@ impl Fake {
             needs_check: false,
             metadata_low_water_blocks: 256,
         };
+        let disk_blocks = DiskBlocks { metadata: 1024, data: 16384 };
         Fake {
             token,
             health: RefCell::new(Health { state: HealthState::Ok, reason: None }),
-            pool: RefCell::new(Ok(PoolInfo { status, adopted: false })),
+            pool: RefCell::new(Ok(PoolInfo { status, disk_blocks, events: 7, adopted: false })),
             volumes: RefCell::default(),
             metadata_export: RefCell::default(),
             messages: RefCell::default(),
+            event: Notify::new(),
             fails: RefCell::default(),
             page_fails: Cell::default(),
             powered_off: Cell::default(),
@@ -62,6 +66,12 @@ impl Fake {
     /// Sets the root that the pool's status shows.
     fn hold(&self, root: Option<u64>) {
         self.pool.borrow_mut().as_mut().unwrap().status.held_root = root;
+    }
+
+    /// Something happened to the pool.
+    pub(crate) fn raise_event(&self) {
+        self.pool.borrow_mut().as_mut().unwrap().events += 1;
+        self.event.notify_all();
     }
 
     fn change<T>(&self, name: &VolumeName, f: impl FnOnce(&mut Volume) -> T) -> Result<T, ControlError> {
@@ -128,6 +138,26 @@ impl Control for Fake {
         self.check()?;
         self.pool.borrow_mut().as_mut().unwrap().adopted = true;
         Ok(())
+    }
+
+    async fn grow(&self) -> Result<(), ControlError> {
+        self.check()?;
+        let mut pool = self.pool.borrow_mut();
+        let PoolInfo { status, disk_blocks, .. } = pool.as_mut().unwrap();
+        status.data_total_blocks = disk_blocks.data;
+        status.metadata_total_blocks = disk_blocks.metadata;
+        Ok(())
+    }
+
+    async fn event_after(&self, seen: u64) -> Result<(), ControlError> {
+        self.check()?;
+        loop {
+            let event = self.event.notified();
+            if self.pool()?.events != seen {
+                return Ok(());
+            }
+            event.await;
+        }
     }
 
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {

@@ -2,13 +2,15 @@
 
 use crate::control::HealthState;
 use crate::error::{Code, ControlError};
+use crate::http::Limits;
 use crate::names::VolumeName;
 use crate::testing::{Response, Rig};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use platform::time::Duration;
 use serde_json::{Value, json};
-use thinp::control::{Errno, Mode};
+use thinp::control::{DiskBlocks, Errno, Mode};
 
 fn expect(response: Response, status: u16, value: Value) {
     assert_eq!((response.status, response.value()), (status, value));
@@ -46,8 +48,9 @@ fn the_pool_shows_itself() {
         "status_line": "3 21/1024 40/16384 - rw discard_passdown queue_if_no_space - 256 ",
         "adopted": false, "mode": "write", "needs_check": false, "transaction_id": 3,
         "metadata_used_blocks": 21, "metadata_total_blocks": 1024, "metadata_low_water_blocks": 256,
-        "data_used_blocks": 40, "data_total_blocks": 16384, "data_block_sectors": 128, "held_root": null,
-        "discard": "passdown", "error_if_no_space": false
+        "data_used_blocks": 40, "data_total_blocks": 16384, "data_block_sectors": 128,
+        "metadata_disk_blocks": 1024, "data_disk_blocks": 16384, "held_root": null,
+        "discard": "passdown", "error_if_no_space": false, "events": 7
     });
     expect(rig.json("GET", "/v1/pool", ""), 200, expected);
     for (mode, word) in [
@@ -78,6 +81,46 @@ fn a_pool_is_adopted() {
     let rig = Rig::new();
     let response = rig.json("POST", "/v1/pool/adopt", "");
     assert_eq!((response.status, &response.value()["adopted"]), (200, &json!(true)));
+}
+
+#[test]
+fn a_pool_grows_to_its_disks() {
+    let rig = Rig::new();
+    rig.control.pool.borrow_mut().as_mut().unwrap().disk_blocks = DiskBlocks { metadata: 2048, data: 32768 };
+    let before = rig.json("GET", "/v1/pool", "").value();
+    assert_eq!((&before["data_disk_blocks"], &before["data_total_blocks"]), (&json!(32768), &json!(16384)));
+    let after = rig.json("POST", "/v1/pool/grow", "");
+    let totals = (&after.value()["metadata_total_blocks"], &after.value()["data_total_blocks"]);
+    assert_eq!((after.status, totals), (200, (&json!(2048), &json!(32768))));
+}
+
+#[test]
+fn an_event_is_waited_for() {
+    let rig = Rig::new();
+    let wait = |after: u64| rig.json("POST", "/v1/pool/wait", &json!({"after": after}).to_string());
+    assert_eq!((wait(6).value()["events"].clone(), rig.elapsed()), (json!(7), Duration::ZERO));
+    let (control, timers) = (rig.control.clone(), rig.timers().clone());
+    rig.spawn(async move {
+        timers.sleep(Duration::from_secs(3)).await;
+        control.raise_event();
+    });
+    assert_eq!((wait(7).value()["events"].clone(), rig.elapsed()), (json!(8), Duration::from_secs(3)));
+    // Nothing happens: the answer comes nevertheless, and tells so.
+    let longest = Limits::default().event_timeout;
+    assert_eq!((wait(8).value()["events"].clone(), rig.elapsed()), (json!(8), Duration::from_secs(3) + longest));
+    rig.json("POST", "/v1/pool/wait", "{}").assert_error(Code::Errno(Errno::EINVAL));
+}
+
+#[test]
+fn a_wait_ends_with_the_interface() {
+    let rig = Rig::new();
+    let (api, timers) = (rig.api.clone(), rig.timers().clone());
+    rig.spawn(async move {
+        timers.sleep(Duration::from_secs(1)).await;
+        api.shutdown().await;
+    });
+    assert_eq!(rig.json("POST", "/v1/pool/wait", r#"{"after":7}"#).status, 200);
+    assert_eq!(rig.elapsed(), Duration::from_secs(1));
 }
 
 #[test]
@@ -235,6 +278,10 @@ fn metrics_are_in_prometheus_text_format() {
         "gossamer_http_answers_total{status=\"4xx\"} 1",
         "gossamer_pool_data_block_bytes 65536",
         "gossamer_pool_data_used_blocks 40",
+        "gossamer_pool_data_disk_blocks 16384",
+        "gossamer_pool_metadata_disk_blocks 1024",
+        "gossamer_pool_metadata_low_water_blocks 256",
+        "gossamer_pool_events_total 7",
         "gossamer_pool_mode{mode=\"write\"} 1",
         "gossamer_pool_mode{mode=\"fail\"} 0",
         "gossamer_pool_needs_check 0",

@@ -1,5 +1,6 @@
 //! One appliance with its disks, on either backend: start it, ask it, power it off, kill it.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use xtask::console::Console;
 use xtask::http::{Client, Response};
 use xtask::machine::{Accelerator, Disk, EXIT_POWER_OFF, Machine, Profile, Ready};
-use xtask::process;
+use xtask::{process, qmp};
 
 use crate::context::{Backend, Context};
 use crate::iscsi::Session;
@@ -95,6 +96,19 @@ impl Site {
         Ok(Appliance { console, ready, iscsi, http: Client::new(http, token), backend: self.context.backend.clone() })
     }
 
+    /// Makes the disk `meta` or `data` larger while the appliance runs.
+    pub fn grow_disk(&self, serial: &str, size_bytes: u64) -> Result<()> {
+        let (file, drive) = if serial == "meta" { (&self.meta, "disk0") } else { (&self.data, "disk1") };
+        match self.context.backend {
+            Backend::Hosted => Ok(File::options().write(true).open(file)?.set_len(size_bytes)?),
+            Backend::Image(_) => qmp::block_resize(&self.qmp(), drive, size_bytes),
+        }
+    }
+
+    fn qmp(&self) -> PathBuf {
+        self.context.scratch.join("qmp")
+    }
+
     fn hosted(&self) -> Result<std::process::Command> {
         ensure!(self.nbd.is_none(), "the hosted appliance has files for disks");
         let mut command = process::tied(&self.context.hosted);
@@ -134,6 +148,7 @@ impl Site {
             settings,
             token,
             disks,
+            qmp: Some(self.qmp()),
             iscsi_port: process::free_port()?,
             http_port: process::free_port()?,
         })

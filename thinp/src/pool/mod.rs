@@ -7,7 +7,7 @@ mod passdown;
 
 pub(crate) use mode::Reserved;
 
-use crate::control::{DeviceId, DiscardPolicy, Mode, Status};
+use crate::control::{DeviceId, DiscardPolicy, DiskBlocks, Mode, Status};
 use crate::error::{Error, OpenError, PoolDisk};
 use crate::metadata::{Details, Metadata, OpenMode};
 use crate::open::{Format, inspect};
@@ -188,7 +188,12 @@ impl Pool {
         Ok(self.status())
     }
 
-    /// Counts events: changes of mode, low water, growth.
+    /// How far the pool could [`grow`](Pool::grow) now.
+    pub fn disk_blocks(&self) -> DiskBlocks {
+        self.0.disk_blocks()
+    }
+
+    /// Counts events: changes of mode, low water, the end of the wait for space.
     pub fn events(&self) -> u64 {
         self.0.state.events()
     }
@@ -292,15 +297,13 @@ impl Pool {
     /// Grows the pool to the present sizes of its disks, like a resume after a reload (reference 7.7).
     pub async fn grow(&self) -> Result<(), Error> {
         self.control(Needs::Nothing, async move |inner: Rc<Inner>| {
-            let metadata = &inner.metadata;
-            let data_blocks = inner.data.size_sectors() / inner.block_sectors;
-            if data_blocks != metadata.data_blocks() {
-                let result = metadata.grow_data(data_blocks).await;
+            let (metadata, disks) = (&inner.metadata, inner.disk_blocks());
+            if disks.data != metadata.data_blocks() {
+                let result = metadata.grow_data(disks.data).await;
                 inner.changed(result).await?;
             }
-            let metadata_blocks = (inner.meta_disk.size_sectors() / 8).min(METADATA_BLOCKS_MAX);
-            if metadata_blocks != metadata.metadata_blocks() {
-                let result = metadata.grow_metadata(metadata_blocks).await;
+            if disks.metadata != metadata.metadata_blocks() {
+                let result = metadata.grow_metadata(disks.metadata).await;
                 inner.changed(result).await?;
             }
             inner.commit().await
@@ -394,6 +397,13 @@ pub(crate) enum Needs {
 }
 
 impl Inner {
+    fn disk_blocks(&self) -> DiskBlocks {
+        DiskBlocks {
+            metadata: (self.meta_disk.size_sectors() / 8).min(METADATA_BLOCKS_MAX),
+            data: self.data.size_sectors() / self.block_sectors,
+        }
+    }
+
     fn check_message(&self, needs: Needs) -> Result<(), Error> {
         if self.state.closed() {
             return Err(Error::Closed);

@@ -3,6 +3,7 @@
 mod api;
 mod bad_disks;
 mod bad_peers;
+mod growth;
 mod image_copy;
 mod linux_initiator;
 mod linux_pools;
@@ -17,6 +18,7 @@ pub const ALL: &[&[Test]] = &[
     api::TESTS,
     bad_disks::TESTS,
     bad_peers::TESTS,
+    growth::TESTS,
     linux_initiator::TESTS,
     metadata_snapshot::TESTS,
     linux_pools::TESTS,
