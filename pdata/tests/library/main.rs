@@ -2,6 +2,7 @@
 
 mod arrays;
 mod cache;
+mod cache_target;
 mod harness;
 mod maps;
 mod traps;
