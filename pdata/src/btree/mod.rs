@@ -7,12 +7,13 @@
 //! Values are owned: what is inserted belongs to the tree, what is replaced or removed belongs to the caller again. Only
 //! where a whole leaf is duplicated or dropped does the tree itself count references, by the [`ValueType`].
 //!
-//! A tree of trees is two trees: the value of the upper one is the root of a lower one.
+//! A tree of trees is two trees: the values of the upper one are the roots of lower ones ([`Roots`]).
 
 mod bulk;
 mod cursor;
 mod delete;
 mod insert;
+mod levels;
 mod lookup;
 mod node;
 mod remove;
@@ -20,6 +21,7 @@ mod remove;
 mod tests;
 
 pub use cursor::Cursor;
+pub use levels::Roots;
 pub use node::{NODE, Node};
 
 use crate::block_manager::BlockMut;

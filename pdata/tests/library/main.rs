@@ -4,6 +4,7 @@ mod arrays;
 mod cache;
 mod cache_target;
 mod harness;
+mod levels;
 mod maps;
 mod traps;
 mod trees;

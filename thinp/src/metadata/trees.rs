@@ -4,7 +4,7 @@ use super::{DataBlock, DataRun, Details};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use pdata::TransactionManager;
-use pdata::btree::{BTree, Plain, ValueType};
+use pdata::btree::{BTree, Plain, Roots, ValueType};
 use pdata::space_map::DiskMap;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -110,41 +110,20 @@ impl ValueType for Mappings {
     }
 }
 
-/// Values of the upper level, thin id to root: each refers to a device's tree.
-pub(super) struct DeviceRoots {
-    mappings: BTree<Mappings>,
-}
-
-impl ValueType for DeviceRoots {
-    type Value = U64;
-
-    async fn inc(&self, tm: &TransactionManager, values: &[U64]) -> pdata::Result<()> {
-        values.iter().for_each(|root| tm.inc(root.get()));
-        Ok(())
-    }
-
-    async fn dec(&self, tm: &TransactionManager, values: &[U64]) -> pdata::Result<()> {
-        for root in values {
-            self.mappings.delete(tm, root.get()).await?;
-        }
-        Ok(())
-    }
-}
-
 /// The two levels of the mapping tree.
 pub(super) struct MappingTree {
     /// Thin id to the root of the device's tree.
-    pub devices: BTree<DeviceRoots>,
+    pub devices: BTree<Roots<Mappings>>,
 }
 
 impl MappingTree {
     pub fn new(data: Rc<DiskMap>) -> MappingTree {
-        MappingTree { devices: BTree::new(DeviceRoots { mappings: BTree::new(Mappings { data }) }) }
+        MappingTree { devices: BTree::new(Roots::new(BTree::new(Mappings { data }))) }
     }
 
     /// The trees of single devices.
     pub fn mappings(&self) -> &BTree<Mappings> {
-        &self.devices.value_type().mappings
+        self.devices.lower()
     }
 }
 
