@@ -4,6 +4,10 @@
 //! bytes. Reads of one block at a time share one request. A dirty block is always a block of the open transaction
 //! that no committed block refers to, so it may be written at any time: early, when the cache fills up, or at commit.
 
+mod batch;
+
+pub use batch::Batch;
+
 use crate::block::{BLOCK_BYTES, BLOCK_SECTORS, Block, BlockKind};
 use crate::{Error, Result};
 use alloc::boxed::Box;

@@ -13,6 +13,7 @@ mod bulk;
 mod cursor;
 mod delete;
 mod insert;
+mod leaves;
 mod levels;
 mod lookup;
 mod node;
@@ -21,6 +22,7 @@ mod remove;
 mod tests;
 
 pub use cursor::Cursor;
+pub use leaves::{LeafPlaces, Leaves, Place};
 pub use levels::Roots;
 pub use node::{NODE, Node};
 

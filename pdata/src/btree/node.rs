@@ -120,7 +120,7 @@ impl<'a> Node<'a> {
     }
 
     /// The keys in order.
-    pub fn keys(&self) -> impl DoubleEndedIterator<Item = u64> + use<'a> {
+    pub fn keys(&self) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator + use<'a> {
         self.keys.iter().map(|key| key.get())
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Checker, Problem, Walk};
 use crate::array::{ARRAY, Array, values};
-use crate::btree::{Plain, Value};
+use crate::btree::{Node, Plain, Value};
 use alloc::vec::Vec;
 use zerocopy::little_endian::U64;
 
@@ -17,10 +17,13 @@ impl Walk {
         mut see: impl FnMut(&mut Checker, u64, T),
     ) {
         let mut found = Vec::new();
-        self.tree(checker, root, |_, k, block: U64| found.push((k, block.get()))).await;
+        let keep = |_: &mut Checker, node: &Node<'_>, blocks: &[U64]| {
+            found.extend(node.keys().zip(blocks.iter().map(|block| block.get())));
+        };
+        self.tree(checker, root, keep).await;
         let capacity = Array::<Plain<T>>::CAPACITY;
         for (k, number) in &found {
-            if checker.metadata.add(*number) > 0 {
+            if !self.refer(checker, *number) {
                 continue;
             }
             let first = k.saturating_mul(capacity);

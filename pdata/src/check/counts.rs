@@ -1,62 +1,195 @@
-//! Recounted references: a byte a block, in pages that exist where something was counted.
+//! Recounted references, in as little memory as they need.
+//!
+//! Counts are kept for ranges of [`CHUNK`] blocks: as the list of what was referred to while that is short, as a byte a
+//! block when it is not. So ten million references scattered over a huge disk take 2 to 3 bytes each, and a disk in dense use
+//! one byte a block. If even that is more than the budget, the blocks with the highest numbers are left for another pass.
 
+use crate::space_map::ENTRIES_PER_BITMAP;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
+use hashbrown::HashMap;
 
-const PAGE: u64 = 4096;
+/// Bitmaps whose blocks are counted together.
+pub(super) const CHUNK_BITMAPS: u64 = 4;
+
+/// Blocks that are counted together: as many as 16 bits can tell apart, and whole bitmaps of them.
+const CHUNK: u64 = CHUNK_BITMAPS * ENTRIES_PER_BITMAP;
+
+/// A list longer than this is turned into bytes, which take no more.
+const LIST_MAX: usize = CHUNK as usize / 2;
+
+/// Lists grow by as many entries.
+const LIST_STEP: usize = 256;
 
 /// Blocks beyond the end that are remembered.
 const BEYOND_MAX: usize = 10;
 
-/// Stands for a count in `large`.
-const LARGE: u8 = u8::MAX;
+/// The least budget: some chunks.
+const BUDGET_MIN_BYTES: usize = 512 << 10;
+
+enum Chunk {
+    /// Each reference, by the place of its block in the chunk.
+    List(Vec<u16>),
+    /// The count of each block; what exceeds a byte is in [`Counts::large`].
+    Bytes(Box<[u8]>),
+}
+
+impl Chunk {
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Chunk::List(list) => list.capacity() * 2 + size_of::<(u64, Chunk)>(),
+            Chunk::Bytes(bytes) => bytes.len() + size_of::<(u64, Chunk)>(),
+        }
+    }
+}
 
 /// How often each block was referred to.
 pub struct Counts {
     /// Blocks that there are.
     end: u64,
-    /// The first of those referred to that there are not.
+    /// Chunks that this pass counts; references to others are ignored.
+    window: Range<u64>,
+    /// The first of the blocks referred to that there are not.
     beyond: Vec<u64>,
-    pages: BTreeMap<u64, Box<[u8; PAGE as usize]>>,
-    large: BTreeMap<u64, u32>,
+    chunks: HashMap<u64, Chunk>,
+    /// By how much a count exceeds 255.
+    large: HashMap<u64, u32>,
+    memory_bytes: usize,
+    budget_bytes: usize,
 }
 
 impl Counts {
-    /// Counts for the blocks below `end`.
-    pub fn new(end: u64) -> Counts {
-        Counts { end, beyond: Vec::new(), pages: BTreeMap::new(), large: BTreeMap::new() }
+    /// Counts for the blocks below `end`, in about `budget_bytes` of memory.
+    pub fn new(end: u64, budget_bytes: usize) -> Counts {
+        Counts {
+            end,
+            window: 0..end.div_ceil(CHUNK),
+            beyond: Vec::new(),
+            chunks: HashMap::new(),
+            large: HashMap::new(),
+            memory_bytes: 0,
+            budget_bytes: budget_bytes.max(BUDGET_MIN_BYTES),
+        }
     }
 
-    /// Counts one more reference to a block and returns how many there were before.
-    pub fn add(&mut self, block: u64) -> u32 {
-        if block >= self.end {
-            if self.beyond.len() < BEYOND_MAX {
-                self.beyond.push(block);
+    /// Counts one more reference to a block.
+    pub fn add(&mut self, block: u64) {
+        self.add_run(block, 1);
+    }
+
+    /// Counts one more reference to each of `blocks` consecutive blocks.
+    pub fn add_run(&mut self, first: u64, blocks: u64) {
+        let end = first.saturating_add(blocks).min(self.end);
+        if first.saturating_add(blocks) > self.end {
+            let room = BEYOND_MAX.saturating_sub(self.beyond.len());
+            self.beyond.extend((first.max(self.end)..first.saturating_add(blocks)).take(room));
+        }
+        let mut at = first;
+        while at < end {
+            let chunk = at / CHUNK;
+            let next = chunk.saturating_add(1).saturating_mul(CHUNK).min(end);
+            if self.window.contains(&chunk) {
+                self.add_in(chunk, (at % CHUNK) as usize, (next - at) as usize);
             }
-            return 0;
+            at = next;
         }
-        let page = self.pages.entry(block / PAGE).or_insert_with(|| Box::new([0; PAGE as usize]));
-        let Some(count) = page.get_mut((block % PAGE) as usize) else { return 0 };
-        if *count < LARGE - 1 {
-            *count += 1;
-            return u32::from(*count) - 1;
-        }
-        *count = LARGE;
-        let large = self.large.entry(block).or_insert(u32::from(LARGE) - 1);
-        let before = *large;
-        *large = large.saturating_add(1);
-        before
     }
 
-    /// References to a block.
-    pub fn get(&self, block: u64) -> u32 {
-        let page = self.pages.get(&(block / PAGE));
-        match page.and_then(|page| page.get((block % PAGE) as usize)) {
-            Some(&LARGE) => self.large.get(&block).copied().unwrap_or(0),
-            Some(&count) => u32::from(count),
-            None => 0,
+    fn add_in(&mut self, number: u64, first: usize, blocks: usize) {
+        let chunk = self.chunks.entry(number).or_insert_with(|| Chunk::List(Vec::new()));
+        match chunk {
+            Chunk::Bytes(bytes) => {
+                bump(&mut self.large, number, bytes, first, blocks);
+                return;
+            }
+            Chunk::List(list) if list.len() + blocks <= list.capacity() => {
+                list.extend((first..first + blocks).map(|place| place as u16));
+                return;
+            }
+            Chunk::List(_) => {}
         }
+        let before = chunk.memory_bytes();
+        match chunk {
+            Chunk::List(list) if list.len() + blocks <= LIST_MAX => {
+                list.reserve_exact(blocks.next_multiple_of(LIST_STEP));
+                list.extend((first..first + blocks).map(|place| place as u16));
+            }
+            Chunk::List(list) => {
+                let mut bytes = vec![0; CHUNK as usize].into_boxed_slice();
+                for place in list.iter() {
+                    bump(&mut self.large, number, &mut bytes, usize::from(*place), 1);
+                }
+                bump(&mut self.large, number, &mut bytes, first, blocks);
+                *chunk = Chunk::Bytes(bytes);
+            }
+            Chunk::Bytes(_) => {}
+        }
+        // A list of a few entries counts from its first allocation on.
+        self.memory_bytes = self.memory_bytes.saturating_add(chunk.memory_bytes()).saturating_sub(before);
+        if self.memory_bytes > self.budget_bytes {
+            self.shrink();
+        }
+    }
+
+    /// Leaves the upper half of what was counted for another pass.
+    fn shrink(&mut self) {
+        let mut numbers: Vec<u64> = self.chunks.keys().copied().collect();
+        numbers.sort_unstable();
+        // One chunk must remain, or no pass would get anywhere.
+        let Some(end) = numbers.get((numbers.len() / 2).max(1)).copied() else { return };
+        self.window.end = end;
+        self.chunks.retain(|number, _| *number < end);
+        self.chunks.shrink_to_fit();
+        self.large.retain(|block, _| *block / CHUNK < end);
+        self.memory_bytes = self.chunks.values().map(Chunk::memory_bytes).sum();
+    }
+
+    /// Bitmaps whose blocks were counted in this pass.
+    pub(super) fn bitmaps(&self) -> Range<u64> {
+        self.window.start.saturating_mul(CHUNK_BITMAPS)..self.window.end.saturating_mul(CHUNK_BITMAPS)
+    }
+
+    /// No block is left for another pass.
+    pub(super) fn is_last_pass(&self) -> bool {
+        self.window.end >= self.end.div_ceil(CHUNK)
+    }
+
+    /// Forgets what was counted and prepares for counting the blocks that were left out; false if there are none.
+    pub fn next_pass(&mut self) -> bool {
+        self.window = self.window.end..self.end.div_ceil(CHUNK);
+        self.chunks.clear();
+        self.large.clear();
+        self.beyond.clear();
+        self.memory_bytes = 0;
+        !self.window.is_empty()
+    }
+
+    /// Writes the counts of the blocks of a bitmap into `counts`; false if all of them are 0.
+    pub(super) fn of_bitmap(&self, bitmap: u64, counts: &mut [u32]) -> bool {
+        let (number, part) = (bitmap / CHUNK_BITMAPS, (bitmap % CHUNK_BITMAPS * ENTRIES_PER_BITMAP) as usize);
+        let first = number.saturating_mul(CHUNK).saturating_add(part as u64);
+        match self.chunks.get(&number) {
+            None => return false,
+            Some(Chunk::List(list)) => {
+                counts.fill(0);
+                for place in list {
+                    let count = usize::from(*place).checked_sub(part).and_then(|index| counts.get_mut(index));
+                    count.into_iter().for_each(|count| *count += 1);
+                }
+            }
+            Some(Chunk::Bytes(bytes)) => {
+                let bytes = bytes.get(part..).unwrap_or_default();
+                for ((count, byte), block) in counts.iter_mut().zip(bytes).zip(first..) {
+                    *count = u32::from(*byte);
+                    if *byte == u8::MAX {
+                        *count = count.saturating_add(self.large.get(&block).copied().unwrap_or(0));
+                    }
+                }
+            }
+        }
+        true
     }
 
     /// Some of the blocks referred to that there are not.
@@ -65,18 +198,72 @@ impl Counts {
     }
 }
 
+/// Adds 1 to some of a chunk's counts.
+fn bump(large: &mut HashMap<u64, u32>, chunk: u64, bytes: &mut [u8], first: usize, blocks: usize) {
+    for (place, byte) in (first as u64..).zip(bytes.iter_mut().skip(first).take(blocks)) {
+        match byte.checked_add(1) {
+            Some(sum) => *byte = sum,
+            None => {
+                let excess = large.entry(chunk.saturating_mul(CHUNK).saturating_add(place)).or_insert(0);
+                *excess = excess.saturating_add(1);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn get(counts: &Counts, block: u64) -> u32 {
+        let mut all = vec![0; ENTRIES_PER_BITMAP as usize];
+        let any = counts.of_bitmap(block / ENTRIES_PER_BITMAP, &mut all);
+        if any { all[(block % ENTRIES_PER_BITMAP) as usize] } else { 0 }
+    }
+
     #[test]
-    fn small_and_large_counts() {
-        let mut counts = Counts::new(10_000);
-        for n in 0..1000 {
-            assert_eq!((counts.get(7), counts.add(7)), (n, n));
+    fn small_and_large_counts_in_lists_and_bytes() {
+        let end = 3 * CHUNK;
+        let mut counts = Counts::new(end, 1 << 20);
+        for _ in 0..1000 {
+            counts.add(7);
+            counts.add(end - 1);
         }
-        assert_eq!((counts.add(9_999), counts.add(10_000), counts.add(u64::MAX)), (0, 0, 0));
-        assert_eq!((counts.get(7), counts.get(6), counts.get(9_999)), (1000, 0, 1));
-        assert_eq!(counts.beyond(), [10_000, u64::MAX]);
+        assert_eq!((get(&counts, 7), get(&counts, 6), get(&counts, end - 1)), (1000, 0, 1000));
+        // A run over a border makes the first chunk one of bytes.
+        counts.add_run(0, CHUNK + 10);
+        counts.add(7);
+        assert_eq!(
+            (get(&counts, 7), get(&counts, 6), get(&counts, CHUNK + 9), get(&counts, CHUNK + 10)),
+            (1002, 1, 1, 0)
+        );
+        counts.add_run(end - 2, 4);
+        counts.add(u64::MAX);
+        assert_eq!((get(&counts, end - 2), get(&counts, end - 1)), (1, 1001));
+        assert_eq!(counts.beyond()[..2], [end, end + 1]);
+    }
+
+    #[test]
+    fn what_exceeds_the_budget_is_counted_by_another_pass() {
+        let (chunks, budget) = (100, BUDGET_MIN_BYTES);
+        let mut counts = Counts::new(chunks * CHUNK, budget);
+        let mut seen = vec![0; chunks as usize];
+        for pass in 0.. {
+            for chunk in 0..chunks {
+                counts.add_run(chunk * CHUNK, CHUNK / 2 + chunk);
+                assert!(counts.memory_bytes <= budget);
+            }
+            let bitmaps = counts.bitmaps();
+            for chunk in (0..chunks).filter(|chunk| bitmaps.contains(&(chunk * CHUNK_BITMAPS))) {
+                assert_eq!(get(&counts, chunk * CHUNK + CHUNK / 2 + chunk - 1), 1);
+                assert_eq!(get(&counts, chunk * CHUNK + CHUNK / 2 + chunk), 0);
+                seen[chunk as usize] += 1;
+            }
+            if !counts.next_pass() {
+                assert!((10..60).contains(&pass), "{pass} passes");
+                break;
+            }
+        }
+        assert!(seen.iter().all(|times| *times == 1));
     }
 }

@@ -1,7 +1,9 @@
 //! Checking what is on a disk: walks trees, recounts references, compares with the space maps.
 //!
 //! A target walks all of its trees with one [`Checker`], then lets it compare. What is found is told as [`Problem`]s;
-//! nothing is changed and nothing stops the check but a lack of memory.
+//! nothing is changed and nothing stops the check. Blocks are read past the cache, many at a time. Memory is needed for
+//! the counts, about 3 bytes a metadata block, and nothing else that grows: see [`Counts`] for what is done if a disk has more
+//! blocks than fit.
 
 mod array;
 mod counts;
@@ -9,14 +11,16 @@ mod maps;
 mod walk;
 
 pub use counts::Counts;
+pub use maps::Compared;
 pub use walk::Walk;
 
 use crate::Error;
 use crate::block_manager::BlockManager;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 /// Problems that are kept; more are only counted.
-const PROBLEMS_MAX: usize = 1000;
+pub const PROBLEMS_MAX: usize = 1000;
 
 /// Which of a pool's two space maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +54,8 @@ pub enum Problem {
     Underfull {
         /// The node.
         block: u64,
+        /// A leaf of a tree whose leaves may be small, by [`Walk::with_small_leaves`].
+        tolerable: bool,
         /// Its entries.
         entries: usize,
         /// The least.
@@ -105,6 +111,16 @@ pub enum Problem {
         /// Blocks counted by the map.
         blocks: u64,
     },
+    /// A map counts a block that it does not have.
+    #[error("the {map:?} space map says that block {block}, beyond its end, is referred to {stored} times")]
+    BeyondEnd {
+        /// The map.
+        map: MapName,
+        /// The block.
+        block: u64,
+        /// As stored.
+        stored: u32,
+    },
     /// A map has not exactly the bitmaps that it needs.
     #[error("the {map:?} space map of {blocks} blocks has {bitmaps} bitmaps, or they are numbered wrongly")]
     Bitmaps {
@@ -158,42 +174,63 @@ impl Problem {
             Problem::Count { stored: 1, counted: 0, .. } => Severity::Leak,
             // Even "none free": 0.9 says so of the last bitmap of a full map (reference 2.3).
             Problem::Allocated { .. } | Problem::Free { .. } | Problem::FreeBefore { .. } => Severity::Hint,
+            Problem::Underfull { tolerable: true, .. } => Severity::Hint,
             _ => Severity::Damage,
+        }
+    }
+}
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Problems {
+    kept: Vec<Problem>,
+    untold: u64,
+}
+
+impl Problems {
+    fn tell(&mut self, problem: Problem) {
+        if self.kept.len() < PROBLEMS_MAX {
+            self.kept.push(problem);
+        } else {
+            self.untold = self.untold.saturating_add(1);
         }
     }
 }
 
 /// A check under way.
 pub struct Checker {
-    blocks: BlockManager,
+    blocks: Rc<BlockManager>,
+    nr_blocks: u64,
     /// References to metadata blocks, as counted so far.
     pub metadata: Counts,
-    problems: Vec<Problem>,
-    problems_untold: u64,
+    problems: Problems,
 }
 
 impl Checker {
     /// Starts with nothing counted of `nr_blocks` metadata blocks.
     pub fn new(blocks: BlockManager, nr_blocks: u64) -> Checker {
-        Checker { blocks, metadata: Counts::new(nr_blocks), problems: Vec::new(), problems_untold: 0 }
+        // No metadata map has so many blocks that a byte for each would be too much.
+        let metadata = Counts::new(nr_blocks, usize::MAX);
+        Checker { blocks: Rc::new(blocks), nr_blocks, metadata, problems: Problems::default() }
     }
 
     /// The blocks that are checked.
-    pub fn blocks(&self) -> &BlockManager {
+    pub fn blocks(&self) -> &Rc<BlockManager> {
         &self.blocks
+    }
+
+    /// Metadata blocks that can be referred to.
+    fn nr_blocks(&self) -> u64 {
+        self.nr_blocks
     }
 
     /// Notes a problem.
     pub fn tell(&mut self, problem: Problem) {
-        if self.problems.len() < PROBLEMS_MAX {
-            self.problems.push(problem);
-        } else {
-            self.problems_untold = self.problems_untold.saturating_add(1);
-        }
+        self.problems.tell(problem);
     }
 
     /// The problems found, and how many more there were than are kept.
     pub fn into_problems(self) -> (Vec<Problem>, u64) {
-        (self.problems, self.problems_untold)
+        (self.problems.kept, self.problems.untold)
     }
 }

@@ -24,8 +24,15 @@ pub(crate) static BITMAP: BlockKind =
 /// The stored value that stands for "3 or more".
 pub(crate) const MANY: u32 = 3;
 
-fn words(block: &Block) -> Option<&[U64]> {
-    <[U64]>::ref_from_bytes(block.get(HEADER_BYTES..)?).ok()
+/// A word of counts of 0.
+pub(crate) const ALL_0: u64 = 0;
+
+/// A word of counts of 1.
+pub(crate) const ALL_1: u64 = UPPER;
+
+/// The counts, 32 a word.
+pub(crate) fn words(block: &Block) -> &[U64] {
+    block.get(HEADER_BYTES..).and_then(|bytes| <[U64]>::ref_from_bytes(bytes).ok()).unwrap_or_default()
 }
 
 fn words_mut(block: &mut Block) -> Option<&mut [U64]> {
@@ -39,7 +46,7 @@ fn swap(pair: u64) -> u64 {
 
 /// The count of entry `index`: 0, 1, 2 or [`MANY`]. Beyond the bitmap: 0.
 pub(crate) fn get(block: &Block, index: u64) -> u32 {
-    let word = words(block).and_then(|w| w.get(usize::try_from(index / PER_WORD).ok()?)).map_or(0, |w| w.get());
+    let word = usize::try_from(index / PER_WORD).ok().and_then(|at| words(block).get(at)).map_or(0, |w| w.get());
     swap(word >> (index % PER_WORD * 2) & 3) as u32
 }
 
@@ -60,8 +67,8 @@ pub(crate) fn find_free(
     range: Range<u64>,
     mut skip: impl FnMut(u64) -> bool,
 ) -> Option<u64> {
-    let current = words(block)?;
-    let committed = committed.map_or(Some(current), words)?;
+    let current = words(block);
+    let committed = committed.map_or(current, words);
     let first = usize::try_from(range.start / PER_WORD).ok()?;
     for (word, (a, b)) in (range.start / PER_WORD..).zip(current.iter().zip(committed).skip(first)) {
         let (begin, used) = (word * PER_WORD, a.get() | b.get());
@@ -83,8 +90,7 @@ pub(crate) fn find_free(
 
 /// Entries in `0..end` that are not 0.
 pub(crate) fn used(block: &Block) -> u64 {
-    let words = words(block).unwrap_or_default();
-    words.iter().map(|w| u64::from(((w.get() | w.get() << 1) & UPPER).count_ones())).sum()
+    words(block).iter().map(|w| u64::from(((w.get() | w.get() << 1) & UPPER).count_ones())).sum()
 }
 
 #[cfg(test)]

@@ -139,7 +139,7 @@ impl Arrays {
         self.committed = self.arrays.clone();
         let roots = self.store.roots;
         let mut checker = Checker::new(blocks_on(Disk::new(self.store.disk.clone()), 4096), roots.1.nr_blocks.get());
-        let (mut walk, mut counts) = (Walk::default(), Counts::new(DATA_BLOCKS));
+        let (mut walk, mut counts) = (Walk::default(), Counts::new(DATA_BLOCKS, 1 << 20));
         checker.metadata.add(0);
         for model in &self.arrays {
             let count = |_: &mut Checker, _, value: Long| {
@@ -258,7 +258,7 @@ async fn check_bitset(store: &Store, root: u64, model: &[bool]) {
     };
     Walk::default().array(&mut checker, root, words, see).await;
     assert!(wrong.is_empty(), "{wrong:?}");
-    compare(checker, store.roots, Counts::new(100)).await;
+    compare(checker, store.roots, Counts::new(100, 1 << 20)).await;
 }
 
 /// A block that is longer or shorter than it should be, or a length that is not the array's, is found.

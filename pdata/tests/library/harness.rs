@@ -1,8 +1,8 @@
 //! A small target: trees whose values refer to blocks of a disk map.
 
 use pdata::block_manager::BlockManager;
-use pdata::btree::{BTree, ValueType};
-use pdata::check::{Checker, Counts, Walk};
+use pdata::btree::{BTree, Node, ValueType};
+use pdata::check::{Checker, Compared, Counts, Walk};
 use pdata::space_map::{DiskMap, SpaceMapRoot};
 use pdata::{Result, TransactionManager};
 use platform::block::{BlockDevice, Disk, Io, Limits};
@@ -125,13 +125,13 @@ impl Store {
         let roots = self.roots;
         let trees: Vec<u64> = trees.into_iter().collect();
         async move {
-            let (mut walk, mut counts) = (Walk::default(), Counts::new(roots.0.nr_blocks.get()));
+            let (mut walk, mut counts) = (Walk::default(), Counts::new(roots.0.nr_blocks.get(), 1 << 20));
             checker.metadata.add(0);
             for root in trees {
-                walk.tree(&mut checker, root, |_, _, value: Long| {
-                    counts.add(value.block.get());
-                })
-                .await;
+                let count = |_: &mut Checker, _: &Node<'_>, values: &[Long]| {
+                    values.iter().for_each(|value| counts.add(value.block.get()));
+                };
+                walk.tree(&mut checker, root, count).await;
             }
             compare(checker, roots, counts).await;
         }
@@ -140,10 +140,10 @@ impl Store {
 
 /// Compares what was walked with the space maps, and finds nothing wrong.
 pub async fn compare(mut checker: Checker, roots: (SpaceMapRoot, SpaceMapRoot), counts: Counts) {
-    let data = checker.disk_map(&roots.0).await;
-    let metadata = checker.metadata_map(&roots.1).await;
-    checker.compare_disk_map(&data, &counts).await;
-    checker.compare_metadata_map(&metadata).await;
+    checker.disk_map(&roots.0).await;
+    checker.metadata_map(&roots.1).await;
+    checker.compare_disk_map(&roots.0, &counts, &mut Compared::default()).await;
+    checker.compare_metadata_map(&roots.1).await;
     let problems: Vec<String> = checker.into_problems().0.iter().map(ToString::to_string).collect();
     assert!(problems.is_empty(), "{problems:#?}");
 }

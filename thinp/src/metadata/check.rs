@@ -4,15 +4,16 @@ use super::Details;
 use super::superblock::{self, SUPERBLOCK, Superblock};
 use super::trees::{DetailsRecord, Packed};
 use super::{MetadataError, Result};
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use core::ops::ControlFlow;
-use pdata::block_manager::BlockManager;
-use pdata::btree::{BTree, Plain, Value};
-use pdata::check::{Checker, Counts, Severity, Walk};
+use pdata::block_manager::{Batch, BlockManager};
+use pdata::btree::{Leaves, NODE, Node, Value};
+use pdata::check::{Checker, Compared, Counts, PROBLEMS_MAX, Severity, Walk};
 use platform::Runtime;
 use platform::block::Disk;
 use zerocopy::little_endian::U64;
+
+/// Leaves that are read together when they are read again.
+const LEAVES_AT_ONCE: usize = 256;
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +62,28 @@ pub enum Problem {
         /// The pool's.
         now: u32,
     },
+    /// The time of a mapping lies in the pool's future: a snapshot's data would be overwritten.
+    #[error("a mapping in btree node {block} has a time of {time}, the pool's clock stands at {now}")]
+    FutureMapping {
+        /// The leaf.
+        block: u64,
+        /// The mapping's.
+        time: u32,
+        /// The pool's.
+        now: u32,
+    },
+    /// A field of a superblock is not what any tool writes, although all of them accept it.
+    #[error("the superblock at block {block} has {field} {found}, it should be {expected}")]
+    Field {
+        /// The superblock's block: 0, or the metadata snapshot's.
+        block: u64,
+        /// Which field.
+        field: &'static str,
+        /// What it holds.
+        found: u64,
+        /// What it should hold.
+        expected: u64,
+    },
 }
 
 impl Problem {
@@ -68,6 +91,7 @@ impl Problem {
     pub fn severity(&self) -> Severity {
         match self {
             Problem::Structure(problem) => problem.severity(),
+            Problem::Field { .. } => Severity::Hint,
             _ => Severity::Damage,
         }
     }
@@ -80,6 +104,8 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// Problems beyond those.
     pub untold: u64,
+    /// The superblock says that a check is needed.
+    pub needs_check: bool,
     /// Thin devices.
     pub devices: u64,
     /// Mappings of all devices together, shared ones counted for each.
@@ -94,113 +120,205 @@ impl Report {
 }
 
 /// Checks the committed state of the pool on `disk`: every node, every count, every total. Changes nothing. Fails only if
-/// there is no superblock to start from.
-pub async fn check(runtime: &Runtime, disk: &Disk, cache_blocks: usize) -> Result<Report> {
-    let blocks = BlockManager::new(disk.clone(), runtime.bufs.clone(), cache_blocks);
+/// there is no superblock to start from. `memory_bytes` is about what the counts of data blocks may take; if that is not
+/// enough for all of them the leaves are read again for the rest.
+pub async fn check(runtime: &Runtime, disk: &Disk, memory_bytes: usize) -> Result<Report> {
+    let blocks = BlockManager::new(disk.clone(), runtime.bufs.clone(), 0);
     let superblock = Superblock::open(&*blocks.read_raw(SUPERBLOCK).await?, true)?;
     let mut check = Check {
         checker: Checker::new(blocks, superblock.metadata_space_map.root.nr_blocks.get()),
-        walk: Walk::default(),
-        data: Counts::new(superblock.data_space_map.root.nr_blocks.get()),
-        report: Report::default(),
+        devices: Walk::default(),
+        mappings: Walk::with_small_leaves(),
+        details: Walk::default(),
+        data: Counts::new(superblock.data_space_map.root.nr_blocks.get(), memory_bytes),
+        report: Report { needs_check: superblock.needs_check(), ..Report::default() },
     };
     check.checker.metadata.add(SUPERBLOCK);
-    check.devices(&superblock, true).await;
+    check.superblock(&superblock);
+    check.trees(&superblock, true).await;
     if let Some(held) = superblock.held_root() {
-        check.snapshot(held).await;
+        check.snapshot(&superblock, held).await;
     }
-    let Check { mut checker, data, mut report, .. } = check;
-    let data_map = checker.disk_map(&superblock.data_space_map.root).await;
-    let metadata_map = checker.metadata_map(&superblock.metadata_space_map.root).await;
-    checker.compare_disk_map(&data_map, &data).await;
-    checker.compare_metadata_map(&metadata_map).await;
+    check.maps(&superblock).await;
+    let Check { checker, mut report, .. } = check;
     let (problems, untold) = checker.into_problems();
     report.problems.extend(problems.into_iter().map(Problem::Structure));
-    report.untold = untold;
+    report.untold = report.untold.saturating_add(untold);
     Ok(report)
 }
 
+/// One walk each for the pool and its snapshot together: they share nodes.
 struct Check {
     checker: Checker,
-    /// One walk for the pool and its snapshot: they share nodes.
-    walk: Walk,
+    /// Thin id to root.
+    devices: Walk,
+    /// The trees of the devices.
+    mappings: Walk,
+    details: Walk,
     data: Counts,
     report: Report,
 }
 
 impl Check {
-    /// Walks the trees of a superblock, `live` or a metadata snapshot's.
-    async fn devices(&mut self, superblock: &Superblock, live: bool) {
-        self.walk_trees(superblock).await;
-        // The walk does not show again what other trees share with these, so the ids are read apart from it.
-        let roots = self.entries::<U64>(superblock.mapping_root.get()).await;
-        let details = self.entries::<DetailsRecord>(superblock.details_root.get()).await;
-        for (&device, root) in &roots {
-            let counted = self.walk.entries_below(root.get());
-            match details.get(&device) {
-                Some(record) => self.details(device, Details::from(*record), counted, superblock.time.get()),
-                None => self.report.problems.push(Problem::NoDetails { device }),
-            }
-            if live {
-                self.report.devices += 1;
-                self.report.mappings = self.report.mappings.saturating_add(counted);
-            }
-        }
-        for &device in details.keys().filter(|device| !roots.contains_key(device)) {
-            self.report.problems.push(Problem::NoMappings { device });
+    fn tell(&mut self, problem: Problem) {
+        if self.report.problems.len() < PROBLEMS_MAX {
+            self.report.problems.push(problem);
+        } else {
+            self.report.untold = self.report.untold.saturating_add(1);
         }
     }
 
-    fn details(&mut self, device: u64, details: Details, counted: u64, now: u32) {
+    /// The fields that nothing depends on.
+    fn superblock(&mut self, superblock: &Superblock) {
+        for (field, found, expected) in superblock.odd_fields() {
+            self.tell(Problem::Field { block: SUPERBLOCK, field, found, expected });
+        }
+    }
+
+    /// Walks the trees of a superblock, `live` or a metadata snapshot's.
+    async fn trees(&mut self, superblock: &Superblock, live: bool) {
+        self.walk(superblock).await;
+        // The walk does not show again what other trees share with these, so the ids are read apart from it. What cannot be
+        // read was told by it.
+        let blocks = self.checker.blocks().clone();
+        let mut roots = Entries::<U64>::open(&blocks, superblock.mapping_root.get()).await;
+        let mut details = Entries::<DetailsRecord>::open(&blocks, superblock.details_root.get()).await;
+        let (mut root, mut record) = (roots.next().await, details.next().await);
+        loop {
+            let ids = root.map(|(id, _)| id).into_iter().chain(record.map(|(id, _)| id));
+            let Some(device) = ids.min() else { return };
+            let (of_root, of_record) = (root.filter(|(id, _)| *id == device), record.filter(|(id, _)| *id == device));
+            let counted = of_root.map_or(0, |(_, root)| self.mappings.entries_below(root.get()));
+            match (of_root, of_record) {
+                (Some(_), Some((_, record))) => self.device(device, record.into(), counted, superblock.time.get()),
+                (Some(_), None) => self.tell(Problem::NoDetails { device }),
+                (None, _) => self.tell(Problem::NoMappings { device }),
+            }
+            if of_root.is_some() {
+                root = roots.next().await;
+                if live {
+                    self.report.devices = self.report.devices.saturating_add(1);
+                    self.report.mappings = self.report.mappings.saturating_add(counted);
+                }
+            }
+            if of_record.is_some() {
+                record = details.next().await;
+            }
+        }
+    }
+
+    fn device(&mut self, device: u64, details: Details, counted: u64, now: u32) {
         let stored = details.mapped_blocks;
         if stored != counted {
-            self.report.problems.push(Problem::MappedBlocks { device, stored, counted });
+            self.tell(Problem::MappedBlocks { device, stored, counted });
         }
         let time = details.creation_time.max(details.snapshotted_time);
         if time > now {
-            self.report.problems.push(Problem::Future { device, time, now });
+            self.tell(Problem::Future { device, time, now });
         }
     }
 
     /// Counts every reference within the trees of a superblock.
-    async fn walk_trees(&mut self, superblock: &Superblock) {
-        let details = superblock.details_root.get();
-        self.walk.tree(&mut self.checker, details, |_, _, _: DetailsRecord| ()).await;
+    async fn walk(&mut self, superblock: &Superblock) {
+        let Check { checker, devices, mappings, details, data, .. } = self;
+        details.tree(checker, superblock.details_root.get(), |_, _, _: &[DetailsRecord]| ()).await;
         let mut roots = Vec::new();
-        let top = superblock.mapping_root.get();
-        self.walk.tree(&mut self.checker, top, |_, _, root: U64| roots.push(root.get())).await;
+        let keep = |_: &mut Checker, _: &Node<'_>, values: &[U64]| roots.extend(values.iter().map(|root| root.get()));
+        devices.tree(checker, superblock.mapping_root.get(), keep).await;
+        let now = superblock.time.get();
+        let mut future = Vec::new();
         for root in roots {
-            let count = |_: &mut Checker, _, mapping: Packed| {
-                self.data.add(mapping.block().0);
+            let count = |_: &mut Checker, node: &Node<'_>, values: &[Packed]| {
+                count_data(data, values);
+                let time = values.iter().map(|mapping| mapping.time()).max().unwrap_or(0);
+                if time > now && future.len() < PROBLEMS_MAX {
+                    future.push(Problem::FutureMapping { block: node.number(), time, now });
+                }
             };
-            self.walk.tree(&mut self.checker, root, count).await;
+            mappings.tree(checker, root, count).await;
         }
-    }
-
-    /// All entries of a tree; those that cannot be read are missing, of which the walk tells.
-    async fn entries<T: Value>(&self, root: u64) -> BTreeMap<u64, T> {
-        let tree = BTree::<Plain<T>>::plain();
-        let mut entries = BTreeMap::new();
-        let mut next = Some(0);
-        while let Some(from) = next {
-            let scan = |blocks: &BlockManager| {
-                tree.try_scan(blocks, root, from, |key, value| {
-                    entries.insert(key, value);
-                    ControlFlow::Continue(())
-                })
-            };
-            next = self.checker.blocks().look(scan).await.ok().flatten();
-        }
-        entries
+        future.into_iter().for_each(|problem| self.tell(problem));
     }
 
     /// Walks the metadata snapshot in block `held`.
-    async fn snapshot(&mut self, held: u64) {
+    async fn snapshot(&mut self, live: &Superblock, held: u64) {
         self.checker.metadata.add(held);
         let block = self.checker.blocks().read(held, &superblock::KIND).await.map_err(MetadataError::from);
         match block.and_then(|block| Superblock::of_snapshot(&block.bytes())) {
-            Ok(superblock) => self.devices(&superblock, false).await,
-            Err(why) => self.report.problems.push(Problem::Snapshot { block: held, why }),
+            Ok(superblock) => {
+                for (field, found, expected) in superblock.odd_snapshot_fields(live) {
+                    self.tell(Problem::Field { block: held, field, found, expected });
+                }
+                self.trees(&superblock, false).await;
+            }
+            Err(why) => self.tell(Problem::Snapshot { block: held, why }),
         }
+    }
+
+    /// Walks and compares the space maps.
+    async fn maps(&mut self, superblock: &Superblock) {
+        let (data_map, metadata_map) = (&superblock.data_space_map.root, &superblock.metadata_space_map.root);
+        self.checker.disk_map(data_map).await;
+        self.checker.metadata_map(metadata_map).await;
+        let mut compared = Compared::default();
+        loop {
+            self.checker.compare_disk_map(data_map, &self.data, &mut compared).await;
+            if !self.data.next_pass() {
+                break;
+            }
+            self.count_again().await;
+        }
+        self.checker.compare_metadata_map(metadata_map).await;
+    }
+
+    /// Counts the data blocks that another pass had no memory for.
+    async fn count_again(&mut self) {
+        let mut batch = Batch::default();
+        let mut leaves = self.mappings.leaves().peekable();
+        while leaves.peek().is_some() {
+            let numbers: Vec<u64> = leaves.by_ref().take(LEAVES_AT_ONCE).collect();
+            self.checker.blocks().read_batch(&numbers, &NODE, &mut batch).await;
+            for (index, number) in numbers.iter().enumerate() {
+                // What cannot be read was told by the walk.
+                let node = batch.get(index).and_then(|block| Node::parse(block, *number));
+                count_data(&mut self.data, node.and_then(|node| node.values()).unwrap_or_default());
+            }
+        }
+    }
+}
+
+/// Counts the data blocks of a leaf, runs of consecutive ones at once.
+fn count_data(data: &mut Counts, mappings: &[Packed]) {
+    let (mut first, mut blocks) = (0, 0);
+    for mapping in mappings {
+        let block = mapping.block().0;
+        if blocks > 0 && block == first + blocks {
+            blocks += 1;
+        } else {
+            data.add_run(first, blocks);
+            (first, blocks) = (block, 1);
+        }
+    }
+    data.add_run(first, blocks);
+}
+
+/// The entries of a tree in order; behind what cannot be read there are none.
+struct Entries<'a, T> {
+    leaves: Option<Leaves<'a>>,
+    /// Read ahead, the next last.
+    ready: Vec<(u64, T)>,
+}
+
+impl<'a, T: Value> Entries<'a, T> {
+    async fn open(blocks: &'a BlockManager, root: u64) -> Entries<'a, T> {
+        Entries { leaves: Leaves::open(blocks, root).await.ok(), ready: Vec::new() }
+    }
+
+    async fn next(&mut self) -> Option<(u64, T)> {
+        while self.ready.is_empty() {
+            let leaf = self.leaves.as_mut()?.next().await.ok()??;
+            self.ready.extend(leaf.keys().zip(leaf.values().unwrap_or_default().iter().copied()).rev());
+        }
+        self.ready.pop()
     }
 }

@@ -134,6 +134,37 @@ impl Superblock {
         Superblock { held_root: 0.into(), data_space_map: none, metadata_space_map: none, ..self }
     }
 
+    /// Fields that are not as every tool writes them although none looks at them: name, value, and what it should be.
+    pub fn odd_fields(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
+        let map_blocks = self.metadata_space_map.root.nr_blocks.get();
+        // Never updated when the metadata disk grows (reference 9.1, trap 12).
+        let size = self.metadata_nr_blocks.get();
+        let uuid = u64::from(self.uuid.iter().any(|byte| *byte != 0));
+        let fields = [
+            ("flags", u64::from(self.flags.get()), u64::from(self.flags.get() & NEEDS_CHECK)),
+            ("a uuid", uuid, 0),
+            ("version", self.version.get().into(), VERSION.into()),
+            ("metadata_block_size", self.metadata_block_sectors.get().into(), METADATA_BLOCK_SECTORS.into()),
+            ("metadata_nr_blocks", size, size.min(map_blocks)),
+            ("compat_flags", self.compat_flags.get().into(), 0),
+            ("compat_ro_flags", self.compat_ro_flags.get().into(), 0),
+        ];
+        fields.into_iter().filter(|(_, found, expected)| found != expected)
+    }
+
+    /// The same of the copy in a metadata snapshot of the pool `live` (reference 6.7).
+    pub fn odd_snapshot_fields(&self, live: &Superblock) -> impl Iterator<Item = (&'static str, u64, u64)> {
+        let root = |map: &PaddedRoot| u64::from(map.root != SpaceMapRoot::default());
+        let fields = [
+            ("a data space map", root(&self.data_space_map), 0),
+            ("a metadata space map", root(&self.metadata_space_map), 0),
+            ("held_root", self.held_root.get(), 0),
+            ("data_block_size", self.data_block_sectors.get().into(), live.data_block_sectors.get().into()),
+            ("time", self.time.get().into(), self.time.get().min(live.time.get()).into()),
+        ];
+        fields.into_iter().filter(|(_, found, expected)| found != expected)
+    }
+
     pub fn needs_check(&self) -> bool {
         self.flags.get() & NEEDS_CHECK != 0
     }

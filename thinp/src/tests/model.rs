@@ -455,7 +455,7 @@ fn history(seed: u64, lives: u64, data_blocks: u64, lie: bool) -> Seen {
 fn what_was_flushed_survives_power_cuts() {
     let mut all = Seen::default();
     for seed in 0..10 {
-        let seen = history(seed, 8, 48, false);
+        let seen = history(seed, 8, 40, false);
         std::println!("{seen:?}");
         all.add(&seen);
     }
