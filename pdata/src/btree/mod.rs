@@ -9,6 +9,7 @@
 //!
 //! A tree of trees is two trees: the values of the upper one are the roots of lower ones ([`Roots`]).
 
+mod build;
 mod bulk;
 mod cursor;
 mod delete;
@@ -21,6 +22,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
+pub use build::{Builder, Leaf, SharedLeaves};
 pub use cursor::Cursor;
 pub use leaves::{LeafPlaces, Leaves, Place};
 pub use levels::Roots;

@@ -32,7 +32,7 @@ struct Header {
 }
 
 /// Entries that fit a node, a multiple of three.
-const fn capacity(value_bytes: usize) -> usize {
+pub(super) const fn capacity(value_bytes: usize) -> usize {
     (BLOCK_BYTES - HEADER_BYTES) / (KEY_BYTES + value_bytes) / 3 * 3
 }
 

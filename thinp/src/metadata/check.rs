@@ -1,5 +1,7 @@
 //! Checking a whole pool: what `thin_check` does, and what it does not look at (reference 9.2).
 
+pub use pdata::check::Severity;
+
 use super::Details;
 use super::superblock::{self, SUPERBLOCK, Superblock};
 use super::trees::{DetailsRecord, Packed};
@@ -7,7 +9,7 @@ use super::{MetadataError, Result};
 use alloc::vec::Vec;
 use pdata::block_manager::{Batch, BlockManager};
 use pdata::btree::{Leaves, NODE, Node, Value};
-use pdata::check::{Checker, Compared, Counts, PROBLEMS_MAX, Severity, Walk};
+use pdata::check::{Checker, Compared, Counts, PROBLEMS_MAX, Walk};
 use platform::Runtime;
 use platform::block::Disk;
 use zerocopy::little_endian::U64;

@@ -9,8 +9,10 @@ mod commit;
 
 mod data_space;
 mod devices;
+pub mod dump;
 mod error;
 mod mappings;
+pub mod restore;
 mod state;
 mod superblock;
 mod trees;

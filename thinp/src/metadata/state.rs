@@ -77,6 +77,19 @@ impl Core {
         data_block_sectors: u32,
         data_blocks: u64,
     ) -> Result<Core> {
+        let core = Core::create(runtime, disk, cache_blocks, data_block_sectors, data_blocks).await?;
+        core.commit(async || Ok(())).await?;
+        Ok(core)
+    }
+
+    /// An empty pool that is not on disk before its first commit. What was there is unreadable from the first step on.
+    pub async fn create(
+        runtime: &Runtime,
+        disk: &Disk,
+        cache_blocks: usize,
+        data_block_sectors: u32,
+        data_blocks: u64,
+    ) -> Result<Core> {
         superblock::check_data_block_sectors(data_block_sectors)?;
         let nr_blocks = disk_blocks(disk);
         if nr_blocks < METADATA_BLOCKS_MIN {
@@ -93,7 +106,6 @@ impl Core {
         let (mapping_root, details_root) = (core.tree.devices.create(&core.tm).await?, DETAILS.create(&core.tm).await?);
         core.set_mapping_root(mapping_root);
         core.set_details_root(details_root);
-        core.commit(async || Ok(())).await?;
         Ok(core)
     }
 

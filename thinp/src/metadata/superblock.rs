@@ -165,6 +165,10 @@ impl Superblock {
         fields.into_iter().filter(|(_, found, expected)| found != expected)
     }
 
+    pub fn version(&self) -> u32 {
+        self.version.get()
+    }
+
     pub fn needs_check(&self) -> bool {
         self.flags.get() & NEEDS_CHECK != 0
     }

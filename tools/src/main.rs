@@ -1,0 +1,158 @@
+//! `gossamer-pool`: check, dump and restore of thin-pool metadata on files and block devices.
+//!
+//! The work is done by [`thinp::metadata`]; here are only the command line, the files and the words of the verdict.
+#![forbid(unsafe_code)]
+
+mod args;
+mod disk;
+
+use args::{Command, USAGE};
+use disk::FileDisk;
+use platform::Runtime;
+use platform::block::Disk;
+use platform::buf::BufPool;
+use platform::random::Seeded;
+use platform::task::{Executor, block_on_ready};
+use platform::time::{Clock, Instant, Timers};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use thinp::metadata::check::{Severity, check};
+use thinp::metadata::dump::{self, DumpError, Options};
+use thinp::metadata::restore::{self, Overrides};
+
+/// Most bytes of I/O buffers.
+const BUFFER_BYTES: usize = 4 << 20;
+
+/// What a restore reads of its input at a time.
+const INPUT_BYTES: usize = 64 << 10;
+
+/// Metadata blocks of 4 KiB that a restore keeps in memory.
+const CACHE_BLOCKS: usize = 4096;
+
+/// Nothing here looks at the time.
+struct NoTime;
+
+impl Clock for NoTime {
+    fn now(&self) -> Instant {
+        Instant::default()
+    }
+}
+
+fn runtime() -> Runtime {
+    Runtime {
+        spawner: Executor::new().spawner(),
+        timers: Timers::new(Rc::new(NoTime)),
+        random: Rc::new(Seeded::from_u64(0)),
+        bufs: BufPool::new(BUFFER_BYTES),
+    }
+}
+
+fn main() -> ExitCode {
+    let command = match args::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("gossamer-pool: {error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let done = match command {
+        Command::Help => say(USAGE).map(|()| true),
+        Command::Version => say(concat!("gossamer-pool ", env!("CARGO_PKG_VERSION"))).map(|()| true),
+        Command::Check { file, quiet, memory_bytes } => run_check(&file, quiet, memory_bytes),
+        Command::Dump { file, options, output } => run_dump(&file, &options, output.as_deref()).map(|()| true),
+        Command::Restore { input, output, overrides, quiet } => {
+            run_restore(&input, &output, &overrides, quiet).map(|()| true)
+        }
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("gossamer-pool: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A line on standard output. Whoever stopped reading has seen enough.
+fn say(line: &str) -> Result<(), String> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("standard output: {error}")),
+        _ => Ok(()),
+    }
+}
+
+fn open(path: &Path, read_only: bool) -> Result<Disk, String> {
+    Ok(Disk::new(FileDisk::open(path, read_only)?))
+}
+
+/// False when something is damaged.
+fn run_check(file: &Path, quiet: bool, memory_bytes: usize) -> Result<bool, String> {
+    let report = block_on_ready(check(&runtime(), &open(file, true)?, memory_bytes));
+    let report = report.map_err(|error| format!("{}: {error}", file.display()))?;
+    let good = report.worst().is_none_or(|worst| worst == Severity::Hint) && report.untold == 0;
+    if quiet {
+        return Ok(good);
+    }
+    for problem in &report.problems {
+        let severity = match problem.severity() {
+            Severity::Hint => "hint",
+            Severity::Leak => "leak",
+            Severity::Damage => "damage",
+        };
+        say(&format!("{severity}: {problem}"))?;
+    }
+    if report.untold > 0 {
+        say(&format!("and {} more", report.untold))?;
+    }
+    if report.needs_check {
+        say("the superblock says that a check is needed (needs_check)")?;
+    }
+    let verdict = if good { "good" } else { "DAMAGED" };
+    say(&format!("{} devices, {} mappings: {verdict}", report.devices, report.mappings))?;
+    Ok(good)
+}
+
+fn run_dump(file: &Path, options: &Options, output: Option<&Path>) -> Result<(), String> {
+    let disk = open(file, true)?;
+    let mut out: Box<dyn Write> = match output {
+        Some(path) => Box::new(File::create(path).map_err(|error| format!("{}: {error}", path.display()))?),
+        None => Box::new(io::stdout()),
+    };
+    let dumped = block_on_ready(dump::dump(&runtime(), &disk, options, async |piece: &[u8]| out.write_all(piece)));
+    match dumped.and_then(|()| out.flush().map_err(DumpError::Sink)) {
+        Err(DumpError::Sink(error)) if output.is_none() && error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|error| format!("{}: {error}", file.display())),
+    }
+}
+
+fn run_restore(input: &PathBuf, output: &Path, overrides: &Overrides, quiet: bool) -> Result<(), String> {
+    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", input.display());
+    let mut source: Box<dyn Read> = match input.as_os_str() == "-" {
+        true => Box::new(io::stdin()),
+        false => Box::new(File::open(input).map_err(|error| failed(&error))?),
+    };
+    let disk = open(output, false)?;
+    let mut buffer = vec![0; INPUT_BYTES];
+    let read = async |piece: &mut Vec<u8>| {
+        let len = source.read(&mut buffer)?;
+        piece.extend_from_slice(&buffer[..len]);
+        Ok::<(), io::Error>(())
+    };
+    let restored = block_on_ready(restore::restore(&runtime(), &disk, CACHE_BLOCKS, overrides, read));
+    let restored = restored.map_err(|error| failed(&error))?;
+    if !quiet {
+        say(&format!(
+            "{}: {} devices, {} mappings, {} of {} metadata blocks used",
+            output.display(),
+            restored.devices,
+            restored.mappings,
+            restored.metadata_blocks_used,
+            restored.metadata_blocks
+        ))?;
+    }
+    Ok(())
+}
