@@ -200,7 +200,7 @@ impl Cache {
         walk.array(&mut checker, committed.dirty_root.get(), len.div_ceil(64), |_, _, _: U64| ()).await;
         let words = committed.discard_nr_blocks.get().div_ceil(64);
         walk.array(&mut checker, committed.discard_root.get(), words, |_, _, _: U64| ()).await;
-        let map = checker.metadata_map(&map).await;
+        checker.metadata_map(&map).await;
         checker.compare_metadata_map(&map).await;
         checker.into_problems().0
     }
