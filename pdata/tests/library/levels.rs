@@ -1,7 +1,7 @@
 //! Keys of three levels against a map, with sharing, tiny caches and random commits.
 
 use crate::harness::*;
-use pdata::btree::{BTree, Roots};
+use pdata::btree::{BTree, Node, Roots};
 use pdata::check::{Checker, Counts, Walk};
 use platform::block::Disk;
 use platform::task::block_on_ready;
@@ -121,21 +121,23 @@ impl Levels {
         self.committed = self.trees.clone();
         let roots = self.store.roots;
         let mut checker = Checker::new(blocks_on(Disk::new(self.store.disk.clone()), 4096), roots.1.nr_blocks.get());
-        let (mut walk, mut counts) = (Walk::default(), Counts::new(DATA_BLOCKS));
+        let (mut walk, mut counts) = (Walk::default(), Counts::new(DATA_BLOCKS, 1 << 20));
         checker.metadata.add(0);
         let mut level: Vec<u64> = self.trees.iter().map(|tree| tree.root).collect();
         for _ in 0..2 {
             let mut next = Vec::new();
             for root in level {
-                walk.tree(&mut checker, root, |_, _, lower: U64| next.push(lower.get())).await;
+                let keep =
+                    |_: &mut Checker, _: &Node<'_>, lower: &[U64]| next.extend(lower.iter().map(|root| root.get()));
+                walk.tree(&mut checker, root, keep).await;
             }
             level = next;
         }
         for root in level {
-            walk.tree(&mut checker, root, |_, _, value: Long| {
-                counts.add(value.block.get());
-            })
-            .await;
+            let count = |_: &mut Checker, _: &Node<'_>, values: &[Long]| {
+                values.iter().for_each(|value| counts.add(value.block.get()));
+            };
+            walk.tree(&mut checker, root, count).await;
         }
         compare(checker, roots, counts).await;
         for tree in &self.trees {
