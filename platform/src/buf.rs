@@ -27,12 +27,24 @@ pub struct NoBuffers {
     pub len_bytes: usize,
 }
 
+/// Stands for the heap: says whether it has so many bytes.
+type Heap = Rc<dyn Fn(usize) -> bool>;
+
+/// Why there is no memory.
+enum Refusal {
+    /// The budget is used up: waiting helps.
+    Budget,
+    /// The heap has none: nothing says that waiting helps.
+    Heap,
+}
+
 /// A counted source of buffers. Clones share the budget.
 #[derive(Clone)]
 pub struct BufPool(Rc<Shared>);
 
 struct Shared {
     budget_bytes: usize,
+    heap: Option<Heap>,
     /// Taken from the heap: in use and kept for reuse.
     held_bytes: Cell<usize>,
     kept_bytes: Cell<usize>,
@@ -43,8 +55,24 @@ struct Shared {
 impl BufPool {
     /// A pool that never holds more than `budget_bytes`.
     pub fn new(budget_bytes: usize) -> BufPool {
+        BufPool::over(None, budget_bytes)
+    }
+
+    /// As [`BufPool::new`], over a heap that may refuse: `heap` sees the length in bytes of each buffer asked for, and
+    /// says whether there is memory for it.
+    pub fn with_heap(budget_bytes: usize, heap: impl Fn(usize) -> bool + 'static) -> BufPool {
+        BufPool::over(Some(Rc::new(heap)), budget_bytes)
+    }
+
+    /// Another pool over the same heap, with a budget of its own.
+    pub fn apart(&self, budget_bytes: usize) -> BufPool {
+        BufPool::over(self.0.heap.clone(), budget_bytes)
+    }
+
+    fn over(heap: Option<Heap>, budget_bytes: usize) -> BufPool {
         BufPool(Rc::new(Shared {
             budget_bytes,
+            heap,
             held_bytes: Cell::new(0),
             kept_bytes: Cell::new(0),
             kept: RefCell::default(),
@@ -54,7 +82,11 @@ impl BufPool {
 
     /// A buffer of `len_bytes` whose contents are unspecified (what an earlier user left, never wild memory).
     pub fn alloc(&self, len_bytes: usize) -> Result<Buf, NoBuffers> {
-        let memory = self.0.take(len_bytes).ok_or(NoBuffers { len_bytes })?;
+        self.try_alloc(len_bytes).map_err(|_| NoBuffers { len_bytes })
+    }
+
+    fn try_alloc(&self, len_bytes: usize) -> Result<Buf, Refusal> {
+        let memory = self.0.take(len_bytes)?;
         let storage = Storage { memory: Some(memory), pool: self.0.clone() };
         Ok(Buf { storage: Some(Rc::new(storage)), start: 0, len: len_bytes })
     }
@@ -67,16 +99,17 @@ impl BufPool {
     }
 
     /// As [`BufPool::alloc`], but waits until the budget allows it. Waiting for more than the whole
-    /// budget fails at once.
+    /// budget fails at once, and so does a heap without memory.
     pub async fn wait(&self, len_bytes: usize) -> Result<Buf, NoBuffers> {
         if Memory::round(len_bytes) > self.0.budget_bytes {
             return Err(NoBuffers { len_bytes });
         }
         loop {
             let freed = self.0.freed.notified();
-            match self.alloc(len_bytes) {
+            match self.try_alloc(len_bytes) {
                 Ok(buf) => return Ok(buf),
-                Err(_) => freed.await,
+                Err(Refusal::Heap) => return Err(NoBuffers { len_bytes }),
+                Err(Refusal::Budget) => freed.await,
             }
         }
     }
@@ -93,18 +126,21 @@ impl BufPool {
 }
 
 impl Shared {
-    fn take(&self, len_bytes: usize) -> Option<Memory> {
+    fn take(&self, len_bytes: usize) -> Result<Memory, Refusal> {
         let size = Memory::round(len_bytes);
+        if self.heap.as_ref().is_some_and(|heap| !heap(size)) {
+            return Err(Refusal::Heap);
+        }
         if let Some(memory) = class_of(size).and_then(|c| self.kept.borrow_mut()[c].pop()) {
             self.kept_bytes.set(self.kept_bytes.get() - size);
-            return Some(memory);
+            return Ok(memory);
         }
         while self.held_bytes.get().saturating_add(size) > self.budget_bytes {
-            self.drop_kept()?;
+            self.drop_kept().ok_or(Refusal::Budget)?;
         }
-        let memory = Memory::new(size)?;
+        let memory = Memory::new(size).ok_or(Refusal::Heap)?;
         self.held_bytes.set(self.held_bytes.get() + size);
-        Some(memory)
+        Ok(memory)
     }
 
     /// Gives the largest kept buffer back to the heap.
@@ -305,5 +341,14 @@ mod tests {
         let big = pool.alloc(64 << 10).unwrap();
         assert_eq!(big.len(), 64 << 10);
         assert!(pool.alloc(512).is_err());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_heap_without_memory() {
+        let pool = BufPool::with_heap(64 << 10, |size| size < 8192);
+        let wait = |pool: &BufPool, len| crate::task::block_on_ready(pool.wait(len)).map(|buf| buf.len());
+        assert_eq!(wait(&pool, 512), Ok(512));
+        assert_eq!(wait(&pool, 8000), Err(NoBuffers { len_bytes: 8000 }));
+        assert_eq!(wait(&pool.apart(4096), 8000), Err(NoBuffers { len_bytes: 8000 }));
     }
 }

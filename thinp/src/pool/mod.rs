@@ -25,7 +25,6 @@ use mode::State;
 use passdown::Passdown;
 use platform::Runtime;
 use platform::block::Disk;
-use platform::buf::BufPool;
 use platform::sync::Semaphore;
 
 /// The feature arguments of a pool's table line (reference 7.1).
@@ -118,7 +117,7 @@ impl Pool {
         let scratch = Scratch::new(&runtime.bufs)?;
         // Buffers of its own: volumes that hold all others while they wait for space must not keep a commit, which may bring
         // it, from being written.
-        let apart = Runtime { bufs: BufPool::new(METADATA_BUFS_BYTES), ..runtime.clone() };
+        let apart = Runtime { bufs: runtime.bufs.apart(METADATA_BUFS_BYTES), ..runtime.clone() };
         let metadata = Metadata::open(&apart, meta.clone(), mode, options.cache_blocks, read_only).await?;
         let block_sectors = metadata.data_block_sectors();
         let (disk_blocks, pool_blocks) = (data.size_sectors() / u64::from(block_sectors), metadata.data_blocks());

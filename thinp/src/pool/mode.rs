@@ -194,7 +194,8 @@ impl Inner {
         self.look_at_low_water();
         let mut reserved = self.metadata.reserve_data_block().await;
         if reserved == Err(MetadataError::NoDataSpace) {
-            if self.metadata.any_changes() {
+            // What was freed before a metadata snapshot's commits may still wait to be passed down.
+            if self.metadata.any_changes() || !self.passdown.is_empty() {
                 self.commit().await?;
             }
             self.passdown.ended().await;

@@ -151,3 +151,21 @@ fn a_block_is_not_handed_out_while_the_disk_discards_it() {
         world.write(&thin, 9 * BLOCK, 1, 0x22).await.unwrap();
     });
 }
+
+/// Its commits free the blocks, too, and nobody else commits before somebody wants one.
+#[test]
+fn what_was_discarded_before_a_metadata_snapshot_is_reclaimed_after_it() {
+    run_blank(10, 8, async |world| {
+        let features = Features { error_if_no_space: true, ..Features::default() };
+        let (pool, thin) = world.pool_with_device(with(features)).await;
+        world.write(&thin, 0, 8 * BLOCK, 0x11).await.unwrap();
+        thin.flush().await.unwrap();
+        thin.discard(0, BLOCK).await.unwrap();
+        pool.reserve_metadata_snap().await.unwrap();
+        world.write(&thin, 9 * BLOCK, 1, 0x22).await.unwrap();
+        pool.release_metadata_snap().await.unwrap();
+        thin.discard(BLOCK, BLOCK).await.unwrap();
+        pool.reserve_metadata_snap().await.unwrap();
+        world.write(&thin, 10 * BLOCK, 1, 0x22).await.unwrap();
+    });
+}
