@@ -6,7 +6,7 @@ use platform::block::Disk;
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use thinp::metadata::check;
-use thinp::metadata::{DataBlock, Metadata, OpenMode, Result, VirtualBlock};
+use thinp::metadata::{DataBlock, Metadata, MetadataError, OpenMode, Result, VirtualBlock};
 
 /// Overwrites some bytes of a block and makes its checksum right again.
 pub fn damage(disk: &MemDisk, block: u64, dice: &Dice) {
@@ -48,12 +48,15 @@ pub async fn use_it(disk: &MemDisk, dice: &Dice) -> Result<()> {
         for _ in 0..20 {
             let block = VirtualBlock(dice.below(1200));
             metadata.lookup(*device, block).await?;
-            let data = metadata.reserve_data_block().await?;
-            metadata.insert(*device, block, data).await?;
+            match metadata.reserve_data_block().await {
+                Ok(data) => metadata.insert(*device, block, data).await?,
+                Err(MetadataError::NoDataSpace) => {}
+                Err(error) => return Err(error),
+            }
         }
         let begin = dice.below(1000);
         metadata.remove_range(*device, VirtualBlock(begin), VirtualBlock(begin + 300), 200).await?;
-        metadata.data_block_count(DataBlock(dice.below(4000))).await?;
+        metadata.data_block_count(DataBlock(dice.below(metadata.data_blocks().max(1)))).await?;
         metadata.close_device(*device);
     }
     metadata.commit(flush).await?;

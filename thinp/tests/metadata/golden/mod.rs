@@ -2,7 +2,9 @@
 //! says, and stays sound whatever we do to it.
 
 mod changes;
+mod damage;
 mod pool;
+mod table;
 
 mod xml;
 
