@@ -54,8 +54,6 @@ pub enum Problem {
     Underfull {
         /// The node.
         block: u64,
-        /// A leaf of a tree whose leaves may be small, by [`Walk::with_small_leaves`].
-        tolerable: bool,
         /// Its entries.
         entries: usize,
         /// The least.
@@ -174,7 +172,6 @@ impl Problem {
             Problem::Count { stored: 1, counted: 0, .. } => Severity::Leak,
             // Even "none free": 0.9 says so of the last bitmap of a full map (reference 2.3).
             Problem::Allocated { .. } | Problem::Free { .. } | Problem::FreeBefore { .. } => Severity::Hint,
-            Problem::Underfull { tolerable: true, .. } => Severity::Hint,
             _ => Severity::Damage,
         }
     }

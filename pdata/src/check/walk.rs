@@ -23,7 +23,6 @@ pub struct Walk {
     seen: BTreeMap<u64, Box<[u16; PAGE as usize]>>,
     /// Entries of the last level below each internal node.
     totals: HashMap<u64, u64>,
-    small_leaves: bool,
     batch: Batch,
 }
 
@@ -37,12 +36,6 @@ struct Visit {
 }
 
 impl Walk {
-    /// A walk through trees whose leaves need not have the least number of entries. Nothing depends on it, and some tools
-    /// leave such leaves behind.
-    pub fn with_small_leaves() -> Walk {
-        Walk { small_leaves: true, ..Walk::default() }
-    }
-
     /// Counts one reference to the tree at `root`, and if that is the first, those within. `leaf` sees each leaf once, with
     /// its values. Returns the number of the tree's entries.
     pub async fn tree<T: Value>(
@@ -185,7 +178,7 @@ impl Walk {
             }
         };
         if let Some(parent) = parent {
-            self.check_place(checker, &node, place, parent);
+            check_place(checker, &node, place, parent);
         }
         if node.is_internal() {
             return Some(place.children(&node).collect());
@@ -197,16 +190,15 @@ impl Walk {
         }
         None
     }
+}
 
-    /// A node that is no root has enough entries, and only keys that lead to it.
-    fn check_place(&self, checker: &mut Checker, node: &Node<'_>, place: Place, parent: u64) {
-        let block = place.number;
-        if node.len() < node.floor() {
-            let tolerable = self.small_leaves && !node.is_internal() && !node.is_empty();
-            checker.tell(Problem::Underfull { block, tolerable, entries: node.len(), floor: node.floor() });
-        }
-        if !place.fits(node) {
-            checker.tell(Problem::KeyRange { block, parent });
-        }
+/// A node that is no root has enough entries, and only keys that lead to it.
+fn check_place(checker: &mut Checker, node: &Node<'_>, place: Place, parent: u64) {
+    let block = place.number;
+    if node.len() < node.floor() {
+        checker.tell(Problem::Underfull { block, entries: node.len(), floor: node.floor() });
+    }
+    if !place.fits(node) {
+        checker.tell(Problem::KeyRange { block, parent });
     }
 }

@@ -130,7 +130,7 @@ pub async fn check(runtime: &Runtime, disk: &Disk, memory_bytes: usize) -> Resul
     let mut check = Check {
         checker: Checker::new(blocks, superblock.metadata_space_map.root.nr_blocks.get()),
         devices: Walk::default(),
-        mappings: Walk::with_small_leaves(),
+        mappings: Walk::default(),
         details: Walk::default(),
         data: Counts::new(superblock.data_space_map.root.nr_blocks.get(), memory_bytes),
         report: Report { needs_check: superblock.needs_check(), ..Report::default() },

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::sync::OnceLock;
 use thinp::control::DeviceId;
 use thinp::metadata::check::{self, Report};
+use thinp::metadata::dump;
 use thinp::metadata::{DataBlock, Metadata, OpenMode, VirtualBlock};
 
 struct NoTime;
@@ -158,9 +159,24 @@ pub fn thin_check(disk: &MemDisk) {
     }
 }
 
+/// What our check may take for counts of data blocks.
+const COUNTS_BYTES: usize = 1 << 20;
+
+/// What `thin_dump` 1.x would print, by our own code; with `metadata_snap` of the metadata snapshot.
+pub async fn our_xml(disk: &MemDisk, metadata_snap: bool) -> String {
+    let options = dump::Options { metadata_snap, ..dump::Options::default() };
+    let mut xml = Vec::new();
+    let sink = async |piece: &[u8]| {
+        xml.extend_from_slice(piece);
+        Ok::<(), std::convert::Infallible>(())
+    };
+    dump::dump(&runtime(), &Disk::new(disk.clone()), &options, sink).await.unwrap();
+    String::from_utf8(xml).unwrap()
+}
+
 /// What our own check finds.
 pub fn report(disk: &MemDisk) -> thinp::metadata::Result<Report> {
-    block_on_ready(check::check(&runtime(), &Disk::new(disk.clone()), CACHE))
+    block_on_ready(check::check(&runtime(), &Disk::new(disk.clone()), COUNTS_BYTES))
 }
 
 /// Our own check finds nothing at all, not even a careless hint.

@@ -2,8 +2,10 @@
 
 use super::{Watched, image, stored_xml, xml};
 use crate::harness::*;
+use crate::image::{HELD_ROOT, word};
 use crate::judge::Judge;
 use crate::model::{Driver, dump};
+use platform::mem::MemDisk;
 use thinp::metadata::MetadataError;
 
 /// Random operations on an image in CI. The larger ones take longer.
@@ -42,6 +44,16 @@ async fn set_id_or_grow(driver: &Driver) {
     }
 }
 
+/// Our dump is that of `thin_dump` 1.x; of the metadata snapshot, too, where one is held.
+async fn same_dump(disk: &MemDisk, what: &str) {
+    let held = word(disk, HELD_ROOT) != 0;
+    for (args, metadata_snap) in [(&[][..], false), (&["-m"], true)].into_iter().take(1 + usize::from(held)) {
+        if let Some(theirs) = run_tool(disk, "thin_dump", args) {
+            assert!(theirs.unwrap() == our_xml(disk, metadata_snap).await, "{what}: another dump, {args:?}");
+        }
+    }
+}
+
 async fn change(case: &str, seed: u64) {
     let Some((mut driver, watched)) = driver(case, seed).await else { return };
     let judge = Judge::default();
@@ -57,6 +69,9 @@ async fn change(case: &str, seed: u64) {
         for left in watched.take() {
             commits += 1;
             check(&left);
+            if commits % 4 == 1 {
+                same_dump(&left, &format!("{case}, SEED={seed}, step {step}")).await;
+            }
             judge.must_be_clean(&left, format!("{case}, SEED={seed}, step {step}"));
         }
     }

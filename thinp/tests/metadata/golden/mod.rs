@@ -79,6 +79,10 @@ fn opens_and_is_sound(case: &str) {
     let report = check(&disk);
     let mappings = block_on_ready(dump(&disk));
     assert_eq!(mappings, xml::parse(&xml));
+    assert_eq!(block_on_ready(our_xml(&disk, false)), xml);
+    if let Some(xml) = Some(case).filter(|case| *case == "msnap").and_then(|_| stored_xml("msnap.msnap")) {
+        assert_eq!(block_on_ready(our_xml(&disk, true)), xml);
+    }
     assert_eq!(report.mappings, mappings.values().map(|m| m.len() as u64).sum());
     assert_eq!(report.devices, mappings.len() as u64);
     let metadata = block_on_ready(open_on(Disk::new(disk.clone()), 200));

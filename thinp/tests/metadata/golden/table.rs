@@ -176,6 +176,12 @@ const SUPERBLOCK: &[Row] = &[
     ("blocknr", "snaptree", (ACCEPT, ACCEPT), Ours::Refused, |d| add(d, 8, 1)),
     ("incompat flags", "snaptree", (ACCEPT, ACCEPT), Ours::Refused, |d| put_half(d, 360, 1)),
     ("data_block_size", "snaptree", (ACCEPT, ACCEPT), Ours::Refused, |d| put_half(d, 336, 100)),
+    ("version", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Hint), |d| put_half(d, 40, 7)),
+    ("uuid", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Hint), |d| put(d, 16, &[7; 16])),
+    ("unknown flags", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Hint), |d| put_half(d, 4, 0xF0)),
+    ("metadata_block_size", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Hint), |d| put_half(d, 340, 16)),
+    ("metadata_nr_blocks", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Hint), |d| add(d, 344, 1)),
+    ("a mapping's time", "odd-order", (ACCEPT, ACCEPT), Ours::Worst(Damage), |d| add(d, mappings(d)[5].value_at, 100)),
     ("needs_check", "snaptree", (ACCEPT, ACCEPT), Ours::Clean, |d| put_half(d, 4, 1)),
     ("time", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Damage), |d| put_half(d, TIME, 1)),
     ("a device's time", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Damage), |d| {
@@ -219,10 +225,10 @@ const COUNTS: &[Row] = &[
     ("overflow entry of a small count", "refcounts", (ACCEPT, REJECT), Ours::Worst(Damage), |d| {
         set_count(d, Map::Data, overflow(d, Map::Data)[7].key, 2)
     }),
-    ("bit beyond nr_blocks, data", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Leak), |d| {
+    ("bit beyond nr_blocks, data", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Damage), |d| {
         set_count(d, Map::Data, nr_blocks(d, Map::Data) + 5, 1)
     }),
-    ("bit beyond nr_blocks, metadata", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Leak), |d| {
+    ("bit beyond nr_blocks, metadata", "snaptree", (ACCEPT, ACCEPT), Ours::Worst(Damage), |d| {
         set_count(d, Map::Metadata, nr_blocks(d, Map::Metadata) + 5, 1)
     }),
     ("mapped_blocks", "snaptree", (ACCEPT, REJECT), Ours::Worst(Damage), |d| {
