@@ -126,6 +126,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     let mut test = cargo();
     test.args(["test", "--locked", "--no-fail-fast"]).env("EFFORT", options.effort.to_string());
     let mut stages = vec![Stage { name: "unit, property and tidy".into(), commands: vec![test] }];
+    stages.push(kernel_comparison(&options)?);
     stages.extend(end_to_end(&options, &image)?);
     for stage in stages {
         if options.only.as_ref().is_some_and(|part| !stage.name.contains(part.as_str())) {
@@ -138,6 +139,13 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     }
     report(&times, started.elapsed(), &total);
     Ok(total.failed == 0)
+}
+
+/// The same random histories on our pool and on Linux's.
+fn kernel_comparison(options: &Options) -> Result<Stage> {
+    let mut command = process::tied(std::env::current_exe()?.with_file_name("kernel-compare"));
+    command.args(["--jobs", &options.jobs, "--effort", &options.effort.to_string()]);
+    Ok(Stage { name: "kernel comparison".into(), commands: vec![command] })
 }
 
 fn end_to_end(options: &Options, image: &Path) -> Result<Vec<Stage>> {

@@ -42,6 +42,8 @@ impl Pool {
                 }
                 "def" => {
                     (device, def) = (None, Some(attribute(rest, "name")?));
+                    // It may be empty: a device without mappings and its snapshot.
+                    shared.entry(attribute(rest, "name")?).or_default();
                     continue;
                 }
                 "ref" => {

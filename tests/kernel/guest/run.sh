@@ -1,0 +1,2 @@
+# Guest script: replays what the host put in, see replay.c.
+exec /lab/replay /lab/histories
