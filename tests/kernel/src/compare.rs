@@ -60,13 +60,18 @@ pub fn answers(played: &Played, kernel: &[String]) -> Result<()> {
         if answer == theirs || deviations.allow(step, theirs) {
             continue;
         }
-        let from = number.saturating_sub(12);
-        let before = played.steps[from..number].iter().zip(&kernel[from..]);
-        let told: String =
-            before.map(|(step, theirs)| format!("    {} -> {} | {theirs}\n", step.op, step.answer)).collect();
-        bail!("operation {number}, {op}: ours answers {answer:?}, Linux {theirs:?}; before (ours | Linux):\n{told}");
+        bail!("operation {number}, {op}: ours answers {answer:?}, Linux {theirs:?}");
     }
     Ok(())
+}
+
+/// Both sides' answers, a line each, those marked that are not literally the same.
+pub fn told(played: &Played, kernel: &[String]) -> String {
+    let line = |(Step { op, answer, .. }, theirs): (&Step, &String)| match answer == theirs {
+        true => format!("  {op} -> {answer}\n"),
+        false => format!("* {op} -> ours {answer} | Linux {theirs}\n"),
+    };
+    played.steps.iter().zip(kernel).map(line).collect()
 }
 
 /// What docs/deviations.md allows, which depends on what came before.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use xtask::process;
 
-use crate::compare;
+use crate::compare::{self, told};
 use crate::disks::{Slots, origins};
 use crate::history::{DATA_SLOT_SECTORS, META_SLOT_SECTORS, ORIGIN_SECTORS, Played};
 
@@ -104,7 +104,12 @@ fn answers_of(text: &str, histories: &[&Played]) -> Result<Vec<Vec<String>>> {
             let line = lines.next().with_context(|| format!("the guest did not answer {}", step.op))?;
             if line.starts_with("DIED") {
                 compare::answers(played, &mine)?;
-                bail!("the guest, at {} (ours: {}): {line}", step.op, step.answer);
+                bail!(
+                    "the guest, at {} (ours: {}): {line}; before:\n{}",
+                    step.op,
+                    step.answer,
+                    tail(&told(played, &mine))
+                );
             }
             mine.push(line.to_owned());
         }

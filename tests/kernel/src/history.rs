@@ -111,6 +111,8 @@ struct Player<'a> {
     queued: Option<u64>,
     /// Data blocks that writes may have been given.
     given_blocks: u64,
+    /// Data blocks that were free at the last commit that both sides made, less those that writes may have been given.
+    surely_free_blocks: u64,
     writes: u64,
 }
 
@@ -129,6 +131,7 @@ pub async fn play(ours: &mut Ours, start: Start, mut dice: Dice, operations: usi
         active: BTreeMap::new(),
         queued: None,
         given_blocks: 0,
+        surely_free_blocks: 0,
         writes: 0,
     };
     while player.played.steps.len() < operations {
@@ -140,6 +143,14 @@ pub async fn play(ours: &mut Ours, start: Start, mut dice: Dice, operations: usi
     }
     player.end().await;
     player.played
+}
+
+/// The part of a discard that Linux's block layer sends as one. Above dm-thin it cuts at multiples of the block size, but
+/// takes that for a power of two; where it is none, the cut lies within a block, which then is not discarded.
+fn unsplit(at: Extent, block_sectors: u64) -> Extent {
+    let cut = (at.sector.wrapping_sub(1) | (block_sectors - 1)).wrapping_add(1);
+    let sectors = if cut == at.sector { at.sectors } else { at.sectors.min(cut - at.sector) };
+    if block_sectors.is_power_of_two() { at } else { Extent { sectors, ..at } }
 }
 
 fn arguments(dice: &mut Dice, start: &Start) -> PoolArguments {
@@ -179,6 +190,10 @@ impl Player<'_> {
             Op::GrowMetadata { sectors } => self.played.meta_sectors = *sectors,
             Op::JoinQueued => self.queued = None,
             _ => {}
+        }
+        if matches!(op, Op::OpenPool(_) | Op::Status | Op::GrowData { .. }) || ok && matches!(op, Op::Message(_)) {
+            let status = self.ours.status();
+            self.surely_free_blocks = status.data_total_blocks - status.data_used_blocks;
         }
         if matches!(op, Op::OpenPool(_) | Op::Message(_)) {
             self.devices = self.ours.devices().await.expect("an open pool tells its devices");
@@ -332,11 +347,19 @@ impl Player<'_> {
         if !fits || self.played.start.strict && !virgin {
             return Op::Read { id, at: self.extent(id) };
         }
+        let needs_commit = touched(at) > self.surely_free_blocks && self.ours.mode() == Mode::Write;
+        self.surely_free_blocks = self.surely_free_blocks.saturating_sub(touched(at));
         self.given_blocks += touched(at);
         self.writes += 1;
         let durable = self.ours.mode() == Mode::Write && self.dice.chance(10);
         let kind = if durable { WriteKind::Durable } else { WriteKind::Plain };
-        Op::Write { id, at, seed: self.writes, kind }
+        let write = Op::Write { id, at, seed: self.writes, kind };
+        if needs_commit {
+            // Deviation 16: Linux does not look for what a commit would free.
+            self.planned.push_back(write);
+            return self.commit();
+        }
+        write
     }
 
     /// Out of data space Linux lets a flush wait, too, if block 0 is unmapped (deviation 11).
@@ -348,11 +371,17 @@ impl Player<'_> {
         if waits && !self.ours.is_mapped(id, first).await.unwrap_or(false) { Op::ThinStatus(id) } else { op }
     }
 
+    /// What commits and changes nothing.
+    fn commit(&self) -> Op {
+        let current = self.ours.status().transaction_id;
+        Op::Message(format!("set_transaction_id {current} {current}"))
+    }
+
     fn discard(&mut self) -> Op {
         if self.ours.mode() == Mode::OutOfDataSpace {
             // Space comes back with a commit, on both sides with this one at the latest.
-            let current = self.ours.status().transaction_id;
-            self.planned.push_back(Op::Message(format!("set_transaction_id {current} {current}")));
+            let commit = self.commit();
+            self.planned.push_back(commit);
         }
         self.with_active(|player, id| {
             let size = player.active[&id].sectors;
@@ -364,7 +393,7 @@ impl Player<'_> {
                 }
                 _ => player.extent(id),
             };
-            Op::Discard { id, at }
+            Op::Discard { id, at: unsplit(at, player.played.start.block_sectors) }
         })
     }
 

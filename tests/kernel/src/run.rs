@@ -186,12 +186,20 @@ impl Batch<'_> {
                 origin: made.disks.origin.clone(),
             };
             linux.data.resize(made.played.data_blocks * made.played.start.block_sectors);
-            let verdict = compare::answers(&made.played, &answers).and_then(|()| {
-                let ours = Side { name: "ours", meta: &made.disks.meta, data: &made.disks.data };
-                let theirs = Side { name: "Linux", meta: &linux.meta, data: &linux.data };
-                compare::disks(&self.machine.tools, self.scratch, &made.played, &ours, &theirs)
-            });
-            self.report(name, self.seeds[slot], &made.played, verdict, begun.elapsed());
+            let ours = Side { name: "ours", meta: &made.disks.meta, data: &made.disks.data };
+            let theirs = Side { name: "Linux", meta: &linux.meta, data: &linux.data };
+            let disks = compare::disks(&self.machine.tools, self.scratch, &made.played, &ours, &theirs);
+            let verdict = match (compare::answers(&made.played, &answers), disks) {
+                (Err(answers), Err(disks)) => Err(answers.context(format!("the disks differ, too: {disks:#}"))),
+                (answers, disks) => answers.and(disks),
+            };
+            let test = format!("kernel::{name}::seed_{}", self.seeds[slot]);
+            if verdict.is_err() {
+                let file = std::env::temp_dir().join(format!("{}.txt", test.replace("::", "-")));
+                std::fs::write(&file, compare::told(&made.played, &answers))?;
+                println!("(both sides' answers to {test} are in {})", file.display());
+            }
+            self.report(&test, &made.played, verdict, begun.elapsed());
             same.push((made, linux));
         }
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
@@ -200,17 +208,17 @@ impl Batch<'_> {
         Ok(same)
     }
 
-    fn report(&self, name: &str, seed: u64, played: &Played, verdict: Result<()>, took: Duration) {
+    fn report(&self, test: &str, played: &Played, verdict: Result<()>, took: Duration) {
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.operations += played.steps.len() as u64;
         match verdict {
             Ok(()) => {
                 tally.passed += 1;
-                println!("test kernel::{name}::seed_{seed} ... ok ({:.1} s)", took.as_secs_f64());
+                println!("test {test} ... ok ({:.1} s)", took.as_secs_f64());
             }
             Err(error) => {
                 tally.failed += 1;
-                println!("test kernel::{name}::seed_{seed} ... FAILED\n{:?}\n{error:#}\n", played.start);
+                println!("test {test} ... FAILED\n{:?}\n{error:#}\n", played.start);
             }
         }
     }
