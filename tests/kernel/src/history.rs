@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use thinp::Features;
-use thinp::control::Mode;
+use thinp::control::{DiscardPolicy, Mode};
 use xtask::dice::Dice;
 
 use crate::ours::Ours;
@@ -145,6 +145,13 @@ pub async fn play(ours: &mut Ours, start: Start, mut dice: Dice, operations: usi
     player.played
 }
 
+/// The whole blocks within the extent.
+fn whole_blocks(at: Extent, block_sectors: u64) -> Extent {
+    let begin = at.sector.next_multiple_of(block_sectors);
+    let end = (at.sector + at.sectors) / block_sectors * block_sectors;
+    Extent { sector: begin, sectors: end.saturating_sub(begin) }
+}
+
 /// The part of a discard that Linux's block layer sends as one. Above dm-thin it cuts at multiples of the block size, but
 /// takes that for a power of two; where it is none, the cut lies within a block, which then is not discarded.
 fn unsplit(at: Extent, block_sectors: u64) -> Extent {
@@ -242,7 +249,7 @@ impl Player<'_> {
             31..34 => self.with_active(|player, id| Op::ResizeThin { id, sectors: player.thin_sectors() }),
             34..63 => self.write().await,
             63..74 => self.with_active(|player, id| Op::Read { id, at: player.extent(id) }),
-            74..84 => self.discard(),
+            74..84 => self.discard().await,
             84..88 => self.flush().await,
             88..92 => Op::Status,
             92..96 => self.with_active(|_, id| Op::ThinStatus(id)),
@@ -259,7 +266,7 @@ impl Player<'_> {
         match self.dice.below(100) {
             0..20 => self.message(),
             20..35 => self.with_active(|player, id| Op::Read { id, at: player.extent(id) }),
-            35..60 => self.discard(),
+            35..60 => self.discard().await,
             60..70 => Op::Status,
             70..80 => self.with_active(|_, id| Op::ThinStatus(id)),
             80..85 => self.flush().await,
@@ -377,13 +384,8 @@ impl Player<'_> {
         Op::Message(format!("set_transaction_id {current} {current}"))
     }
 
-    fn discard(&mut self) -> Op {
-        if self.ours.mode() == Mode::OutOfDataSpace {
-            // Space comes back with a commit, on both sides with this one at the latest.
-            let commit = self.commit();
-            self.planned.push_back(commit);
-        }
-        self.with_active(|player, id| {
+    async fn discard(&mut self) -> Op {
+        let op = self.with_active(|player, id| {
             let size = player.active[&id].sectors;
             let at = match player.dice.below(10) {
                 0 => Extent { sector: 0, sectors: size },
@@ -394,7 +396,20 @@ impl Player<'_> {
                 _ => player.extent(id),
             };
             Op::Discard { id, at: unsplit(at, player.played.start.block_sectors) }
-        })
+        });
+        let (Op::Discard { id, at }, status) = (&op, self.ours.status()) else { return op };
+        let untold = status.held_root.is_some() && status.discard == DiscardPolicy::NoPassdown;
+        let whole = whole_blocks(*at, self.played.start.block_sectors);
+        if untold && self.ours.is_unmapped(*id, whole).await.unwrap_or(false) {
+            // Deviation 17: Linux copies nodes of which the metadata snapshot has the old ones.
+            return Op::ThinStatus(*id);
+        }
+        if status.mode == Mode::OutOfDataSpace {
+            // Space comes back with a commit, on both sides with this one at the latest.
+            let commit = self.commit();
+            self.planned.push_back(commit);
+        }
+        op
     }
 
     fn grow(&mut self) -> Op {

@@ -126,6 +126,11 @@ impl Ours {
         Ok(self.thin(id).mapped_run(at.sector, at.sectors).await? == (true, at.sectors))
     }
 
+    /// No block of the extent is mapped.
+    pub async fn is_unmapped(&self, id: u64, at: Extent) -> Result<bool, Error> {
+        Ok(self.thin(id).mapped_run(at.sector, at.sectors).await? == (false, at.sectors))
+    }
+
     /// The write that was queued has an answer.
     pub fn queued_is_done(&self) -> bool {
         self.queued.as_ref().is_some_and(|queued| queued.borrow().is_some())

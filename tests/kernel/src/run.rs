@@ -120,9 +120,10 @@ fn batch(machine: &Machine, plan: &Plan, seeds: &[u64], tally: &Mutex<Tally>) ->
     let scratch = machine.scratch.join(format!("from-{}", seeds[0]));
     std::fs::create_dir_all(&scratch)?;
     let mut dice: Vec<Dice> = seeds.iter().map(|seed| Dice::new(*seed)).collect();
+    let origin = origins(ORIGIN_SECTORS);
     let blank = |dice: &mut Dice| {
         let start = Start::new(dice);
-        let disks = new_disks(&start);
+        let disks = new_disks(&start, origin.clone());
         (fork(&disks), disks, start)
     };
     let first: Vec<_> = dice.iter_mut().map(blank).collect();
@@ -139,10 +140,10 @@ fn batch(machine: &Machine, plan: &Plan, seeds: &[u64], tally: &Mutex<Tally>) ->
     Ok(())
 }
 
-fn new_disks(start: &Start) -> Disks {
+fn new_disks(start: &Start, origin: MemDisk) -> Disks {
     let sectors = start.data_blocks * start.block_sectors;
     let data = start.dirty_seed.map_or_else(|| MemDisk::new(sectors), |seed| patterned(sectors, seed));
-    Disks { meta: MemDisk::new(start.meta_sectors), data, origin: origins(ORIGIN_SECTORS) }
+    Disks { meta: MemDisk::new(start.meta_sectors), data, origin }
 }
 
 fn fork(disks: &Disks) -> Disks {
