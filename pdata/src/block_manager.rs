@@ -47,26 +47,28 @@ impl From<Error> for Stop {
 }
 
 /// A cached block. Whoever holds an `Rc` of it pins it.
+// In this order a lookup finds all that it wants, a node's header included, in two lines of the processor's cache.
+#[repr(C)]
 struct Frame {
-    number: u64,
+    number: Cell<u64>,
     kind: &'static BlockKind,
-    bytes: RefCell<Block>,
+    /// Index in [`Cache::ring`].
+    place: Cell<usize>,
     dirty: Cell<bool>,
     /// Used since the clock's hand last passed.
     used: Cell<bool>,
-    /// Index in [`Cache::ring`].
-    place: Cell<usize>,
+    bytes: RefCell<Block>,
 }
 
 impl Frame {
     fn new(number: u64, kind: &'static BlockKind, bytes: &Block) -> Rc<Frame> {
         Rc::new(Frame {
-            number,
+            number: Cell::new(number),
             kind,
-            bytes: RefCell::new(*bytes),
+            place: Cell::new(0),
             dirty: Cell::new(false),
             used: Cell::new(true),
-            place: Cell::new(0),
+            bytes: RefCell::new(*bytes),
         })
     }
 }
@@ -78,7 +80,7 @@ pub struct BlockRef(Rc<Frame>);
 impl BlockRef {
     /// Its number.
     pub fn number(&self) -> u64 {
-        self.0.number
+        self.0.number.get()
     }
 
     /// Its bytes. Not to be held across an `.await`.
@@ -96,7 +98,7 @@ pub struct BlockMut<'a> {
 impl BlockMut<'_> {
     /// Its number.
     pub fn number(&self) -> u64 {
-        self.frame.number
+        self.frame.number.get()
     }
 
     /// Its bytes. Not to be held across an `.await`.
@@ -133,7 +135,15 @@ impl Cache {
         while self.ring.len() >= limit && self.evict() {}
         frame.place.set(self.ring.len());
         self.ring.push(frame.clone());
-        self.slots.insert(frame.number, Slot::Ready(frame));
+        self.slots.insert(frame.number.get(), Slot::Ready(frame));
+    }
+
+    /// Drops whatever is known of a block.
+    fn forget(&mut self, number: u64) {
+        if let Some(Slot::Ready(old)) = self.slots.remove(&number) {
+            old.dirty.set(false);
+            self.remove_from_ring(&old);
+        }
     }
 
     fn remove_from_ring(&mut self, frame: &Frame) {
@@ -158,7 +168,7 @@ impl Cache {
             let free = !frame.dirty.get() && Rc::strong_count(frame) == 2;
             if free && !frame.used.replace(false) {
                 let frame = frame.clone();
-                self.slots.remove(&frame.number);
+                self.slots.remove(&frame.number.get());
                 self.remove_from_ring(&frame);
                 log::trace!("cached block evicted");
                 return true;
@@ -310,11 +320,30 @@ impl BlockManager {
     pub(crate) fn create(&self, number: u64, kind: &'static BlockKind, bytes: &Block) -> BlockMut<'_> {
         let frame = Frame::new(number, kind, bytes);
         let mut cache = self.cache.borrow_mut();
-        if let Some(Slot::Ready(old)) = cache.slots.remove(&number) {
-            old.dirty.set(false);
-            cache.remove_from_ring(&old);
-        }
+        cache.forget(number);
         cache.insert(frame.clone(), self.cache_blocks);
+        drop(cache);
+        self.mark_dirty(&frame);
+        BlockMut { frame, manager: self }
+    }
+
+    /// A block of the open transaction with the bytes of another.
+    pub(crate) fn copy(&self, source: BlockRef, number: u64) -> BlockMut<'_> {
+        self.create(number, source.0.kind, &source.bytes())
+    }
+
+    /// As [`BlockManager::copy`], of a committed block that nothing asks for any more. Takes its frame over, without copying,
+    /// unless somebody else looks at it.
+    pub(crate) fn relocate(&self, source: BlockRef, number: u64) -> BlockMut<'_> {
+        let frame = source.0;
+        // One owner is the slot, one the ring, one we are.
+        if frame.dirty.get() || Rc::strong_count(&frame) != 3 {
+            return self.copy(BlockRef(frame), number);
+        }
+        let mut cache = self.cache.borrow_mut();
+        cache.forget(number);
+        cache.slots.remove(&frame.number.replace(number));
+        cache.slots.insert(number, Slot::Ready(frame.clone()));
         drop(cache);
         self.mark_dirty(&frame);
         BlockMut { frame, manager: self }
@@ -330,7 +359,7 @@ impl BlockManager {
         let _turn = self.writing.acquire(1).await;
         let mut frames = core::mem::take(&mut self.cache.borrow_mut().dirty);
         frames.retain(|frame| frame.dirty.get());
-        frames.sort_unstable_by_key(|frame| frame.number);
+        frames.sort_unstable_by_key(|frame| frame.number.get());
         let mut under_way = UnderWay { manager: self, writes: VecDeque::new(), failure: None };
         for frame in frames {
             let Some(buf) = under_way.buffer().await else {
@@ -338,7 +367,7 @@ impl BlockManager {
                 continue;
             };
             frame.dirty.set(false);
-            let completion = self.start_write(frame.number, frame.kind, &frame.bytes.borrow(), buf);
+            let completion = self.start_write(frame.number.get(), frame.kind, &frame.bytes.borrow(), buf);
             under_way.writes.push_back((frame, completion));
         }
         while under_way.reap().await {}
@@ -440,7 +469,7 @@ impl UnderWay<'_> {
     async fn reap(&mut self) -> bool {
         let Some((frame, completion)) = self.writes.pop_front() else { return false };
         if let Err(source) = completion.await.result {
-            self.failure.get_or_insert(write_failed(frame.number, source));
+            self.failure.get_or_insert(write_failed(frame.number.get(), source));
             self.manager.mark_dirty(&frame);
         }
         true

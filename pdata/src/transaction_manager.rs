@@ -4,11 +4,11 @@
 //! first. A block made in this transaction may be changed in place, as long as nothing else came to share it.
 
 use crate::block::{BLOCK_BYTES, Block, BlockKind};
-use crate::block_manager::{BlockManager, BlockMut};
+use crate::block_manager::{BlockManager, BlockMut, BlockRef};
 use crate::space_map::{MetadataMap, SpaceMapRoot};
 use crate::{Error, Result};
 use core::cell::RefCell;
-use hashbrown::HashSet;
+use hashbrown::HashMap;
 
 /// Changes of counts that may wait before [`TransactionManager::settle_some`] applies them.
 const PENDING_MAX: usize = 1024;
@@ -26,8 +26,8 @@ pub struct Shadow<'a> {
 pub struct TransactionManager {
     blocks: BlockManager,
     map: MetadataMap,
-    /// Made in this transaction.
-    shadows: RefCell<HashSet<u64>>,
+    /// Made in this transaction. True: its count may no longer be 1.
+    shadows: RefCell<HashMap<u64, bool>>,
 }
 
 impl TransactionManager {
@@ -72,12 +72,19 @@ impl TransactionManager {
 
     /// One more pointer to a block. Applied later, seen at once.
     pub fn inc(&self, block: u64) {
-        self.map.defer(block, 1);
+        self.change_count(block, 1);
     }
 
     /// One pointer less. A block at 0 is free from the next transaction on.
     pub fn dec(&self, block: u64) {
-        self.map.defer(block, -1);
+        self.change_count(block, -1);
+    }
+
+    fn change_count(&self, block: u64, by: i64) {
+        self.map.defer(block, by);
+        if let Some(changed) = self.shadows.borrow_mut().get_mut(&block) {
+            *changed = true;
+        }
     }
 
     /// A block of zeroes, pointed to once: by the caller.
@@ -89,27 +96,41 @@ impl TransactionManager {
     /// Takes a block, and makes room for it in the cache.
     async fn allocate(&self) -> Result<u64> {
         let number = self.map.allocate(&self.blocks).await?;
-        self.shadows.borrow_mut().insert(number);
+        self.shadows.borrow_mut().insert(number, false);
         self.blocks.make_room().await?;
         Ok(number)
     }
 
     /// A block of the committed or the open transaction, made changeable.
     pub async fn shadow(&self, number: u64, kind: &'static BlockKind) -> Result<Shadow<'_>> {
-        let count = self.map.count_up_to_3(&self.blocks, number).await?;
+        self.make_shadow(number, kind, BlockManager::relocate).await
+    }
+
+    /// As [`TransactionManager::shadow`], for a block that will be asked for as it was before.
+    pub(crate) async fn shadow_and_keep(&self, number: u64, kind: &'static BlockKind) -> Result<Shadow<'_>> {
+        self.make_shadow(number, kind, BlockManager::copy).await
+    }
+
+    async fn make_shadow<'a>(
+        &'a self,
+        number: u64,
+        kind: &'static BlockKind,
+        replace: impl FnOnce(&'a BlockManager, BlockRef, u64) -> BlockMut<'a>,
+    ) -> Result<Shadow<'a>> {
+        let made_here = self.shadows.borrow().get(&number).copied();
+        // Whether it is shared need be asked only if its count was changed.
+        let count = if made_here == Some(false) { 1 } else { self.map.count_up_to_3(&self.blocks, number).await? };
         if count == 0 {
             return Err(Error::BadCount { block: number, count, by: -1 });
         }
         let source = self.blocks.read(number, kind).await?;
-        if count == 1 && self.shadows.borrow().contains(&number) {
+        if count == 1 && made_here.is_some() {
             return Ok(Shadow { block: self.blocks.change(source), duplicated: false });
-        }
-        if count > 1 && self.shadows.borrow().contains(&number) {
-            log::trace!("block shadowed again");
         }
         let new = self.allocate().await?;
         self.dec(number);
-        Ok(Shadow { block: self.blocks.create(new, kind, &source.bytes()), duplicated: count > 1 })
+        let block = if count > 1 { self.blocks.copy(source, new) } else { replace(&self.blocks, source, new) };
+        Ok(Shadow { block, duplicated: count > 1 })
     }
 
     /// A block of the open transaction that holds `bytes`.

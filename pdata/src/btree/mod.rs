@@ -131,8 +131,11 @@ impl<V: ValueType> BTree<V> {
         parent: &BlockMut<'a>,
         index: usize,
     ) -> Result<BlockMut<'a>> {
-        let child = self.shadow(tm, view(parent, |node| node.child(index))?).await?;
-        edit(parent, |node| node.set_child(index, child.number()))?;
+        let number = view(parent, |node| node.child(index))?;
+        let child = self.shadow(tm, number).await?;
+        if child.number() != number {
+            edit(parent, |node| node.set_child(index, child.number()))?;
+        }
         Ok(child)
     }
 

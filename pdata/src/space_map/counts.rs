@@ -89,7 +89,7 @@ impl<I: Index> CountMap<I> {
     }
 
     /// Adds `by` to the count of each block in `range`. `freed` is told of those that reach 0.
-    pub async fn change(
+    pub async fn change_range(
         &self,
         tm: &TransactionManager,
         range: Range<u64>,
@@ -98,19 +98,35 @@ impl<I: Index> CountMap<I> {
     ) -> Result<()> {
         let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else { return Ok(()) };
         self.check(last)?;
-        let mut at = range.start;
-        while at < range.end {
-            let k = at / ENTRIES_PER_BITMAP;
+        let changed = |block, by, count| {
+            if by < 0 && count == 0 {
+                freed(block);
+            }
+        };
+        self.change(tm, range.map(|block| (block, by)), changed).await
+    }
+
+    /// Adds to the counts of blocks in ascending order. `changed` is told of each at once: the block, what was added, and
+    /// what its count is now.
+    pub async fn change(
+        &self,
+        tm: &TransactionManager,
+        changes: impl IntoIterator<Item = (u64, i64)>,
+        mut changed: impl FnMut(u64, i64, u32),
+    ) -> Result<()> {
+        let mut changes = changes.into_iter().peekable();
+        while let Some(first) = changes.peek().map(|(block, _)| *block) {
+            self.check(first)?;
+            let k = first / ENTRIES_PER_BITMAP;
             let (bitmap, before) = self.shadow_bitmap(tm, k).await?;
-            let mut change =
-                Change { first: k.saturating_mul(ENTRIES_PER_BITMAP), bitmap, entry: before, delta: 0, by };
-            let end = range.end.min(change.first.saturating_add(ENTRIES_PER_BITMAP));
-            while at < end {
-                at = change.run(at..end, freed)?;
-                if at < end {
-                    self.change_large(tm, &mut change, at, freed).await?;
-                    at += 1;
-                }
+            let mut change = Change { first: k.saturating_mul(ENTRIES_PER_BITMAP), bitmap, entry: before, delta: 0 };
+            while let Some((block, by)) = changes.next_if(|(block, _)| block / ENTRIES_PER_BITMAP == k) {
+                self.check(block)?;
+                let count = match change.add_small(block, by)? {
+                    Some(count) => count,
+                    None => self.add_large(tm, &mut change, block, by).await?,
+                };
+                changed(block, by, count);
             }
             self.nr_allocated.set(self.nr_allocated.get().saturating_add_signed(change.delta));
             self.index.set_entry(k, Some(before), change.entry);
@@ -118,36 +134,26 @@ impl<I: Index> CountMap<I> {
         Ok(())
     }
 
-    /// Changes a count that is above 2 before or after.
-    async fn change_large(
-        &self,
-        tm: &TransactionManager,
-        change: &mut Change<'_>,
-        block: u64,
-        freed: &mut impl FnMut(u64),
-    ) -> Result<()> {
+    /// Changes a count that is above 2 before or after, and returns it.
+    async fn add_large(&self, tm: &TransactionManager, change: &mut Change<'_>, block: u64, by: i64) -> Result<u32> {
         let stored = change.stored(block);
         let old = if stored < MANY { stored } else { tm.blocks().look(|blocks| self.try_count(blocks, block)).await? };
-        let new = change.sum(block, old)?;
+        let new = sum(block, old, by)?;
         if new >= MANY {
             let (root, _) = OVERFLOW.insert(tm, self.overflow_root.get(), block, U32::new(new)).await?;
             self.overflow_root.set(root);
-            if stored < MANY {
-                log::trace!("overflow count inserted");
-            }
         } else if stored == MANY {
             let (root, _) = OVERFLOW.remove(tm, self.overflow_root.get(), block).await?;
             self.overflow_root.set(root);
-            log::trace!("overflow count removed");
         }
-        change.set(block, old, new, freed);
-        Ok(())
+        change.set(block, old, new);
+        Ok(new)
     }
 
     async fn shadow_bitmap<'a>(&self, tm: &'a TransactionManager, k: u64) -> Result<(BlockMut<'a>, IndexEntry)> {
         let mut entry = tm.blocks().look(|blocks| self.index.try_entry(blocks, k)).await?;
         let old = entry.bitmap.get();
-        let shadow = tm.shadow(old, &BITMAP).await?;
+        let shadow = tm.shadow_and_keep(old, &BITMAP).await?;
         if shadow.duplicated {
             return Err(Error::Damaged { block: old, kind: BITMAP.name, what: "it is in use more than once" });
         }
@@ -256,7 +262,6 @@ struct Change<'a> {
     entry: IndexEntry,
     /// Blocks that became allocated less those that became free.
     delta: i64,
-    by: i64,
 }
 
 impl Change<'_> {
@@ -264,29 +269,22 @@ impl Change<'_> {
         bitmap::get(&self.bitmap.bytes(), block.saturating_sub(self.first))
     }
 
-    fn sum(&self, block: u64, count: u32) -> Result<u32> {
-        let sum = i64::from(count).checked_add(self.by).and_then(|sum| u32::try_from(sum).ok());
-        sum.ok_or(Error::BadCount { block, count, by: self.by })
-    }
-
-    /// Changes counts up to the first that needs the overflow tree; returns it, or the end of the range.
-    fn run(&mut self, range: Range<u64>, freed: &mut impl FnMut(u64)) -> Result<u64> {
-        for block in range.clone() {
-            let old = self.stored(block);
-            if old >= MANY {
-                return Ok(block);
-            }
-            let new = self.sum(block, old)?;
-            if new >= MANY {
-                return Ok(block);
-            }
-            self.set(block, old, new, freed);
+    /// Changes a count that is below 3 before and after, and returns it; does nothing with others.
+    fn add_small(&mut self, block: u64, by: i64) -> Result<Option<u32>> {
+        let old = self.stored(block);
+        if old >= MANY {
+            return Ok(None);
         }
-        Ok(range.end)
+        let new = sum(block, old, by)?;
+        if new >= MANY {
+            return Ok(None);
+        }
+        self.set(block, old, new);
+        Ok(Some(new))
     }
 
     /// Stores a count and keeps the hints right.
-    fn set(&mut self, block: u64, old: u32, new: u32, freed: &mut impl FnMut(u64)) {
+    fn set(&mut self, block: u64, old: u32, new: u32) {
         let index = block.saturating_sub(self.first);
         bitmap::set(&mut self.bitmap.bytes_mut(), index, new);
         let (index, entry) = (index as u32, &mut self.entry);
@@ -300,7 +298,12 @@ impl Change<'_> {
             self.delta -= 1;
             entry.nr_free = entry.nr_free.get().saturating_add(1).min(ENTRIES_PER_BITMAP as u32).into();
             entry.none_free_before = entry.none_free_before.get().min(index).into();
-            freed(block);
         }
     }
+}
+
+/// A count after a change.
+pub(super) fn sum(block: u64, count: u32, by: i64) -> Result<u32> {
+    let sum = i64::from(count).checked_add(by).and_then(|sum| u32::try_from(sum).ok());
+    sum.ok_or(Error::BadCount { block, count, by })
 }

@@ -46,12 +46,12 @@ impl DiskMap {
 
     /// Counts every block of `range` once more.
     pub async fn inc(&self, tm: &TransactionManager, range: Range<u64>) -> Result<()> {
-        self.counts.change(tm, range, 1, &mut |_| ()).await
+        self.counts.change_range(tm, range, 1, &mut |_| ()).await
     }
 
     /// Counts every block of `range` once less. `freed` is told of those that nothing points to any more.
     pub async fn dec(&self, tm: &TransactionManager, range: Range<u64>, freed: &mut impl FnMut(u64)) -> Result<()> {
-        self.counts.change(tm, range, -1, freed).await
+        self.counts.change_range(tm, range, -1, freed).await
     }
 
     /// A block that is free, was free at the last commit, and is not skipped; the search goes round from the last.

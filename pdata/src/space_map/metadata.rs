@@ -1,17 +1,19 @@
 //! The counts of the metadata blocks themselves.
 //!
 //! Changing a count may shadow a bitmap, which allocates one block and frees another, which changes counts. So changes
-//! are not made at once but noted, and [`MetadataMap::settle`] applies them one by one, each of which may note more, until
-//! none is left (reference 3.5). Reading a count adds what is noted, and a block with a note is never handed out.
+//! are not made at once but noted, and [`MetadataMap::settle`] applies them bitmap by bitmap, each of which may note more,
+//! until none is left (reference 3.5). Reading a count adds what is noted, and a block with a note is never handed out.
 
+use super::counts::sum;
 use super::index::INDEX;
 use super::{CoreIndex, CountMap, ENTRIES_PER_BITMAP, SpaceMapRoot};
 use crate::block_manager::BlockManager;
 use crate::transaction_manager::TransactionManager;
 use crate::{Error, Result};
-use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::ops::Range;
+use hashbrown::HashMap;
 
 /// Most blocks that a metadata map can count (reference 1.5).
 pub const METADATA_BLOCKS_MAX: u64 = super::index::INDEX_ENTRIES as u64 * ENTRIES_PER_BITMAP;
@@ -21,7 +23,7 @@ pub struct MetadataMap {
     counts: CountMap<CoreIndex>,
     index_block: Cell<u64>,
     /// Noted changes of counts, none of them 0.
-    pending: RefCell<BTreeMap<u64, i64>>,
+    pending: RefCell<HashMap<u64, i64>>,
     /// Behind the block handed out last.
     cursor: Cell<u64>,
     /// While there are no bitmaps for it: the rest of an area that is known to be free (reference 3.6).
@@ -118,12 +120,14 @@ impl MetadataMap {
     /// Applies what is noted, and what that leads to, until nothing is.
     pub(crate) async fn settle(&self, tm: &TransactionManager) -> Result<()> {
         loop {
-            let Some((block, by)) = self.pending.borrow().first_key_value().map(|(block, by)| (*block, *by)) else {
+            let mut notes: Vec<_> = self.pending.borrow().iter().map(|(block, by)| (*block, *by)).collect();
+            if notes.is_empty() {
                 return Ok(());
-            };
-            // The note stays while the change is made: somebody may ask for the count, or for a free block, meanwhile.
-            self.counts.change(tm, block..block.saturating_add(1), by, &mut |_| ()).await?;
-            self.defer(block, by.saturating_neg());
+            }
+            notes.sort_unstable();
+            // A note stays until its change is made: somebody may ask for the count, or for a free block, meanwhile. What
+            // count and note are together never changes here, whatever else is noted on the way.
+            self.counts.change(tm, notes, |block, by, _| self.defer(block, by.saturating_neg())).await?;
         }
     }
 
@@ -177,9 +181,4 @@ impl MetadataMap {
 
 fn check_size(from: u64, to: u64) -> Result<()> {
     if (from..=METADATA_BLOCKS_MAX).contains(&to) { Ok(()) } else { Err(Error::BadSize { from, to }) }
-}
-
-fn sum(block: u64, count: u32, by: i64) -> Result<u32> {
-    let sum = i64::from(count).checked_add(by).and_then(|sum| u32::try_from(sum).ok());
-    sum.ok_or(Error::BadCount { block, count, by })
 }
