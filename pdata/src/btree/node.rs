@@ -15,6 +15,8 @@ const LEAF: u32 = 2;
 const HEADER_BYTES: usize = size_of::<Header>();
 const KEY_BYTES: usize = 8;
 const CHILD_BYTES: usize = 8;
+/// Keys in two lines of the processor's cache.
+const STRIDE: usize = 16;
 
 /// A btree node, of any tree.
 pub static NODE: BlockKind = BlockKind { name: "btree node", salt: 121107, number_at: 8, check };
@@ -126,7 +128,12 @@ impl<'a> Node<'a> {
 
     /// Index of the greatest key that is at most `key`.
     pub fn lower_bound(&self, key: u64) -> Option<usize> {
-        self.keys.partition_point(|k| k.get() <= key).checked_sub(1)
+        // Every 16th key first, then the 16 before the first of them that is greater: a cold node's lines are fetched side by
+        // side. Each step of a binary search would wait for its own.
+        let up_to_key = |k: &&U64| k.get() <= key;
+        let begin = self.keys.iter().skip(STRIDE - 1).step_by(STRIDE).filter(up_to_key).count() * STRIDE;
+        let within = self.keys.iter().skip(begin).take(STRIDE).filter(up_to_key).count();
+        begin.saturating_add(within).checked_sub(1)
     }
 
     /// Index of `key`, or where it would go.
