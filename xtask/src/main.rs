@@ -19,6 +19,7 @@ usage: cargo xtask COMMAND [options]
   soak       the same, much longer
   build      build the image and print where it is
   bench boot how fast it boots, how big it is, how little memory it needs
+  bench pdata what metadata operations cost, in time and in heap
   tidy       check the rules of the house
   mutants    build an image with a fault put in
   nbd        serve files as disks whose power can be cut

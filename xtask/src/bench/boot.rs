@@ -41,10 +41,6 @@ struct Boot {
 /// Measures and prints; true when every floor is kept.
 pub fn run(root: &Path, parser: &mut lexopt::Parser) -> Result<bool> {
     let (mut reps, mut shared, mut memory, mut install) = (7, root.join("../shared"), true, true);
-    match parser.next()? {
-        Some(Value(what)) if what == "boot" => {}
-        _ => bail!("{USAGE}"),
-    }
     while let Some(argument) = parser.next()? {
         match argument {
             Long("reps") => reps = parser.value()?.parse()?,
