@@ -8,13 +8,15 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 use export::Portal;
 use mgmt::{
-    Control, ControlError, Export, Health, InitiatorName, Initiators, MetadataExport, NewSnapshot, NewVolume, PoolInfo,
-    Resize, TokenHash, Volume, VolumeName,
+    CheckReport, Control, ControlError, Export, Health, InitiatorName, Initiators, MetadataExport, NewSnapshot,
+    NewVolume, PoolInfo, Resize, TokenHash, Volume, VolumeName,
 };
 use platform::block::SECTOR_BYTES;
 use thinp::control::{DeviceId, ThinStatus};
+use thinp::metadata::check::{Report, Severity};
 use thinp::records::Change;
 
 /// The appliance as its manager sees it.
@@ -73,6 +75,20 @@ impl Control for Manager {
     async fn event_after(&self, seen: u64) -> Result<(), ControlError> {
         self.service.served()?.pool.event_after(seen).await;
         Ok(())
+    }
+
+    async fn check(&self) -> Result<CheckReport, ControlError> {
+        let served = self.service.served()?;
+        Ok(told(&served.pool.check().await.map_err(ServiceError::Pool)?))
+    }
+
+    async fn clear_needs_check(&self) -> Result<CheckReport, ControlError> {
+        let cleared = self.service.alone(async |served| {
+            let report = served.pool.clear_needs_check().await?;
+            served.reconcile().await?;
+            Ok(report)
+        });
+        Ok(told(&cleared.await?))
     }
 
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {
@@ -258,6 +274,26 @@ impl Manager {
             target: record.export.as_ref().map(|_| self.service.target_name(&record.name)),
             in_use: self.service.unit(id).is_some(),
         })
+    }
+}
+
+/// Problems of a check that are told one by one.
+const PROBLEMS_TOLD: usize = 100;
+
+/// What a check found, in the words of the interface.
+fn told(report: &Report) -> CheckReport {
+    let count = |severity| report.problems.iter().filter(|problem| problem.severity() == severity).count() as u64;
+    let mut problems: Vec<_> = report.problems.iter().collect();
+    problems.sort_by_key(|problem| Reverse(problem.severity()));
+    CheckReport {
+        clean: report.problems.is_empty(),
+        damage: count(Severity::Damage),
+        leaks: count(Severity::Leak),
+        hints: count(Severity::Hint),
+        untold: report.untold,
+        devices: report.devices,
+        mappings: report.mappings,
+        problems: problems.iter().take(PROBLEMS_TOLD).map(ToString::to_string).collect(),
     }
 }
 

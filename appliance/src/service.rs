@@ -143,7 +143,9 @@ impl Service {
         let status = served.pool.status();
         let reason = match status.mode {
             _ if served.trouble.is_some() => served.trouble.clone(),
-            _ if status.needs_check => Some("the metadata needs a check: run thin_check on it".to_string()),
+            _ if status.needs_check => {
+                Some("the metadata needs a check: POST /v1/pool/clear-needs-check does it".to_string())
+            }
             Mode::Write => None,
             mode => Some(format!("the pool is in {mode} mode: {}", mode.way_out())),
         };

@@ -44,6 +44,27 @@ pub struct PoolInfo {
     pub adopted: bool,
 }
 
+/// What a full check of the metadata found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// Nothing is wrong.
+    pub clean: bool,
+    /// Problems by which data is lost.
+    pub damage: u64,
+    /// Space that nothing uses and nobody can have.
+    pub leaks: u64,
+    /// Hints and totals that are wrong, and harmless.
+    pub hints: u64,
+    /// Problems that were counted only, whatever they are.
+    pub untold: u64,
+    /// Thin devices.
+    pub devices: u64,
+    /// Mappings of all devices together.
+    pub mappings: u64,
+    /// The first problems, the worst before the others, each naming its block or device.
+    pub problems: Vec<String>,
+}
+
 /// A rule that exports a volume, or the metadata.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -150,6 +171,12 @@ pub trait Control: 'static {
 
     /// Resolves once the pool's count of events is no longer `seen`, or the pool is closed.
     async fn event_after(&self, seen: u64) -> Result<(), ControlError>;
+
+    /// Checks all of the metadata, of a pool that is not in write mode.
+    async fn check(&self) -> Result<CheckReport, ControlError>;
+
+    /// Checks all of the metadata, and if nothing is wrong takes needs_check away.
+    async fn clear_needs_check(&self) -> Result<CheckReport, ControlError>;
 
     /// Takes a metadata snapshot; its metadata block.
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError>;

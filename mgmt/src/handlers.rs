@@ -104,6 +104,8 @@ impl<C: Control> Api<C> {
                 self.wait_for_event(after).await?;
                 self.show_pool()?
             }
+            Endpoint::Check => Reply::Json(json(&control.check().await?)),
+            Endpoint::ClearNeedsCheck => Reply::Json(json(&control.clear_needs_check().await?)),
             Endpoint::ShowMetadataSnapshot => Reply::Json(root(control.pool()?.status.held_root)),
             Endpoint::ReserveMetadataSnapshot => {
                 Reply::Created(root(Some(control.reserve_metadata_snapshot().await?)), None)

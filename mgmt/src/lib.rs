@@ -47,7 +47,8 @@ mod tests;
 
 pub use api::Api;
 pub use control::{
-    Control, Export, Health, HealthState, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize, Volume, Wait,
+    CheckReport, Control, Export, Health, HealthState, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize,
+    Volume, Wait,
 };
 pub use error::{Code, ControlError};
 pub use http::Limits;

@@ -118,6 +118,21 @@ pub enum Error {
     /// All thin ids are in use.
     #[error("no thin id of the pool is free: delete a device")]
     NoFreeId,
+    /// What changes cannot be checked.
+    #[error(
+        "the metadata of a pool in {0} mode may change at any time: \
+         reserve a metadata snapshot and run thin_check -m on the metadata disk"
+    )]
+    Changing(Mode),
+    /// There is no needs_check to clear.
+    #[error("the pool does not need a check: go on using it")]
+    NoCheckNeeded,
+    /// A check found more than hints.
+    #[error("the check of the metadata disk found {problems} problems: run thin_repair on it")]
+    NotSound {
+        /// How many.
+        problems: u64,
+    },
     /// The pool was closed.
     #[error("the pool is closed: open it again")]
     Closed,

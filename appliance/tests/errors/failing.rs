@@ -74,6 +74,14 @@ impl Control for Failing {
         self.fail()
     }
 
+    async fn check(&self) -> Result<CheckReport, ControlError> {
+        self.fail()
+    }
+
+    async fn clear_needs_check(&self) -> Result<CheckReport, ControlError> {
+        self.fail()
+    }
+
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {
         self.fail()
     }

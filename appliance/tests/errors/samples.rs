@@ -47,7 +47,8 @@ fn of_messages() -> Vec<Error> {
         Error::Reserved(device()),
         Error::NoFreeId,
     ];
-    first.into_iter().chain(metadata.map(Error::Metadata)).chain([Error::Closed]).collect()
+    let last = [Error::Changing(Mode::Write), Error::NoCheckNeeded, Error::NotSound { problems: 3 }, Error::Closed];
+    first.into_iter().chain(metadata.map(Error::Metadata)).chain(last).collect()
 }
 
 fn of_modes_and_requests() -> Vec<Error> {

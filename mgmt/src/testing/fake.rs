@@ -59,7 +59,7 @@ impl Fake {
         }
     }
 
-    fn check(&self) -> Result<(), ControlError> {
+    fn fail_if_told(&self) -> Result<(), ControlError> {
         self.fails.borrow_mut().take().map_or(Ok(()), Err)
     }
 
@@ -75,7 +75,7 @@ impl Fake {
     }
 
     fn change<T>(&self, name: &VolumeName, f: impl FnOnce(&mut Volume) -> T) -> Result<T, ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         let mut volumes = self.volumes.borrow_mut();
         let missing = || ControlError::new(Errno::ENODATA, format!("no volume {name}"), "list them");
         volumes.get_mut(name).map(f).ok_or_else(missing)
@@ -87,7 +87,7 @@ impl Fake {
         size_bytes: Option<u64>,
         origin: Option<VolumeName>,
     ) -> Result<Volume, ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         let mut volumes = self.volumes.borrow_mut();
         if volumes.contains_key(&name) {
             return Err(ControlError::new(Errno::EEXIST, format!("there is a volume {name}"), "take another name"));
@@ -124,24 +124,24 @@ impl Control for Fake {
     }
 
     fn pool(&self) -> Result<PoolInfo, ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         self.pool.borrow().clone()
     }
 
     async fn message(&self, text: &str) -> Result<String, ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         self.messages.borrow_mut().push(text.to_string());
         Ok(String::new())
     }
 
     async fn adopt(&self) -> Result<(), ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         self.pool.borrow_mut().as_mut().unwrap().adopted = true;
         Ok(())
     }
 
     async fn grow(&self) -> Result<(), ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         let mut pool = self.pool.borrow_mut();
         let PoolInfo { status, disk_blocks, .. } = pool.as_mut().unwrap();
         status.data_total_blocks = disk_blocks.data;
@@ -150,7 +150,7 @@ impl Control for Fake {
     }
 
     async fn event_after(&self, seen: u64) -> Result<(), ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         loop {
             let event = self.event.notified();
             if self.pool()?.events != seen {
@@ -160,33 +160,46 @@ impl Control for Fake {
         }
     }
 
+    async fn check(&self) -> Result<CheckReport, ControlError> {
+        self.fail_if_told()?;
+        let problems = ["btree node 9 has too few entries".to_string()].to_vec();
+        Ok(CheckReport { clean: false, damage: 1, leaks: 0, hints: 0, untold: 0, devices: 2, mappings: 40, problems })
+    }
+
+    async fn clear_needs_check(&self) -> Result<CheckReport, ControlError> {
+        self.fail_if_told()?;
+        self.pool.borrow_mut().as_mut().unwrap().status.needs_check = false;
+        let (damage, leaks, hints, untold) = (0, 0, 0, 0);
+        Ok(CheckReport { clean: true, damage, leaks, hints, untold, devices: 2, mappings: 40, problems: Vec::new() })
+    }
+
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         self.hold(Some(17));
         Ok(17)
     }
 
     async fn release_metadata_snapshot(&self) -> Result<(), ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         self.hold(None);
         Ok(())
     }
 
     fn metadata_export(&self) -> Result<MetadataExport, ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         let export = self.metadata_export.borrow().clone();
         let target = export.is_some().then(|| "iqn.2026-11.io.gossamer:pool:metadata".to_string());
         Ok(MetadataExport { export, target })
     }
 
     async fn set_metadata_export(&self, rule: Option<Export>) -> Result<MetadataExport, ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         *self.metadata_export.borrow_mut() = rule;
         self.metadata_export()
     }
 
     async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError> {
-        self.check()?;
+        self.fail_if_told()?;
         if let Some(page) = self.page_fails.take() {
             if page == 0 {
                 return Err(ControlError::new(Errno::EIO, "the list cannot be read", "look at the disk"));

@@ -124,6 +124,20 @@ fn a_wait_ends_with_the_interface() {
 }
 
 #[test]
+fn the_metadata_is_checked() {
+    let rig = Rig::new();
+    let found = json!({
+        "clean": false, "damage": 1, "leaks": 0, "hints": 0, "untold": 0, "devices": 2, "mappings": 40,
+        "problems": ["btree node 9 has too few entries"]
+    });
+    expect(rig.json("POST", "/v1/pool/check", ""), 200, found);
+    rig.control.pool.borrow_mut().as_mut().unwrap().status.needs_check = true;
+    let cleared = rig.json("POST", "/v1/pool/clear-needs-check", "");
+    assert_eq!((cleared.status, &cleared.value()["clean"]), (200, &json!(true)));
+    assert_eq!(rig.json("GET", "/v1/pool", "").value()["needs_check"], json!(false));
+}
+
+#[test]
 fn messages_pass_word_for_word() {
     let rig = Rig::new();
     let response = rig.ask("POST", "/v1/pool/message", "text/plain; charset=utf-8", "create_thin 7\n");

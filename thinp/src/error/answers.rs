@@ -58,6 +58,9 @@ answers! {
     "Shrink" EINVAL Failed = P::Metadata(M::Shrink { .. }),
     "TooLarge" EINVAL Failed = P::Metadata(M::TooLarge { .. }),
     "NeedsCheck" EINVAL WriteProtected = P::Metadata(M::NeedsCheck),
+    "Changing" EBUSY Failed = P::Changing(_),
+    "NoCheckNeeded" EINVAL Failed = P::NoCheckNeeded,
+    "NotSound" EILSEQ Failed = P::NotSound { .. },
     "Closed" EIO Failed = P::Closed,
     // The pool's mode and space.
     "Refused: out of data space" EIO NoSpace = P::Refused(Mode::OutOfDataSpace),

@@ -119,6 +119,11 @@ impl Report {
     pub fn worst(&self) -> Option<Severity> {
         self.problems.iter().map(Problem::severity).max()
     }
+
+    /// The pool can be used: at most hints and totals are wrong, as Linux leaves them.
+    pub fn is_sound(&self) -> bool {
+        self.untold == 0 && self.worst().is_none_or(|worst| worst == Severity::Hint)
+    }
 }
 
 /// Checks the committed state of the pool on `disk`: every node, every count, every total. Changes nothing. Fails only if

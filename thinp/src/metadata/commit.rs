@@ -78,7 +78,7 @@ impl Metadata {
                 }
             }
         }
-        core.set_needs_check().await?;
+        core.set_needs_check(true).await?;
         self.devices_changed.set(0);
         *self.core.borrow_mut() = Rc::new(core);
         change.restored();
@@ -87,7 +87,12 @@ impl Metadata {
 
     /// Sets needs_check in the superblock, on disk at once.
     pub async fn set_needs_check(&self) -> Result<()> {
-        self.turn().await.core.set_needs_check().await
+        self.turn().await.core.set_needs_check(true).await
+    }
+
+    /// Clears needs_check in the superblock, on disk at once. Only for metadata that a full check found sound.
+    pub async fn clear_needs_check(&self) -> Result<()> {
+        self.turn().await.core.set_needs_check(false).await
     }
 
     /// Changes the transaction id from `current` to `new`.

@@ -178,12 +178,12 @@ impl Core {
         Ok(())
     }
 
-    /// Sets needs_check in the superblock on disk, and changes nothing else there.
-    pub async fn set_needs_check(&self) -> Result<()> {
+    /// Sets or clears needs_check in the superblock on disk, and changes nothing else there.
+    pub async fn set_needs_check(&self, needed: bool) -> Result<()> {
         let mut committed = self.committed.get();
-        committed.set_needs_check();
+        committed.set_needs_check(needed);
         self.write_superblock(&committed).await?;
-        self.superblock.borrow_mut().set_needs_check();
+        self.superblock.borrow_mut().set_needs_check(needed);
         Ok(())
     }
 

@@ -173,8 +173,9 @@ impl Superblock {
         self.flags.get() & NEEDS_CHECK != 0
     }
 
-    pub fn set_needs_check(&mut self) {
-        self.flags.set(self.flags.get() | NEEDS_CHECK);
+    pub fn set_needs_check(&mut self, needed: bool) {
+        let others = self.flags.get() & !NEEDS_CHECK;
+        self.flags.set(if needed { others | NEEDS_CHECK } else { others });
     }
 
     pub fn held_root(&self) -> Option<u64> {

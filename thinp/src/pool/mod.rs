@@ -1,5 +1,6 @@
 //! The pool: opening, thin devices and their snapshots, messages, status, growth.
 
+mod check;
 mod commit;
 mod message;
 mod mode;

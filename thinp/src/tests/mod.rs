@@ -1,5 +1,6 @@
 //! The pool against disks that lose power, fill up and fail.
 
+mod checks;
 mod discards;
 mod disks;
 mod faults;

@@ -1,0 +1,59 @@
+//! Checking the metadata of an open pool, and what comes of it: the way back from needs_check (reference 7.4).
+
+use super::{Inner, Pool};
+use crate::control::Mode;
+use crate::error::Error;
+use crate::metadata::check::{self, Report};
+use alloc::rc::Rc;
+use pdata::block::BLOCK_BYTES;
+
+impl Pool {
+    /// Checks all of the committed metadata and changes nothing. Commits are held up meanwhile, so a pool that is written
+    /// to refuses it: [`Error::Changing`].
+    pub async fn check(&self) -> Result<Report, Error> {
+        let inner = self.0.clone();
+        self.detached(async move {
+            let _alone = inner.control.acquire(1).await;
+            inner.check_metadata().await
+        })
+        .await
+    }
+
+    /// Checks all of the metadata and, if it is sound, takes needs_check away, on disk at once, and goes back to write
+    /// mode. Nothing else does. Fails with [`Error::NoCheckNeeded`], or [`Error::NotSound`] and leaves everything as it is.
+    pub async fn clear_needs_check(&self) -> Result<Report, Error> {
+        let inner = self.0.clone();
+        self.detached(async move {
+            let _alone = inner.control.acquire(1).await;
+            if !inner.metadata.needs_check() {
+                return Err(Error::NoCheckNeeded);
+            }
+            if inner.mode() == Mode::Fail || inner.options.features.read_only {
+                return Err(Error::MessageRefused(inner.mode()));
+            }
+            let report = inner.check_metadata().await?;
+            if !report.is_sound() {
+                return Err(Error::NotSound { problems: report.problems.len() as u64 + report.untold });
+            }
+            inner.metadata.clear_needs_check().await?;
+            inner.metadata.set_read_only(false);
+            inner.set_mode(Mode::Write);
+            inner.look_at_space();
+            Ok(report)
+        })
+        .await
+    }
+}
+
+impl Inner {
+    async fn check_metadata(self: &Rc<Self>) -> Result<Report, Error> {
+        if self.state.closed() {
+            return Err(Error::Closed);
+        }
+        if self.mode() < Mode::OutOfMetadataSpace {
+            return Err(Error::Changing(self.mode()));
+        }
+        let _held = self.commits.hold().await;
+        Ok(check::check(&self.runtime, &self.meta_disk, self.options.cache_blocks * BLOCK_BYTES).await?)
+    }
+}
