@@ -8,6 +8,7 @@ mod image_copy;
 mod linux_initiator;
 mod linux_pools;
 mod metadata_snapshot;
+mod needs_check;
 mod power_cut;
 
 use crate::runner::Test;
@@ -21,6 +22,7 @@ pub const ALL: &[&[Test]] = &[
     growth::TESTS,
     linux_initiator::TESTS,
     metadata_snapshot::TESTS,
+    needs_check::TESTS,
     linux_pools::TESTS,
     power_cut::TESTS,
 ];
