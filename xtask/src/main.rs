@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 use xtask::dice::Dice;
 use xtask::nbd::{Flush, Server, Supply};
-use xtask::{bench, image, mutants, run, suite, tidy};
+use xtask::{bench, image, mutants, run, suite, tidy, tools};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND [options]
@@ -20,6 +20,7 @@ usage: cargo xtask COMMAND [options]
   build      build the image and print where it is
   bench boot how fast it boots, how big it is, how little memory it needs
   bench pdata what metadata operations cost, in time and in heap
+  pool       check, dump or restore metadata images: gossamer-pool
   tidy       check the rules of the house
   mutants    build an image with a fault put in
   nbd        serve files as disks whose power can be cut
@@ -57,6 +58,7 @@ fn command() -> Result<bool> {
             println!("{}", image::build(&root)?.display());
             Ok(true)
         }
+        "pool" => tools::run(&root, parser.raw_args()?),
         "tidy" => {
             let findings = tidy::check(&root)?;
             findings.iter().for_each(|finding| println!("{finding}"));

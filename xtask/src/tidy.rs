@@ -24,6 +24,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("drivers", &["platform", "netstack"]),
     ("kernel", &["platform", "netstack", "drivers", "appliance"]),
     ("hosted", &["platform", "appliance"]),
+    ("tools", &["platform", "thinp"]),
     ("xtask", &[]),
     ("e2e", &["xtask"]),
     ("kernel-compare", &["platform", "thinp", "xtask"]),

@@ -6,6 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 
+use crate::tools;
+
 const USAGE: &str = "\
 usage: cargo xtask bench pdata [options]
   --quick    a tenth of the mappings, and no picture";
@@ -22,10 +24,11 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser) -> Result<bool> {
             _ => bail!("{USAGE}"),
         }
     }
-    // Both run in any case.
+    // All run in any case.
     let costs = costs(root, quick)?;
     let heap = heap(root, quick)?;
-    Ok(costs && heap)
+    let tools = tools::bench(root, &root.join("../shared"))?;
+    Ok(costs && heap && tools)
 }
 
 /// What operations cost on a disk without latency.

@@ -7,7 +7,7 @@
 mod xml;
 
 use self::xml::{Kind, ReadError, Reader, Tag, Wrong};
-use super::state::Core;
+use super::state::{Core, disk_blocks};
 use super::trees::{Mappings, Packed, TIME_MAX};
 use super::{DataBlock, Details, MetadataError};
 use crate::control::DeviceId;
@@ -101,23 +101,32 @@ pub async fn restore<E>(
 ) -> Result<Restored, RestoreError<E>> {
     let mut input = Input { reader: Reader::new(source) };
     let superblock = input.superblock(overrides).await?;
+    build(runtime, disk, cache_blocks, superblock, &mut input).await.map_err(|error| match error {
+        RestoreError::Metadata(MetadataError::Storage(storage)) if storage.is_no_space() => {
+            RestoreError::TooSmall { blocks: disk_blocks(disk) }
+        }
+        error => error,
+    })
+}
+
+/// Makes the pool, from its blank disk to its superblock.
+async fn build<E, S>(
+    runtime: &Runtime,
+    disk: &Disk,
+    cache_blocks: usize,
+    superblock: Pool,
+    input: &mut Input<S>,
+) -> Result<Restored, RestoreError<E>>
+where
+    S: AsyncFnMut(&mut Vec<u8>) -> Result<(), E>,
+{
     let core = Core::create(runtime, disk, cache_blocks, superblock.data_block_sectors, superblock.data_blocks).await?;
     let mut restore = Restore { core: &core, superblock, definitions: HashMap::new(), shared: SharedLeaves::default() };
-    let done = match restore.contents(&mut input).await {
-        Ok(restored) => core.commit(async || Ok(())).await.map(|()| restored).map_err(RestoreError::from),
-        Err(error) => Err(error),
-    };
+    let restored = restore.contents(input).await?;
+    core.commit(async || Ok(())).await?;
     let metadata_blocks = core.tm.nr_blocks();
-    match done {
-        Ok(restored) => {
-            let metadata_blocks_used = metadata_blocks.saturating_sub(core.tm.free_blocks());
-            Ok(Restored { metadata_blocks, metadata_blocks_used, ..restored })
-        }
-        Err(RestoreError::Metadata(MetadataError::Storage(error))) if error.is_no_space() => {
-            Err(RestoreError::TooSmall { blocks: metadata_blocks })
-        }
-        Err(error) => Err(error),
-    }
+    let metadata_blocks_used = metadata_blocks.saturating_sub(core.tm.free_blocks());
+    Ok(Restored { metadata_blocks, metadata_blocks_used, ..restored })
 }
 
 /// What the dump says of the pool as a whole.
