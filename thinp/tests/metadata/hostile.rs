@@ -69,7 +69,8 @@ pub async fn use_it(disk: &MemDisk, dice: &Dice) -> Result<()> {
     metadata.commit(flush).await
 }
 
-async fn pool() -> MemDisk {
+/// A pool with a bit of everything, in about the first 120 blocks of its disk.
+pub async fn damageable_pool() -> MemDisk {
     let disk = MemDisk::new(400 * 8);
     let metadata = format(&disk, 4000).await;
     for device in 0..3 {
@@ -94,7 +95,7 @@ fn damage_is_an_error_and_nothing_worse() {
     let seed = seed();
     let rounds = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(400);
     block_on_ready(async {
-        let base = pool().await;
+        let base = damageable_pool().await;
         let (mut refused, mut noticed) = (0, 0);
         for round in 0..rounds {
             let dice = Dice::new(seed + round);

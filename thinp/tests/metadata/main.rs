@@ -2,6 +2,7 @@
 
 mod concurrent;
 mod crash;
+mod dumps;
 mod facts;
 mod faults;
 mod golden;
@@ -11,4 +12,5 @@ mod image;
 mod judge;
 mod model;
 mod random;
+mod restores;
 mod traps;

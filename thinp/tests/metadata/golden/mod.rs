@@ -23,7 +23,7 @@ use std::rc::Rc;
 const FOLDER: &str = "/work/shared/golden";
 
 /// A file of the collection, unpacked.
-fn unpack(name: &str) -> Option<Vec<u8>> {
+pub fn unpack(name: &str) -> Option<Vec<u8>> {
     let path = Path::new(FOLDER).join(format!("{name}.zst"));
     if !path.exists() {
         skipped(&path.display().to_string());
@@ -125,11 +125,11 @@ macro_rules! for_each_case {
     };
 }
 
-use {cases, for_each_case};
+pub(crate) use {cases, for_each_case};
 
 for_each_case!(opens_and_is_sound);
 
-fn are_all_there_are(cases: &[&str]) {
+pub fn are_all_there_are(cases: &[&str]) {
     let Ok(folder) = std::fs::read_dir(FOLDER) else { return skipped(FOLDER) };
     let names = folder.map(|file| file.unwrap().file_name().into_string().unwrap());
     let mut found: Vec<String> = names.filter_map(|name| Some(name.strip_suffix(".meta.zst")?.into())).collect();
