@@ -196,7 +196,12 @@ fn spoilt_dumps_make_errors_or_sound_pools() {
     for round in 0..400 * effort() {
         let dice = Dice::new(seed + round);
         let mut dump = dumps[usize::from(dice.chance(10))].clone();
-        for _ in 0..1 + dice.below(3) {
+        if dice.chance(2) {
+            // Another number, which may well be as good.
+            let digits: Vec<usize> = (0..dump.len()).filter(|at| dump[*at].is_ascii_digit()).collect();
+            dump[digits[dice.below(digits.len() as u64) as usize]] = b'0' + dice.below(10) as u8;
+        }
+        for _ in 0..dice.below(4) {
             let at = dice.below(dump.len() as u64) as usize;
             match dice.below(5) {
                 0 => dump.truncate(at),
