@@ -5,7 +5,7 @@
 
 use crate::block::{BLOCK_BYTES, Block, BlockKind};
 use crate::block_manager::{BlockManager, BlockMut, BlockRef};
-use crate::space_map::{MetadataMap, SpaceMapRoot};
+use crate::space_map::{ChangeCost, MetadataMap, SpaceMapRoot};
 use crate::{Error, Result};
 use core::cell::RefCell;
 use hashbrown::HashMap;
@@ -58,6 +58,11 @@ impl TransactionManager {
     /// Blocks that this transaction can still take (reference 3.3): what it freed is not among them.
     pub fn free_blocks(&self) -> u64 {
         self.map.free_blocks()
+    }
+
+    /// What changes of the counts of metadata blocks take at most.
+    pub async fn change_cost(&self) -> Result<ChangeCost> {
+        self.map.change_cost(&self.blocks).await
     }
 
     /// How often a block is pointed to.
@@ -127,6 +132,9 @@ impl TransactionManager {
         if count == 1 && made_here.is_some() {
             return Ok(Shadow { block: self.blocks.change(source), duplicated: false });
         }
+        if made_here.is_some() {
+            log::trace!("block shadowed again");
+        }
         let new = self.allocate().await?;
         self.dec(number);
         let block = if count > 1 { self.blocks.copy(source, new) } else { replace(&self.blocks, source, new) };
@@ -143,6 +151,16 @@ impl TransactionManager {
     /// Applies the changes of counts that wait. Long operations call it between their steps.
     pub async fn settle_some(&self) -> Result<()> {
         if self.map.pending() > PENDING_MAX { self.map.settle(self).await } else { Ok(()) }
+    }
+
+    /// Applies all changes of counts.
+    pub async fn settle(&self) -> Result<()> {
+        self.map.settle(self).await
+    }
+
+    /// Blocks that will be free after a commit, as far as changes of counts are applied ([`TransactionManager::settle`]).
+    pub fn free_blocks_after_commit(&self) -> u64 {
+        self.map.free_blocks_after_commit()
     }
 
     /// Enlarges the metadata map.

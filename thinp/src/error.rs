@@ -47,6 +47,9 @@ pub enum Error {
     /// The device is active: a handle on it is held.
     #[error("thin device {0} is in use: log its sessions out first")]
     Active(DeviceId),
+    /// The device is being deleted.
+    #[error("thin device {0} is being deleted: wait until it is gone")]
+    Deleting(DeviceId),
     /// The device is the pool's own.
     #[error("thin device {0} holds the pool's records: choose another")]
     Reserved(DeviceId),

@@ -6,7 +6,7 @@ use cap::Cap;
 use platform::Runtime;
 use platform::block::{BlockDevice, Disk, Io, IoError, Limits, Op, SECTOR_BYTES};
 use platform::buf::BufPool;
-use platform::random::{Random, Seeded};
+use platform::random::Seeded;
 use platform::task::{Executor, block_on_ready};
 use platform::time::{Clock, Instant, Timers};
 use std::alloc::System;

@@ -44,6 +44,7 @@ fn of_messages() -> Vec<Error> {
         Error::BadMessage("a thin id has 24 bits"),
         Error::MessageRefused(Mode::ReadOnly),
         Error::Active(device()),
+        Error::Deleting(device()),
         Error::Reserved(device()),
         Error::NoFreeId,
     ];

@@ -54,6 +54,15 @@ impl<V: ValueType> ValueType for Roots<V> {
         }
         Ok(())
     }
+
+    async fn exclusive_leaves(&self, tm: &TransactionManager, roots: &[U64], most: usize) -> Result<usize> {
+        let mut found = 0usize;
+        for root in roots {
+            let most = most.saturating_sub(found);
+            found = found.saturating_add(self.lower.exclusive_leaves(tm, root.get(), most).await?);
+        }
+        Ok(found)
+    }
 }
 
 impl<V: ValueType> BTree<Roots<V>> {

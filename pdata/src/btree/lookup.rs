@@ -26,6 +26,24 @@ impl<V: ValueType> BTree<V> {
         Err(Stop::Failed(Error::TooDeep { root }))
     }
 
+    /// A bound of the number of leaves, from what is near the root.
+    pub fn try_leaves_at_most(&self, blocks: &BlockManager, root: u64) -> Result<u64, Stop> {
+        let mut leaves = 1u64;
+        let mut number = root;
+        for depth in 0..DEPTH_MAX {
+            let block = blocks.try_read(number, &NODE)?;
+            let bytes = block.bytes();
+            let node = Node::parse(&bytes, number)?;
+            if !node.is_internal() {
+                return Ok(leaves);
+            }
+            // Of other nodes than the root only the first is looked at: they may all be full.
+            leaves = leaves.saturating_mul(if depth == 0 { node.len() } else { node.max_entries() } as u64);
+            number = node.child(0)?;
+        }
+        Err(Stop::Failed(Error::TooDeep { root }))
+    }
+
     /// The first entry at or after `from`.
     pub fn try_next(&self, blocks: &BlockManager, root: u64, from: u64) -> Result<Option<(u64, V::Value)>, Stop> {
         let mut found = None;

@@ -19,6 +19,7 @@ mod levels;
 mod lookup;
 mod node;
 mod remove;
+mod shrink;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ pub use cursor::Cursor;
 pub use leaves::{LeafPlaces, Leaves, Place};
 pub use levels::Roots;
 pub use node::{NODE, Node};
+pub use shrink::Shrunk;
 
 use crate::block_manager::BlockMut;
 use crate::transaction_manager::TransactionManager;
@@ -53,6 +55,16 @@ pub trait ValueType {
 
     /// A leaf with these values is gone: what they refer to is referred to once less.
     fn dec(&self, tm: &TransactionManager, values: &[Self::Value]) -> impl Future<Output = Result<()>>;
+
+    /// Values that are roots of trees: leaves of those that [`ValueType::dec`] would free. Counts up to `most`.
+    fn exclusive_leaves(
+        &self,
+        _tm: &TransactionManager,
+        _values: &[Self::Value],
+        _most: usize,
+    ) -> impl Future<Output = Result<usize>> {
+        async { Ok(0) }
+    }
 }
 
 /// Values that refer to nothing.

@@ -62,7 +62,7 @@ impl<V: ValueType> BTree<V> {
     }
 
     /// Replaces a root by its only child. The block stays the root.
-    async fn collapse(&self, tm: &TransactionManager, root: &BlockMut<'_>, child: u64) -> Result<()> {
+    pub(super) async fn collapse(&self, tm: &TransactionManager, root: &BlockMut<'_>, child: u64) -> Result<()> {
         let shared = tm.is_shared(child).await?;
         let block = tm.blocks().read(child, &NODE).await?;
         *root.bytes_mut() = *block.bytes();
@@ -76,7 +76,7 @@ impl<V: ValueType> BTree<V> {
     }
 
     /// Merges child `index` with a sibling, or takes entries from it.
-    async fn fill_up(&self, tm: &TransactionManager, parent: &BlockMut<'_>, index: usize) -> Result<()> {
+    pub(super) async fn fill_up(&self, tm: &TransactionManager, parent: &BlockMut<'_>, index: usize) -> Result<()> {
         let left_index = index.saturating_sub(1);
         let right_index = left_index.saturating_add(1);
         let left = self.shadow_child(tm, parent, left_index).await?;

@@ -1,7 +1,7 @@
 //! The format that both space maps share: bitmaps, their index, and the btree of counts above 2 (reference 3.2, 3.3).
 
 use super::bitmap::{self, BITMAP, ENTRIES_PER_BITMAP, MANY};
-use super::{Committed, Index, IndexEntry, SpaceMapRoot};
+use super::{ChangeCost, Committed, Index, IndexEntry, SpaceMapRoot};
 use crate::block_manager::{BlockManager, BlockMut, Stop};
 use crate::btree::{BTree, Plain};
 use crate::transaction_manager::TransactionManager;
@@ -60,6 +60,14 @@ impl<I: Index> CountMap<I> {
     /// Blocks with a count above 0, if whoever wrote the map told the truth.
     pub fn nr_allocated(&self) -> u64 {
         self.nr_allocated.get()
+    }
+
+    /// What changes of counts take at most.
+    pub async fn change_cost(&self, blocks: &BlockManager) -> Result<ChangeCost> {
+        let root = self.overflow_root.get();
+        let overflow_leaves = blocks.look(|blocks| OVERFLOW.try_leaves_at_most(blocks, root)).await?;
+        let nr_blocks = self.nr_blocks();
+        Ok(ChangeCost { nr_blocks, bitmaps: nr_blocks.div_ceil(ENTRIES_PER_BITMAP), overflow_leaves, index_blocks: 0 })
     }
 
     fn check(&self, block: u64) -> Result<()> {
@@ -142,9 +150,13 @@ impl<I: Index> CountMap<I> {
         if new >= MANY {
             let (root, _) = OVERFLOW.insert(tm, self.overflow_root.get(), block, U32::new(new)).await?;
             self.overflow_root.set(root);
+            if stored < MANY {
+                log::trace!("overflow count inserted");
+            }
         } else if stored == MANY {
             let (root, _) = OVERFLOW.remove(tm, self.overflow_root.get(), block).await?;
             self.overflow_root.set(root);
+            log::trace!("overflow count removed");
         }
         change.set(block, old, new);
         Ok(new)

@@ -1,6 +1,7 @@
 //! The counts of another disk's blocks: a thin pool's data disk.
 
-use super::{CountMap, SpaceMapRoot, TreeIndex};
+use super::index::index_blocks;
+use super::{ChangeCost, CountMap, ENTRIES_PER_BITMAP, SpaceMapRoot, TreeIndex};
 use crate::block_manager::{BlockManager, Stop};
 use crate::transaction_manager::TransactionManager;
 use crate::{Error, Result};
@@ -73,9 +74,19 @@ impl DiskMap {
         Ok(self.counts.root(self.counts.index.root()))
     }
 
-    /// Bitmaps changed since the last commit: at most so many btree leaves [`DiskMap::close`] has to copy.
-    pub fn changed_bitmaps(&self) -> u64 {
-        self.counts.index.changed() as u64
+    /// Metadata blocks that [`DiskMap::close`] takes at most for what was changed so far.
+    pub fn close_blocks(&self) -> u64 {
+        (self.counts.index.changed() as u64).min(self.index_blocks())
+    }
+
+    /// What changes of counts take at most, [`DiskMap::close`] included.
+    pub async fn change_cost(&self, blocks: &BlockManager) -> Result<ChangeCost> {
+        let cost = self.counts.change_cost(blocks).await?;
+        Ok(ChangeCost { index_blocks: self.index_blocks(), ..cost })
+    }
+
+    fn index_blocks(&self) -> u64 {
+        index_blocks(self.nr_blocks().div_ceil(ENTRIES_PER_BITMAP))
     }
 
     /// The superblock is durable.

@@ -147,6 +147,12 @@ pub(crate) struct TreeIndex {
 
 const TREE: BTree<Plain<IndexEntry>> = BTree::plain();
 
+/// Nodes of the index of so many bitmaps, at most: 56 of 168 entries are the least in a leaf, 84 of 252 in a node above.
+pub(crate) fn index_blocks(bitmaps: u64) -> u64 {
+    let leaves = bitmaps.div_ceil(56);
+    leaves.saturating_add(leaves.div_ceil(83)).saturating_add(2)
+}
+
 impl TreeIndex {
     /// An index without entries.
     pub async fn create(tm: &TransactionManager) -> Result<TreeIndex> {

@@ -6,7 +6,7 @@
 
 use super::counts::sum;
 use super::index::INDEX;
-use super::{CoreIndex, CountMap, ENTRIES_PER_BITMAP, SpaceMapRoot};
+use super::{ChangeCost, CoreIndex, CountMap, ENTRIES_PER_BITMAP, SpaceMapRoot};
 use crate::block_manager::BlockManager;
 use crate::transaction_manager::TransactionManager;
 use crate::{Error, Result};
@@ -84,6 +84,11 @@ impl MetadataMap {
         self.committed_free.get().saturating_sub(self.taken.get())
     }
 
+    /// Free once the changes applied so far are committed.
+    pub(crate) fn free_blocks_after_commit(&self) -> u64 {
+        self.counts.nr_blocks().saturating_sub(self.counts.nr_allocated())
+    }
+
     /// The count of a block, what is noted included; above 2 it may be any number above 2.
     pub(crate) async fn count_up_to_3(&self, blocks: &BlockManager, block: u64) -> Result<u32> {
         let stored = blocks.look(|blocks| self.counts.try_count_up_to_3(blocks, block)).await?;
@@ -96,6 +101,11 @@ impl MetadataMap {
     pub(crate) async fn count(&self, blocks: &BlockManager, block: u64) -> Result<u32> {
         let stored = blocks.look(|blocks| self.counts.try_count(blocks, block)).await?;
         sum(block, stored, self.noted(block))
+    }
+
+    /// What changes of counts take at most.
+    pub(crate) async fn change_cost(&self, blocks: &BlockManager) -> Result<ChangeCost> {
+        self.counts.change_cost(blocks).await
     }
 
     fn noted(&self, block: u64) -> i64 {
@@ -174,7 +184,7 @@ impl MetadataMap {
     /// The superblock is durable.
     pub(crate) fn committed(&self) {
         self.counts.index.commit();
-        self.committed_free.set(self.counts.nr_blocks().saturating_sub(self.counts.nr_allocated()));
+        self.committed_free.set(self.free_blocks_after_commit());
         self.taken.set(0);
     }
 }

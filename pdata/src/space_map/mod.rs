@@ -33,3 +33,27 @@ pub struct SpaceMapRoot {
     /// Root of the btree of counts above 2.
     pub ref_count_root: U64,
 }
+
+/// How many metadata blocks changes of a map's counts may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangeCost {
+    nr_blocks: u64,
+    bitmaps: u64,
+    overflow_leaves: u64,
+    index_blocks: u64,
+}
+
+impl ChangeCost {
+    /// The most that `changes` of single counts take in one transaction, new overflow leaves aside: each may change a
+    /// bitmap, an overflow leaf and a block of the index of its own, but none of these twice.
+    pub fn blocks(&self, changes: u64) -> u64 {
+        let parts = [self.bitmaps, self.overflow_leaves, self.index_blocks];
+        parts.iter().fold(0, |sum: u64, part| sum.saturating_add(changes.min(*part)))
+    }
+
+    /// The most that new overflow leaves and nodes above them take if as many counts rise above 2. When they are split off
+    /// leaves are at least a third full.
+    pub fn new_leaves(&self, changes: u64) -> u64 {
+        changes.min(self.nr_blocks) / 112 + 4
+    }
+}

@@ -56,6 +56,7 @@ impl Trees {
             75..=84 => self.read().await,
             85..=88 if self.trees.len() < 8 => self.share().await,
             89..=91 if self.trees.len() > 1 => self.delete().await,
+            92 if self.trees.len() > 1 => self.shrink().await,
             92..=94 => self.commit().await,
             95 => self.go_back().await,
             _ => self.remove_one().await,
@@ -181,6 +182,28 @@ impl Trees {
         self.store.tree.delete(&self.store.tm, tree.root).await.unwrap();
     }
 
+    /// Takes leaves off the end; what is left is a tree like any other.
+    async fn shrink(&mut self) {
+        let mut tree = self.trees.swap_remove(self.pick());
+        let (leaves, mut room) = (1 + self.dice.below(8) as usize, self.dice.below(200) as usize);
+        let tm = &self.store.tm;
+        let exclusive = self.store.tree.exclusive_leaves(tm, tree.root, usize::MAX).await.unwrap();
+        let left = core::cell::Cell::new(room);
+        let enough = |values: usize| left.replace(left.get().saturating_sub(values)) >= values;
+        let shrunk = self.store.tree.shrink(tm, tree.root, leaves, enough).await.unwrap();
+        assert!(shrunk.leaves <= leaves.min(exclusive));
+        let Some(root) = shrunk.root else { return };
+        room -= left.get().min(room);
+        assert!(shrunk.leaves == leaves || left.get() < 15, "stopped after {shrunk:?} with {room} values used");
+        tree.root = root;
+        for _ in 0..shrunk.entries {
+            tree.model.pop_last().unwrap();
+        }
+        let now = self.store.tree.exclusive_leaves(tm, root, usize::MAX).await.unwrap();
+        assert!(now + shrunk.leaves <= exclusive + 2, "{exclusive} - {shrunk:?} = {now}");
+        self.trees.push(tree);
+    }
+
     async fn commit(&mut self) {
         self.store.commit().await;
         self.committed = self.trees.iter().map(|tree| (tree.root, tree.model.clone())).collect();
@@ -233,8 +256,18 @@ fn trees_agree_with_maps() {
             trees.commit().await;
             println!("{} trees, at most {} entries", trees.trees.len(), trees.deepest);
             assert!(trees.deepest > 3000, "too small for three levels: {}", trees.deepest);
-            for tree in core::mem::take(&mut trees.trees) {
-                trees.store.tree.delete(&trees.store.tm, tree.root).await.unwrap();
+            while let Some(tree) = trees.trees.pop() {
+                if trees.dice.below(2) == 0 {
+                    trees.store.tree.delete(&trees.store.tm, tree.root).await.unwrap();
+                    continue;
+                }
+                let mut root = Some(tree.root);
+                while let Some(left) = root {
+                    root = trees.store.tree.shrink(&trees.store.tm, left, 60, |_| true).await.unwrap().root;
+                    trees.store.commit().await;
+                    let others = trees.trees.iter().map(|tree| tree.root);
+                    trees.store.check(others.chain(root)).await;
+                }
             }
             trees.store.commit().await;
             trees.store.check([]).await;

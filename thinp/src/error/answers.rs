@@ -45,6 +45,7 @@ answers! {
     "BadMessage" EINVAL Failed = P::BadMessage(_),
     "MessageRefused" EOPNOTSUPP Failed = P::MessageRefused(_),
     "Active" EBUSY Failed = P::Active(_),
+    "Deleting" EBUSY Failed = P::Deleting(_),
     "Reserved" EBUSY Failed = P::Reserved(_),
     "NoFreeId" ENOSPC Failed = P::NoFreeId,
     "Exists" EEXIST Failed = P::Metadata(M::Exists(_)),

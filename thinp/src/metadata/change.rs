@@ -7,14 +7,7 @@ use super::state::Core;
 use super::{Metadata, MetadataError, Result};
 use alloc::rc::Rc;
 use core::cell::Cell;
-use pdata::space_map::ENTRIES_PER_BITMAP;
 use platform::sync::{Notify, Permit, Semaphore};
-
-/// Blocks that one operation takes at most while it frees others: ways down three trees, siblings included.
-const ROOM_TO_FREE: u64 = 24;
-
-/// Free blocks below which nothing begins that takes any.
-const ROOM_TO_TAKE: u64 = 2 * ROOM_TO_FREE;
 
 /// The turnstile of one [`Metadata`].
 pub(super) struct Turns {
@@ -22,6 +15,8 @@ pub(super) struct Turns {
     /// Trees are in pieces.
     in_pieces: Cell<bool>,
     spoilt: Cell<bool>,
+    /// What spoilt the transaction was the only change in it.
+    spoilt_alone: Cell<bool>,
     /// Changes that ended: a lookup that waited for a block in between starts again.
     ended: Cell<u64>,
     end: Notify,
@@ -33,6 +28,7 @@ impl Turns {
             semaphore: Semaphore::new(1),
             in_pieces: Cell::new(false),
             spoilt: Cell::new(false),
+            spoilt_alone: Cell::new(false),
             ended: Cell::new(0),
             end: Notify::new(),
         }
@@ -41,6 +37,11 @@ impl Turns {
     /// Trees can be read now.
     pub fn readable(&self) -> bool {
         !self.in_pieces.get() && !self.spoilt.get()
+    }
+
+    /// The transaction is spoilt, and there was nothing else in it.
+    pub fn spoilt_alone(&self) -> bool {
+        self.spoilt.get() && self.spoilt_alone.get()
     }
 
     /// How many changes have ended.
@@ -79,6 +80,8 @@ pub(super) struct Change<'a> {
     pub core: Rc<Core>,
     turns: &'a Turns,
     stage: Cell<Stage>,
+    /// There was no other change in the transaction before.
+    pub alone: bool,
     _permit: Permit<'a>,
 }
 
@@ -117,6 +120,7 @@ impl Drop for Change<'_> {
     fn drop(&mut self) {
         if self.stage.get() != Stage::Looking {
             self.turns.spoilt.set(true);
+            self.turns.spoilt_alone.set(self.alone);
             // Who waits for the end of this change is told that it was the end of all.
             self.begin();
         }
@@ -140,7 +144,7 @@ impl Metadata {
     /// As [`Metadata::change`], for what frees blocks in the end but needs some on the way.
     pub(super) async fn change_to_free(&self) -> Result<Change<'_>> {
         let change = self.change().await?;
-        if self.room_to_free() { Ok(change) } else { Err(MetadataError::NoMetadataSpace) }
+        if self.spare_blocks() > 0 { Ok(change) } else { Err(MetadataError::NoMetadataSpace) }
     }
 
     /// As [`Metadata::change`], for what takes metadata blocks: refused while only the reserve is left, in which what
@@ -150,30 +154,10 @@ impl Metadata {
         if self.has_room() { Ok(change) } else { Err(MetadataError::NoMetadataSpace) }
     }
 
-    /// There is room for a change that takes metadata blocks, and then for the commit, outside the reserve. If not, a commit
-    /// may bring some: blocks freed since the last one count only after it.
-    pub fn has_room(&self) -> bool {
-        let free = self.core.borrow().tm.free_blocks();
-        free >= self.commit_blocks().saturating_add(ROOM_TO_TAKE) && self.free_metadata_blocks() > 0
-    }
-
-    /// There is room for one more operation that frees blocks, and then for the commit.
-    pub(super) fn room_to_free(&self) -> bool {
-        self.core.borrow().tm.free_blocks() >= self.commit_blocks().saturating_add(ROOM_TO_FREE)
-    }
-
-    /// The most blocks that a commit of what was changed so far takes.
-    fn commit_blocks(&self) -> u64 {
-        let core = self.core.borrow();
-        let metadata_bitmaps = core.tm.nr_blocks().div_ceil(ENTRIES_PER_BITMAP);
-        // A leaf for each device and each bitmap changed, the metadata map itself, and the ways to all these.
-        let leaves = self.devices_changed.get().saturating_add(core.data.changed_bitmaps());
-        leaves.saturating_add(metadata_bitmaps).saturating_add(16)
-    }
-
     /// Waits for a turn, whatever state things are in.
     pub(super) async fn turn(&self) -> Change<'_> {
         let permit = self.turns.semaphore.acquire(1).await;
-        Change { core: self.core(), turns: &self.turns, stage: Cell::new(Stage::Looking), _permit: permit }
+        let alone = !self.any_changes();
+        Change { core: self.core(), turns: &self.turns, stage: Cell::new(Stage::Looking), alone, _permit: permit }
     }
 }

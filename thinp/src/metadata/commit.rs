@@ -2,8 +2,7 @@
 
 use super::change::Change;
 use super::state::Core;
-use super::superblock::{self, Superblock};
-use super::trees::DETAILS;
+use super::superblock;
 use super::{Metadata, MetadataError, Result};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -12,7 +11,7 @@ use platform::block::IoError;
 impl Metadata {
     /// Anything is uncommitted.
     pub fn any_changes(&self) -> bool {
-        self.core.borrow().changed.get() || self.devices.borrow().values().any(|device| device.changed || device.owned)
+        self.core.borrow().changed.get() || self.devices_changed.get() > 0
     }
 
     /// Makes the transaction durable. `flush_data` makes the data durable that new mappings point to; it may overlap the
@@ -22,7 +21,7 @@ impl Metadata {
         self.commit_in(&change, flush_data).await
     }
 
-    async fn commit_in(
+    pub(super) async fn commit_in(
         &self,
         change: &Change<'_>,
         flush_data: impl AsyncFnOnce() -> Result<(), IoError>,
@@ -62,6 +61,28 @@ impl Metadata {
     /// blocks stay. If this fails the metadata is of no further use.
     pub async fn abort(&self) -> Result<()> {
         let change = self.turn().await;
+        for device in self.devices.borrow_mut().values_mut() {
+            device.aborted_with_changes |= device.changed;
+        }
+        let core = self.reopen().await?;
+        core.set_needs_check(true).await?;
+        *self.core.borrow_mut() = Rc::new(core);
+        change.restored();
+        Ok(())
+    }
+
+    /// Drops a transaction in which there was nothing but a change that failed for want of metadata blocks
+    /// ([`Metadata::ran_out_alone`]): as if it had been refused.
+    pub async fn roll_back(&self) -> Result<()> {
+        let change = self.turn().await;
+        let core = self.reopen().await?;
+        *self.core.borrow_mut() = Rc::new(core);
+        change.restored();
+        Ok(())
+    }
+
+    /// The committed state once more, and the devices in core as they are in it.
+    async fn reopen(&self) -> Result<Core> {
         let core = Core::open(&self.runtime, &self.disk, self.cache_blocks, false).await?;
         let ids: Vec<_> = self.devices.borrow().keys().copied().collect();
         for id in ids {
@@ -69,7 +90,6 @@ impl Metadata {
             let mut devices = self.devices.borrow_mut();
             match (found, devices.get_mut(&id)) {
                 (Some((details, root)), Some(device)) => {
-                    device.aborted_with_changes |= device.changed;
                     (device.details, device.root) = (details, root);
                     (device.changed, device.owned) = (false, false);
                 }
@@ -78,11 +98,8 @@ impl Metadata {
                 }
             }
         }
-        core.set_needs_check(true).await?;
         self.devices_changed.set(0);
-        *self.core.borrow_mut() = Rc::new(core);
-        change.restored();
-        Ok(())
+        Ok(core)
     }
 
     /// Sets needs_check in the superblock, on disk at once.
@@ -112,12 +129,15 @@ impl Metadata {
     /// Unlike in Linux `held_root` reaches the disk with the second commit's superblock and not before: a crash finds the
     /// snapshot either complete or not there.
     pub async fn reserve_metadata_snap(&self, flush_data: impl AsyncFn() -> Result<(), IoError>) -> Result<u64> {
-        let change = self.change_with_room().await?;
+        let change = self.change().await?;
         let core = &change.core;
         if let Some(held) = core.superblock.borrow().held_root() {
             return Err(MetadataError::SnapshotHeld(held));
         }
         self.commit_in(&change, &flush_data).await?;
+        if !self.has_room() {
+            return Err(MetadataError::NoMetadataSpace);
+        }
         change.begin_apart();
         let copy = core.committed.get().to_snapshot();
         let block = core.tm.copy_in(&superblock::KIND, &copy.to_block()).await?;
@@ -128,23 +148,5 @@ impl Metadata {
         core.changed.set(true);
         self.commit_in(&change, &flush_data).await?;
         Ok(block)
-    }
-
-    /// Lets the metadata snapshot go, and commits.
-    pub async fn release_metadata_snap(&self, flush_data: impl AsyncFnOnce() -> Result<(), IoError>) -> Result<()> {
-        let change = self.change_to_free().await?;
-        let core = &change.core;
-        let held = core.superblock.borrow().held_root().ok_or(MetadataError::NoSnapshotHeld)?;
-        let copy = {
-            let block = core.tm.blocks().read(held, &superblock::KIND).await?;
-            Superblock::of_snapshot(&block.bytes())?
-        };
-        change.begin_apart();
-        core.tree.devices.delete(&core.tm, copy.mapping_root.get()).await?;
-        DETAILS.delete(&core.tm, copy.details_root.get()).await?;
-        core.tm.dec(held);
-        core.superblock.borrow_mut().held_root.set(0);
-        core.changed.set(true);
-        self.commit_in(&change, flush_data).await
     }
 }

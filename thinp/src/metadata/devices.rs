@@ -77,28 +77,6 @@ impl Metadata {
         Ok(())
     }
 
-    /// Deletes a device that is not open.
-    pub async fn delete(&self, device: DeviceId) -> Result<()> {
-        let change = self.change_to_free().await?;
-        let core = &change.core;
-        self.load(core, device).await?;
-        let (opens, root) = self.with(device, |device| (device.opens, device.root))?;
-        if opens > 0 {
-            return Err(MetadataError::InUse(device));
-        }
-        change.begin_apart();
-        let key = u64::from(device.get());
-        let (details_root, _) = DETAILS.remove(&core.tm, core.details_root(), key).await?;
-        core.set_details_root(details_root);
-        let (mapping_root, _) = core.tree.devices.remove(&core.tm, core.mapping_root(), key).await?;
-        core.set_mapping_root(mapping_root);
-        core.tree.mappings().delete(&core.tm, root).await?;
-        self.devices.borrow_mut().remove(&device);
-        core.tm.settle_some().await?;
-        change.done();
-        Ok(())
-    }
-
     /// Loads a device's details; needed before its mappings can be used. Opens nest.
     pub async fn open_device(&self, device: DeviceId) -> Result<Details> {
         let look = self.look().await?;
@@ -182,7 +160,7 @@ impl Metadata {
         self.devices.borrow_mut().insert(id, device);
     }
 
-    fn forget_if_unused(&self, id: DeviceId) {
+    pub(super) fn forget_if_unused(&self, id: DeviceId) {
         let mut devices = self.devices.borrow_mut();
         if devices.get(&id).is_some_and(|device| device.opens == 0 && !device.changed && !device.owned) {
             devices.remove(&id);

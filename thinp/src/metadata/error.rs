@@ -159,6 +159,15 @@ pub enum MetadataError {
 }
 
 impl MetadataError {
+    /// No metadata block is free, at least none outside the reserve.
+    pub fn is_no_metadata_space(&self) -> bool {
+        match self {
+            MetadataError::NoMetadataSpace => true,
+            MetadataError::Storage(error) => error.is_no_space(),
+            _ => false,
+        }
+    }
+
     /// Of a change or commit: the transaction is not to be committed any more, [`super::Metadata::abort`] is the way on. All
     /// other errors of changes are refusals that changed nothing. Of a lookup it only says that metadata could not be read.
     pub fn spoils(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Mappings of a device: looking up, inserting, removing (reference 6.3, 6.4).
 
 use super::change::Change;
+use super::room::Floor;
 use super::trees::{self, Mappings, Packed};
 use super::{Blocked, DataBlock, MappedRange, Mapping, Metadata, MetadataError, Removed, Result, VirtualBlock};
 use crate::control::DeviceId;
@@ -12,6 +13,9 @@ use smallvec::SmallVec;
 
 /// Mappings removed in one pass through a tree, at most.
 const REMOVED_AT_ONCE: usize = 256;
+
+/// The same while metadata blocks are short: each mapping may need a bitmap and an overflow leaf of its own.
+pub(super) const REMOVED_IN_NEED: usize = 8;
 
 impl Metadata {
     /// Looks a block up if that takes no waiting: the hot path. The device must be open.
@@ -85,6 +89,7 @@ impl Metadata {
     /// Maps a virtual block to a reserved data block, in place of what it was mapped to, and counts the data block.
     pub async fn insert(&self, device: DeviceId, block: VirtualBlock, data: DataBlock) -> Result<()> {
         let change = self.change_with_room().await?;
+        let floor = self.check_room_to_map(&change).await?;
         self.with_open(device, |_| ())?;
         if !self.space.borrow_mut().take_reserved(data) {
             return Err(MetadataError::NotReserved(data));
@@ -104,6 +109,7 @@ impl Metadata {
             device.details.mapped_blocks = device.details.mapped_blocks.saturating_add(u64::from(before.is_none()));
         })?;
         core.tm.settle_some().await?;
+        self.check_left(core, &floor).await?;
         change.done();
         Ok(())
     }
@@ -131,7 +137,7 @@ impl Metadata {
         Ok(())
     }
 
-    /// Removes the mappings in `begin..end`, at most `most` of them; fewer if metadata blocks run out, which is for the
+    /// Removes the mappings in `begin..end`, at most `most` of them; fewer if metadata blocks run short, which is for the
     /// next commit to change.
     pub async fn remove_range(
         &self,
@@ -141,6 +147,7 @@ impl Metadata {
         most: u64,
     ) -> Result<Removed> {
         let change = self.change_to_free().await?;
+        let floor = self.check_room_to_unmap(&change).await?;
         self.with_open(device, |_| ())?;
         let mut removed = Removed::default();
         let mut at = begin.0;
@@ -151,24 +158,28 @@ impl Metadata {
             if first >= end.0 {
                 break;
             }
-            if removed.mappings >= most || !self.room_to_free() {
+            let short = self.is_tight() || self.check_room_to_unmap(&change).await.is_err();
+            if removed.mappings >= most || short && removed.mappings > 0 {
                 removed.next = Some(VirtualBlock(first));
                 break;
             }
-            let most = usize::try_from(most - removed.mappings).unwrap_or(usize::MAX).min(REMOVED_AT_ONCE);
-            at = self.remove_run(&change, device, first, end.0 - 1, most, &mut removed).await?.saturating_add(1);
+            let at_once = if short { REMOVED_IN_NEED } else { REMOVED_AT_ONCE };
+            let most = usize::try_from(most - removed.mappings).unwrap_or(usize::MAX).min(at_once);
+            at =
+                self.remove_run(&change, device, first, end.0 - 1, most, &floor, &mut removed).await?.saturating_add(1);
         }
         Ok(removed)
     }
 
     /// Removes `first` and some of what follows it; returns the last block removed. The tree is whole afterwards.
-    async fn remove_run(
+    pub(super) async fn remove_run(
         &self,
         change: &Change<'_>,
         device: DeviceId,
         first: u64,
         last: u64,
         most: usize,
+        floor: &Floor,
         removed: &mut Removed,
     ) -> Result<u64> {
         let core = &change.core;
@@ -186,6 +197,7 @@ impl Metadata {
             device.details.mapped_blocks = device.details.mapped_blocks.saturating_sub(count);
         })?;
         core.tm.settle_some().await?;
+        self.check_left(core, floor).await?;
         change.done();
         Ok(gone.last().map_or(first, |(block, _)| *block))
     }

@@ -6,13 +6,14 @@
 mod change;
 pub mod check;
 mod commit;
-
 mod data_space;
+mod delete;
 mod devices;
 pub mod dump;
 mod error;
 mod mappings;
 pub mod restore;
+mod room;
 mod state;
 mod superblock;
 mod trees;
@@ -22,6 +23,7 @@ pub use error::MetadataError;
 use self::change::Turns;
 use self::data_space::Space;
 use self::devices::Device;
+use self::room::Room;
 use self::state::Core;
 use crate::control::DeviceId;
 use alloc::collections::BTreeMap;
@@ -128,6 +130,7 @@ pub struct Metadata {
     devices_changed: Cell<u64>,
     space: RefCell<Space>,
     turns: Turns,
+    room: Room,
 }
 
 impl Metadata {
@@ -147,7 +150,7 @@ impl Metadata {
                 Core::format(runtime, &disk, cache_blocks, data_block_sectors, data_blocks).await?
             }
         };
-        Ok(Metadata {
+        let metadata = Metadata {
             runtime: runtime.clone(),
             disk,
             cache_blocks,
@@ -157,7 +160,10 @@ impl Metadata {
             devices_changed: Cell::new(0),
             space: RefCell::default(),
             turns: Turns::new(),
-        })
+            room: Room::default(),
+        };
+        metadata.costs(&metadata.core()).await?;
+        Ok(metadata)
     }
 
     fn core(&self) -> Rc<Core> {

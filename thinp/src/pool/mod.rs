@@ -2,10 +2,12 @@
 
 mod check;
 mod commit;
+mod delete;
 mod message;
 mod mode;
 mod passdown;
 
+pub(crate) use delete::Deletion;
 pub(crate) use mode::Reserved;
 
 use crate::control::{DeviceId, DiscardPolicy, DiskBlocks, Mode, Status};
@@ -13,7 +15,7 @@ use crate::error::{Error, OpenError, PoolDisk};
 use crate::metadata::{Details, Metadata, OpenMode};
 use crate::open::{Format, inspect};
 use crate::thin::{Device, Scratch, Thin};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -96,6 +98,8 @@ pub(crate) struct Inner {
     devices: RefCell<BTreeMap<DeviceId, Weak<Device>>>,
     /// One change of the set of devices at a time, checks included.
     control: Semaphore,
+    /// Devices that are being deleted, step by step.
+    deleting: RefCell<BTreeSet<DeviceId>>,
     /// The device that holds the pool's records, once it was found or made.
     pub(crate) reserved: Cell<Option<DeviceId>>,
     formatted: bool,
@@ -141,6 +145,7 @@ impl Pool {
             meta_disk: meta,
             devices: RefCell::default(),
             control: Semaphore::new(1),
+            deleting: RefCell::default(),
             reserved: Cell::new(None),
             formatted: mode != OpenMode::Existing,
         });
@@ -238,6 +243,7 @@ impl Pool {
     pub async fn create_snap(&self, device: DeviceId, origin: DeviceId) -> Result<(), Error> {
         self.control(Needs::Space, async move |inner: Rc<Inner>| {
             inner.check_not_reserved(origin)?;
+            inner.check_not_deleting(origin)?;
             let active = inner.active(origin);
             let quiet = match &active {
                 Some(active) => Some(active.quiesce().await),
@@ -245,17 +251,6 @@ impl Pool {
             };
             inner.change(async || inner.metadata.create_snap(device, origin).await).await?;
             drop(quiet);
-            inner.commit().await
-        })
-        .await
-    }
-
-    /// Deletes a device that is not active, and commits.
-    pub async fn delete(&self, device: DeviceId) -> Result<(), Error> {
-        self.control(Needs::Nothing, async move |inner: Rc<Inner>| {
-            inner.check_not_reserved(device)?;
-            inner.check_not_active(device)?;
-            inner.change(async || inner.metadata.delete(device).await).await?;
             inner.commit().await
         })
         .await
@@ -278,18 +273,6 @@ impl Pool {
             let block = inner.changed(result).await?;
             inner.look_at_space();
             Ok(block)
-        })
-        .await
-    }
-
-    /// Lets the metadata snapshot go.
-    pub async fn release_metadata_snap(&self) -> Result<(), Error> {
-        self.control(Needs::Nothing, async move |inner: Rc<Inner>| {
-            let _held = inner.commits.hold().await;
-            let result = inner.metadata.release_metadata_snap(async || inner.data.flush().await).await;
-            inner.changed(result).await?;
-            inner.look_at_space();
-            Ok(())
         })
         .await
     }
@@ -329,6 +312,7 @@ impl Pool {
         self.detached(async move {
             let _control = inner.control.acquire(1).await;
             inner.check_working()?;
+            inner.check_not_deleting(device)?;
             if let Some(active) = inner.active(device) {
                 return Ok(Thin::new(active));
             }
@@ -425,6 +409,10 @@ impl Inner {
 
     pub(crate) fn check_not_reserved(&self, device: DeviceId) -> Result<(), Error> {
         if self.reserved.get() == Some(device) { Err(Error::Reserved(device)) } else { Ok(()) }
+    }
+
+    pub(crate) fn check_not_deleting(&self, device: DeviceId) -> Result<(), Error> {
+        if self.deleting.borrow().contains(&device) { Err(Error::Deleting(device)) } else { Ok(()) }
     }
 
     pub(crate) fn check_not_active(&self, device: DeviceId) -> Result<(), Error> {

@@ -241,22 +241,37 @@ impl Inner {
         self.state.metadata_is_low.set(metadata);
     }
 
-    /// Makes one change of the metadata: what every change goes through. Where only uncommitted frees lack, commits
-    /// and tries again.
+    /// Makes one change of the metadata: what every change goes through. Where only uncommitted frees lack, or the change is
+    /// to have a transaction of its own, commits and tries again.
     pub(crate) async fn change<T>(
         self: &Rc<Self>,
         operation: impl AsyncFn() -> metadata::Result<T>,
     ) -> Result<T, Error> {
-        let mut result = operation().await;
-        if matches!(result, Err(MetadataError::NoMetadataSpace)) && self.metadata.any_changes() {
+        let result = loop {
+            match operation().await {
+                Err(MetadataError::NoMetadataSpace) if self.metadata.any_changes() => self.commit().await?,
+                Err(error) if error.is_no_metadata_space() => break self.ran_out(error).await?,
+                result => break self.changed(result).await?,
+            }
+        };
+        if self.metadata.is_tight() {
             self.commit().await?;
-            result = operation().await;
         }
-        if matches!(result, Err(MetadataError::NoMetadataSpace)) {
-            self.set_mode(Mode::OutOfMetadataSpace);
-            return Err(Error::Refused(Mode::OutOfMetadataSpace));
+        Ok(result)
+    }
+
+    /// A change found too few metadata blocks: it is refused, if need be after it was undone.
+    async fn ran_out<T>(self: &Rc<Self>, error: MetadataError) -> Result<T, Error> {
+        if error.spoils() {
+            if !self.metadata.ran_out_alone() {
+                return Err(self.abort(error).await);
+            }
+            if let Err(error) = self.metadata.roll_back().await {
+                return Err(self.abort(error).await);
+            }
         }
-        self.changed(result).await
+        self.set_mode(Mode::OutOfMetadataSpace);
+        Err(Error::Refused(Mode::OutOfMetadataSpace))
     }
 
     /// Takes the result of a change into account.

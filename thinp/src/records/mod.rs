@@ -11,7 +11,7 @@ mod page;
 use crate::control::{DeviceId, Mode};
 use crate::error::Error;
 use crate::metadata::{Metadata, MetadataError, VirtualBlock};
-use crate::pool::{Inner, Needs, Pool, Reserved};
+use crate::pool::{Deletion, Inner, Needs, Pool, Reserved};
 use crate::thin::Thin;
 use alloc::collections::BTreeSet;
 use alloc::rc::Rc;
@@ -126,7 +126,8 @@ impl Records {
     }
 
     /// Changes devices and pages in one commit: all of it is durable on success, none of it after an error, unless the
-    /// pool left write mode. Works on a full pool if it makes no new page.
+    /// pool left write mode. Works on a full pool if it makes no new page. Devices to delete that are too large for one
+    /// transaction ([`Pool::is_large`]) are emptied before that: write down first that they are to be deleted.
     pub async fn apply(&self, changes: &[Change], pages: &[(u32, Vec<u8>)]) -> Result<(), Error> {
         if let Some((_, payload)) = pages.iter().find(|(_, payload)| payload.len() > Self::PAGE_CAPACITY_BYTES) {
             return Err(Error::PageTooLong { len: payload.len(), most: Self::PAGE_CAPACITY_BYTES });
@@ -134,8 +135,24 @@ impl Records {
         let frees = changes.iter().all(|change| matches!(change, Change::Delete(_)));
         let needs = if frees { Needs::Nothing } else { Needs::Space };
         let (this, changes, pages) = (self.clone(), changes.to_vec(), pages.to_vec());
-        let work = async move |inner: Rc<Inner>| this.apply_alone(&inner, &changes, &pages).await;
-        self.0.pool.control(needs, work).await
+        let pool = self.0.pool.clone();
+        let work = async move {
+            let _deletions = this.begin_deletions(&changes).await?;
+            let work = async move |inner: Rc<Inner>| this.apply_alone(&inner, &changes, &pages).await;
+            pool.control(needs, work).await
+        };
+        self.0.pool.detached(work).await
+    }
+
+    /// Makes the devices that are to be deleted small enough for one transaction.
+    async fn begin_deletions(&self, changes: &[Change]) -> Result<Vec<Deletion>, Error> {
+        let mut deletions = Vec::new();
+        for change in changes {
+            if let Change::Delete(device) = *change {
+                deletions.push(self.0.pool.begin_deletion(device).await?);
+            }
+        }
+        Ok(deletions)
     }
 
     async fn apply_alone(&self, inner: &Rc<Inner>, changes: &[Change], pages: &[(u32, Vec<u8>)]) -> Result<(), Error> {
@@ -182,7 +199,7 @@ impl Records {
         }
         for change in changes {
             if let Change::Delete(device) = *change
-                && let Err(error) = metadata.delete(device).await
+                && let Err(error) = delete(metadata, device).await
             {
                 return Err(inner.abort(error).await);
             }
@@ -281,8 +298,6 @@ async fn check_changes(inner: &Rc<Inner>, changes: &[Change]) -> Result<(), Erro
     }
     for change in changes {
         if let Change::Delete(device) = *change {
-            inner.check_not_reserved(device)?;
-            inner.check_not_active(device)?;
             if !known.remove(&device) {
                 return Err(MetadataError::NoDevice(device).into());
             }
@@ -295,12 +310,18 @@ async fn check_changes(inner: &Rc<Inner>, changes: &[Change]) -> Result<(), Erro
 async fn undo(inner: &Rc<Inner>, made: Vec<DeviceId>, refusal: MetadataError) -> Error {
     if !refusal.spoils() {
         for device in made.into_iter().rev() {
-            if let Err(error) = inner.metadata.delete(device).await {
+            if let Err(error) = delete(&inner.metadata, device).await {
                 return inner.abort(error).await;
             }
         }
     }
     inner.failed(refusal).await
+}
+
+/// Deletes a device within the open transaction.
+async fn delete(metadata: &Metadata, device: DeviceId) -> Result<(), MetadataError> {
+    while !metadata.delete(device).await? {}
+    Ok(())
 }
 
 /// Makes the reserved device with its first page; called alone.

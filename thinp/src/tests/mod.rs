@@ -9,6 +9,7 @@ mod model;
 mod modes;
 mod opening;
 mod records;
+mod steps;
 mod writes;
 
 use crate::control::DeviceId;

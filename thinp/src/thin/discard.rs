@@ -48,7 +48,8 @@ impl Device {
             from = removed.next;
         }
         drop(lock);
-        if self.pool.mode() == Mode::OutOfMetadataSpace {
+        // Whoever waits for space gets it with the commit.
+        if matches!(self.pool.mode(), Mode::OutOfDataSpace | Mode::OutOfMetadataSpace) {
             return self.pool.commit().await;
         }
         self.pool.bound_passdown().await

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// Judgements under way at most.
 const ASKED_MAX: usize = 12;
@@ -46,13 +47,14 @@ fn old_thin_check() -> Option<&'static Path> {
 pub fn ask(disk: &MemDisk) -> Option<Asked> {
     let (old, new) = (old_thin_check()?, tools()?.join("thin_check"));
     let file = temporary_file(disk);
-    let start = |tool: &Path| {
-        // Of damage they may not return.
-        let mut command = Command::new("timeout");
-        command.arg("30").arg(tool).arg(&file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().unwrap()
-    };
-    Some(Asked { old: start(old), new: start(&new), file })
+    Some(Asked { old: start(old, &file), new: start(&new, &file), file })
+}
+
+fn start(tool: &Path, file: &Path) -> Child {
+    // Of damage they may not return.
+    let mut command = Command::new("timeout");
+    command.arg("30").arg(tool).arg(file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
 }
 
 impl Asked {
@@ -62,10 +64,20 @@ impl Asked {
             let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
             if out.status.success() { Ok(()) } else { Err(format!("{}: {text}", out.status)) }
         };
-        let verdicts = Verdicts { old: verdict(self.old), new: verdict(self.new) };
+        let mut verdicts = Verdicts { old: verdict(self.old), new: verdict(self.new) };
+        // The machine's contexts for asynchronous I/O, of which 0.9 takes one each, may all be in use.
+        for _ in 0..50 {
+            let Some(old) = old_thin_check().filter(|_| is_out_of_contexts(&verdicts.old)) else { break };
+            std::thread::sleep(Duration::from_millis(200));
+            verdicts.old = verdict(start(old, &self.file));
+        }
         std::fs::remove_file(&self.file).unwrap();
         verdicts
     }
+}
+
+fn is_out_of_contexts(verdict: &Result<(), String>) -> bool {
+    verdict.as_ref().is_err_and(|why| why.contains("io_setup failed"))
 }
 
 /// Demands that both tools are content with each of many images.

@@ -13,4 +13,5 @@ mod judge;
 mod model;
 mod random;
 mod restores;
+mod steps;
 mod traps;

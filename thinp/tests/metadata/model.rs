@@ -3,6 +3,7 @@
 use crate::harness::*;
 use platform::block::Disk;
 use platform::mem::MemDisk;
+use platform::task::block_on_ready;
 use std::collections::{BTreeMap, BTreeSet};
 use thinp::control::DeviceId;
 use thinp::metadata::{DataBlock, Metadata, MetadataError, VirtualBlock};
@@ -212,7 +213,7 @@ impl Driver {
         let gone: Vec<u64> = all.take(removed.mappings as usize).collect();
         assert!(
             removed.mappings <= most
-                && (removed.mappings == most || self.metadata.free_metadata_blocks() == 0 || removed.next.is_none())
+                && (removed.mappings == most || self.metadata.is_tight() || removed.next.is_none())
         );
         let gone: BTreeSet<u64> = gone.iter().map(|block| mappings.remove(block).unwrap()).collect();
         let next = mappings.range(begin.0..end.0).next().map(|(block, _)| VirtualBlock(*block));
@@ -345,8 +346,12 @@ impl Driver {
     }
 
     fn refused(&mut self, error: MetadataError, expected: MetadataError, is_right: bool) {
-        if error == MetadataError::NoMetadataSpace {
+        if error.is_no_metadata_space() {
             self.count("no metadata space");
+            if error.spoils() {
+                assert!(self.metadata.ran_out_alone());
+                block_on_ready(self.metadata.roll_back()).unwrap();
+            }
         } else {
             assert_eq!(error, expected);
             assert!(is_right, "{error}");

@@ -121,7 +121,7 @@ pub const FLOORS: &[(&str, u64)] = &[
     ("overflow count removed", 20_000),
     ("allocation went on to the next bitmap", 10),
     ("cached block evicted", 50_000),
-    ("dirty blocks written early", 20),
+    ("dirty blocks written early", 5),
     ("out of data space", 200),
     ("out of data space, and back", 200),
     ("out of metadata space", 10),

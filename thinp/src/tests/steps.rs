@@ -1,0 +1,127 @@
+//! Deleting what is large, and running out of space, while other I/O goes on.
+
+use super::{BLOCK, World, id, run};
+use crate::control::Mode;
+use crate::error::Error;
+use crate::metadata::{VirtualBlock, check};
+use crate::{Pool, PoolOptions};
+use core::time::Duration;
+use platform::mem::MemDisk;
+use std::rc::Rc;
+
+/// Mappings without data: by the metadata alone, for it is their number that matters.
+async fn map_many(pool: &Pool, device: u64, blocks: u64) {
+    let metadata = &pool.0.metadata;
+    metadata.open_device(id(device)).await.unwrap();
+    for block in 0..blocks {
+        let data = metadata.reserve_data_block().await.unwrap();
+        metadata.insert(id(device), VirtualBlock(block), data).await.unwrap();
+    }
+    metadata.close_device(id(device));
+    pool.commit().await.unwrap();
+}
+
+async fn sound(world: &World) {
+    let disk = platform::block::Disk::new(world.meta.contents());
+    let report = check::check(&world.runtime, &disk, 1 << 20).await.unwrap();
+    assert!(report.problems.is_empty(), "{:#?}", report.problems);
+}
+
+#[test]
+fn a_large_device_is_deleted_while_others_write() {
+    const LARGE: u64 = 200_000;
+    let meta = MemDisk::new(4000 * 8);
+    let disks = run(1, meta, MemDisk::new((LARGE + 1000) * BLOCK), async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        pool.create_thin(id(7)).await.unwrap();
+        map_many(&pool, 7, LARGE).await;
+        assert!(pool.is_large(id(7)).await.unwrap() && !pool.is_large(id(0)).await.unwrap());
+        let deleter = pool.clone();
+        let deleted = Rc::new(core::cell::Cell::new(false));
+        let done = deleted.clone();
+        let deleting = world.runtime.spawner.spawn(async move {
+            let result = deleter.delete(id(7)).await;
+            done.set(true);
+            result
+        });
+        let mut writes = 0;
+        while !deleted.get() {
+            world.write(&thin, writes % 500 * BLOCK, 1, 0x11).await.unwrap();
+            if writes == 0 {
+                assert_eq!(pool.open_thin(id(7), None).await.err(), Some(Error::Deleting(id(7))));
+                assert_eq!(pool.create_snap(id(8), id(7)).await, Err(Error::Deleting(id(7))));
+                assert_eq!(pool.delete(id(7)).await, Err(Error::Deleting(id(7))));
+            }
+            thin.flush().await.unwrap();
+            writes += 1;
+        }
+        deleting.await.unwrap().unwrap();
+        assert!(writes >= 2, "only {writes} writes had their turn");
+        assert_eq!(pool.status().data_used_blocks, writes.min(500));
+        sound(&world).await;
+
+        // The next one is interrupted, and goes on after the power cut.
+        pool.create_thin(id(8)).await.unwrap();
+        map_many(&pool, 8, LARGE).await;
+        let deleter = pool.clone();
+        world.runtime.spawner.spawn(async move { deleter.delete(id(8)).await });
+        while pool.status().data_used_blocks > LARGE - 10_000 {
+            world.write(&thin, 0, 1, 0x22).await.unwrap();
+        }
+        world.cut()
+    });
+    run(2, disks.0, disks.1, async |world| {
+        sound(&world).await;
+        let pool = world.open().await;
+        let used = pool.status().data_used_blocks;
+        assert!(used > 1000, "{used}: it was cut off too late to show anything");
+        pool.delete(id(8)).await.unwrap();
+        assert!(pool.status().data_used_blocks <= 500);
+        sound(&world).await;
+    });
+}
+
+/// Metadata is full, by writes that go on until they fail. Nothing that was acknowledged is lost, nobody asks for a check, and
+/// once there is space again, writes succeed within a second, whichever way it came.
+#[test]
+fn full_metadata_takes_writes_again_when_there_is_space() {
+    for (seed, way) in ["delete", "discard", "release", "growth"].into_iter().enumerate() {
+        run(10 + seed as u64, MemDisk::new(150 * 8), MemDisk::new(40_000 * BLOCK), async move |world| {
+            let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+            pool.create_thin(id(1)).await.unwrap();
+            map_many(&pool, 1, 2_000).await;
+            if way == "release" {
+                pool.reserve_metadata_snap().await.unwrap();
+                pool.delete(id(1)).await.unwrap();
+            }
+            let mut written = 0;
+            let error = loop {
+                // Far apart, so that leaves are soon needed.
+                match world.write(&thin, written * 97 % 39_000 * BLOCK, 1, 0x44).await {
+                    Ok(()) => written += 1,
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error, Error::Refused(Mode::OutOfMetadataSpace), "{way}, after {written} blocks");
+            assert!(!pool.status().needs_check && written > 1000);
+            match way {
+                "delete" => pool.delete(id(1)).await.unwrap(),
+                "discard" => thin.discard(0, 30_000 * BLOCK).await.unwrap(),
+                "release" => pool.release_metadata_snap().await.unwrap(),
+                _ => {
+                    world.meta.resize(400 * 8);
+                    pool.grow().await.unwrap();
+                }
+            }
+            world.runtime.timers.sleep(Duration::from_secs(1)).await;
+            assert_eq!((pool.status().mode, pool.status().needs_check), (Mode::Write, false), "{way}");
+            world.write(&thin, 39_500 * BLOCK, BLOCK, 0x55).await.unwrap();
+            thin.flush().await.unwrap();
+            let kept = (0..written).map(|n| n * 97 % 39_000).filter(|block| way != "discard" || *block >= 30_000);
+            for block in kept.step_by(13) {
+                world.expect(&thin, block * BLOCK, 1, 0x44).await;
+            }
+            sound(&world).await;
+        });
+    }
+}
