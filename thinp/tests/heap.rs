@@ -115,7 +115,9 @@ async fn life(runtime: &Runtime, mappings: u64) -> Result<(), MetadataError> {
     metadata.create_snap(snapshot, origin).await?;
     insert(&metadata, origin, (0..mappings / 100).map(|_| roll())).await?;
     metadata.close_device(origin);
-    metadata.delete(origin).await?;
+    while !metadata.delete(origin).await? {
+        metadata.commit(async || Ok(())).await?;
+    }
     metadata.commit(async || Ok(())).await?;
     assert_eq!(metadata.open_device(snapshot).await?.mapped_blocks, DATA_BLOCKS - metadata.free_data_blocks());
     Ok(())

@@ -51,9 +51,9 @@ impl ChangeCost {
         parts.iter().fold(0, |sum: u64, part| sum.saturating_add(changes.min(*part)))
     }
 
-    /// The most that new overflow leaves and nodes above them take if as many counts rise above 2. When they are split off
-    /// leaves are at least a third full.
+    /// What new overflow leaves and nodes above them take if as many counts rise above 2: leaves are half full when they are
+    /// split off.
     pub fn new_leaves(&self, changes: u64) -> u64 {
-        changes.min(self.nr_blocks) / 112 + 4
+        changes.min(self.nr_blocks) / 168 + 2
     }
 }

@@ -53,11 +53,12 @@ impl Turns {
     pub async fn wait_readable(&self) -> Result<()> {
         loop {
             let end = self.end.notified();
-            if self.spoilt.get() {
-                return Err(MetadataError::Spoilt);
-            }
-            if !self.in_pieces.get() {
+            if self.readable() {
                 return Ok(());
+            }
+            // What was alone is undone before the next change.
+            if self.spoilt.get() && !self.spoilt_alone() {
+                return Err(MetadataError::Spoilt);
             }
             end.await;
         }
@@ -131,7 +132,10 @@ impl Drop for Change<'_> {
 impl Metadata {
     /// Waits for a turn to look at what only changes in turns.
     pub(super) async fn look(&self) -> Result<Change<'_>> {
-        let turn = self.turn().await;
+        let mut turn = self.turn().await;
+        if self.turns.spoilt_alone() {
+            self.undo(&mut turn).await?;
+        }
         if self.turns.spoilt.get() { Err(MetadataError::Spoilt) } else { Ok(turn) }
     }
 

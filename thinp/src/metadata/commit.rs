@@ -74,9 +74,15 @@ impl Metadata {
     /// Drops a transaction in which there was nothing but a change that failed for want of metadata blocks
     /// ([`Metadata::ran_out_alone`]): as if it had been refused.
     pub async fn roll_back(&self) -> Result<()> {
-        let change = self.turn().await;
+        // Whoever has the next turn does it.
+        self.look().await.map(|_| ())
+    }
+
+    /// Undoes the only change of the transaction.
+    pub(super) async fn undo(&self, change: &mut Change<'_>) -> Result<()> {
         let core = self.reopen().await?;
         *self.core.borrow_mut() = Rc::new(core);
+        (change.core, change.alone) = (self.core(), true);
         change.restored();
         Ok(())
     }

@@ -14,9 +14,9 @@ use pdata::space_map::{ChangeCost, ENTRIES_PER_BITMAP};
 /// Blocks that one change takes at most for the ways down three trees, siblings included, but without the counts.
 const WAYS: u64 = 24;
 
-/// Counts of data blocks that one change of mappings changes at most: of three leaves that it duplicates, and of what it
+/// Counts of data blocks that one change of mappings changes at most: of two leaves that it duplicates, and of what it
 /// removes.
-const DATA_CHANGES_MAX: u64 = 4 * 252;
+const DATA_CHANGES_MAX: u64 = 3 * 252;
 
 /// Counts of metadata blocks that it changes at most: of the children of two nodes on each of three levels.
 const METADATA_CHANGES_MAX: u64 = 6 * 252;

@@ -210,7 +210,8 @@ impl Driver {
         let status = self.pool().status();
         let free = status.metadata_total_blocks - status.metadata_used_blocks;
         let with_reserve = free + (status.metadata_total_blocks / 10).min(4096);
-        free == 0 || with_reserve < 48 + 16 + DEVICES + 8
+        // For the commit, for the change, and for a discard and a delete after it.
+        free == 0 || with_reserve < 48 + 16 + DEVICES + 8 + 40
     }
 
     /// The status line is as the model has it. Metadata blocks are compared elsewhere, with the space map on disk.

@@ -119,6 +119,9 @@ impl<E, S: AsyncFnMut(&mut Vec<u8>) -> Result<(), E>> Reader<S> {
         };
         let name_end = inside.find(|c: char| c.is_ascii_whitespace()).unwrap_or(inside.len());
         let (name, mut rest) = inside.split_at(name_end);
+        if name.is_empty() {
+            return Err(wrong("a tag has no name"));
+        }
         let mut attributes: Vec<(&str, &str)> = Vec::new();
         loop {
             rest = rest.trim_ascii_start();
@@ -134,9 +137,6 @@ impl<E, S: AsyncFnMut(&mut Vec<u8>) -> Result<(), E>> Reader<S> {
             }
             attributes.push((attribute.0, attribute.1));
             rest = attribute.2;
-        }
-        if name.is_empty() {
-            return Err(wrong("a tag has no name"));
         }
         Ok(Tag { line, kind, name, attributes })
     }
