@@ -12,12 +12,17 @@
 //! - [`array`], [`bitset`]: values by index, in a btree of blocks.
 //! - [`check`]: recounts everything on a disk.
 //!
+//! Two targets show that it is enough: the thin pool, and in `tests/library/cache_target` the metadata of Linux's cache
+//! target, which the Linux tools read and make.
+//!
 //! A target puts the roots of its trees and space maps into a superblock. To commit it closes its maps, writes out, flushes,
 //! writes the superblock alone, flushes again. A crash at any point finds the superblock of before or after, and everything
 //! that it leads to.
 //!
 //! What only looks is a plain call that stops at a block which is not cached ([`Stop`]); what may have to read a block is
-//! `async`. Of one transaction, one change runs at a time; that is for the target to see to.
+//! `async`. Of one transaction, one change runs at a time; that is for the target to see to. A change that failed half-way
+//! leaves the open transaction in disorder, and what is committed as it was: the target drops the [`TransactionManager`]
+//! and opens another.
 //!
 //! Sections named "reference" are those of the project's description of dm-thin's format and behaviour.
 //!

@@ -3,6 +3,7 @@
 mod arrays;
 mod cache;
 mod cache_target;
+mod faults;
 mod harness;
 mod levels;
 mod maps;
