@@ -5,7 +5,7 @@ use crate::harness::*;
 use pdata::array::Array;
 use pdata::bitset::Bitset;
 use pdata::block_manager::BlockManager;
-use pdata::btree::BTree;
+use pdata::btree::{BTree, Node};
 use pdata::check::{Checker, Counts, Walk};
 use pdata::space_map::{DiskMap, SpaceMapRoot};
 use pdata::{Result, TransactionManager};
@@ -235,17 +235,18 @@ impl Target {
 async fn check(disk: &MemDisk, roots: Roots) -> Contents {
     let blocks = || blocks_on(Disk::new(disk.clone()), 500);
     let mut checker = Checker::new(blocks(), roots.maps.1.nr_blocks.get());
-    let (mut walk, mut counts) = (Walk::default(), Counts::new(roots.maps.0.nr_blocks.get()));
-    let mut count = |_: &mut Checker, _, value: Long| {
-        counts.add(value.block.get());
-    };
+    let (mut walk, mut counts) = (Walk::default(), Counts::new(roots.maps.0.nr_blocks.get(), 1 << 20));
     checker.metadata.add(0);
     for root in [roots.tree, roots.snapshot].into_iter().filter(|root| *root != 0) {
-        walk.tree(&mut checker, root, &mut count).await;
+        let count = |_: &mut Checker, _: &Node<'_>, values: &[Long]| {
+            values.iter().for_each(|value| counts.add(value.block.get()));
+        };
+        walk.tree(&mut checker, root, count).await;
     }
     let snapshot = (roots.array_snapshot, 400);
     for (root, len) in [(roots.array, roots.len), snapshot].into_iter().filter(|(root, _)| *root != 0) {
-        walk.array(&mut checker, root, len, &mut count).await;
+        let count = |_: &mut Checker, _, value: Long| counts.add(value.block.get());
+        walk.array(&mut checker, root, len, count).await;
     }
     walk.array(&mut checker, roots.bits, roots.len_bits.div_ceil(64), |_, _, _: U64| ()).await;
     compare(checker, roots.maps, counts).await;
