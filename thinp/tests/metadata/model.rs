@@ -189,12 +189,11 @@ impl Driver {
                 self.count(if before.is_some() { "break sharing" } else { "provision" });
                 true
             }
-            Err(MetadataError::NoMetadataSpace) => {
+            Err(error) => {
                 self.metadata.unreserve_data_block(data);
-                self.count("no metadata space");
+                self.refused(error, MetadataError::NoMetadataSpace, true);
                 false
             }
-            Err(error) => panic!("{error}"),
         }
     }
 
