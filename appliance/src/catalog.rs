@@ -73,6 +73,9 @@ pub struct VolumeRecord {
     /// Who may use it.
     #[n(6)]
     pub export: Option<Access>,
+    /// It is being deleted, which takes more than one commit: nobody may use it any more.
+    #[cbor(n(7), default)]
+    pub deleting: bool,
 }
 
 /// A page of the reserved device makes no sense.
@@ -293,6 +296,7 @@ impl Catalog {
                 read_only: false,
                 identity: identity(*id),
                 export: None,
+                deleting: false,
             })
         });
         dropped.into_iter().chain(found).collect()
@@ -407,6 +411,7 @@ mod tests {
             read_only: false,
             identity: [device as u8; 16],
             export: (initiators > 0).then_some(Access::Initiators(names)),
+            deleting: false,
         }
     }
 

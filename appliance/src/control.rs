@@ -148,6 +148,7 @@ impl Control for Manager {
                     read_only: false,
                     identity: self.service.new_identity(),
                     export: None,
+                    deleting: false,
                 };
                 served.change(&[Change::CreateThin(device)], [Edit::Put(record)].into()).await
             })
@@ -158,7 +159,7 @@ impl Control for Manager {
     async fn create_snapshot(&self, origin: &VolumeName, new: NewSnapshot) -> Result<Volume, ControlError> {
         self.service
             .alone(async |served| {
-                let of = served.catalog().named(origin.as_str()).cloned().ok_or_else(|| no_volume(origin))?;
+                let of = living(served, origin)?;
                 let of_device = DeviceId::new(of.device.into()).ok_or_else(|| no_volume(origin))?;
                 let device = vacant(served, &new.name).await?;
                 let record = VolumeRecord {
@@ -169,6 +170,7 @@ impl Control for Manager {
                     read_only: false,
                     identity: self.service.new_identity(),
                     export: None,
+                    deleting: false,
                 };
                 let change = Change::CreateSnap { device, origin: of_device };
                 served.change(&[change], [Edit::Put(record)].into()).await
@@ -184,27 +186,37 @@ impl Control for Manager {
     }
 
     async fn delete_volume(&self, name: &VolumeName) -> Result<(), ControlError> {
-        let deleted = self.service.alone(async |served| {
+        let large = self.service.alone(async |served| {
             let device = device_of(served, name)?;
             if self.service.unit(device).is_some() {
                 return Err(ServiceError::InUse(name.to_string()));
             }
-            match served.adopted() {
-                true => served.change(&[Change::Delete(device)], [Edit::Remove(device)].into()).await,
-                false => {
-                    served.pool.delete(device).await?;
-                    served.change(&[], [Edit::Remove(device)].into()).await
-                }
+            if !served.adopted() {
+                served.pool.delete(device).await?;
+                served.change(&[], [Edit::Remove(device)].into()).await?;
+                return Ok(None);
             }
+            if !served.pool.is_large(device).await? {
+                served.remove(device).await?;
+                return Ok(None);
+            }
+            // Written down first: a power cut must not leave a volume that looks whole and has lost blocks.
+            let record = served.catalog().of(device).cloned().ok_or_else(|| no_volume(name))?;
+            let record = VolumeRecord { export: None, deleting: true, ..record };
+            served.change(&[], [Edit::Put(record)].into()).await?;
+            Ok(Some(device))
         });
-        Ok(deleted.await?)
+        Ok(match large.await? {
+            Some(device) => self.service.finish_deletion(device).await?,
+            None => (),
+        })
     }
 
     async fn set_export(&self, name: &VolumeName, rule: Option<Export>) -> Result<Volume, ControlError> {
         let access = rule.map(access_of);
         self.service
             .alone(async |served| {
-                let mut record = served.catalog().named(name.as_str()).cloned().ok_or_else(|| no_volume(name))?;
+                let mut record = living(served, name)?;
                 if access.is_some() && record.size_bytes.is_none() {
                     return Err(ServiceError::SizeUnset(name.to_string()));
                 }
@@ -230,7 +242,7 @@ impl Manager {
 
     /// Growing never shows what a volume held before it was made smaller.
     async fn resize(&self, served: &Served, name: &VolumeName, size_bytes: u64) -> Result<(), ServiceError> {
-        let mut record = served.catalog().named(name.as_str()).cloned().ok_or_else(|| no_volume(name))?;
+        let mut record = living(served, name)?;
         let device = device_of(served, name)?;
         let unit = self.service.unit(device);
         let smaller = record.size_bytes.is_some_and(|old| size_bytes < old);
@@ -333,6 +345,15 @@ fn device_of(served: &Served, name: &VolumeName) -> Result<DeviceId, ServiceErro
     let catalog = served.catalog();
     let record = catalog.named(name.as_str()).ok_or_else(|| no_volume(name))?;
     DeviceId::new(record.device.into()).ok_or_else(|| no_volume(name))
+}
+
+/// The record of a volume that is not being deleted.
+fn living(served: &Served, name: &VolumeName) -> Result<VolumeRecord, ServiceError> {
+    let record = served.catalog().named(name.as_str()).cloned().ok_or_else(|| no_volume(name))?;
+    match DeviceId::new(record.device.into()) {
+        Some(device) if record.deleting => Err(thinp::Error::Deleting(device).into()),
+        _ => Ok(record),
+    }
 }
 
 fn no_volume(name: &VolumeName) -> ServiceError {

@@ -109,7 +109,11 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
         stopping.want_power_off();
     });
     match startup::open(&runtime, &disks, &service, cache_blocks, &*console).await {
-        Ok(served) => service.serve(served),
+        Ok(served) => {
+            service.serve(served);
+            let service = service.clone();
+            runtime.spawner.spawn(async move { service.finish_deletions().await });
+        }
         Err(reason) => service.give_up(reason),
     }
     let serving = portal.clone();

@@ -200,6 +200,25 @@ impl Service {
         work(&self.served()?).await
     }
 
+    /// Deletes a large volume whose record says that it is to be deleted. Other changes have their turn meanwhile.
+    pub(crate) async fn finish_deletion(&self, device: DeviceId) -> Result<(), ServiceError> {
+        self.served()?.pool.shrink_to_delete(device).await?;
+        self.alone(async |served| served.remove(device).await).await
+    }
+
+    /// Goes on with the deletions that a power cut interrupted.
+    pub(crate) async fn finish_deletions(&self) {
+        let Ok(served) = self.served() else { return };
+        let deleting: Vec<_> = served.catalog().volumes().filter(|record| record.deleting).cloned().collect();
+        for VolumeRecord { name, device, .. } in deleting {
+            let Some(id) = DeviceId::new(device.into()) else { continue };
+            match self.finish_deletion(id).await {
+                Ok(()) => log::info!("volume {name} is deleted"),
+                Err(error) => log::error!("volume {name} is still to be deleted: {error}"),
+            }
+        }
+    }
+
     /// The iSCSI name of a volume's target.
     pub fn target_name(&self, name: &str) -> String {
         format!("{}:{name}", self.settings.iqn_prefix)
@@ -268,6 +287,11 @@ impl Served {
         }
         self.catalog.borrow_mut().enter_plan(plan)?;
         Ok(())
+    }
+
+    /// Deletes a device with its record. The caller keeps other changes away.
+    pub(crate) async fn remove(&self, device: DeviceId) -> Result<(), ServiceError> {
+        self.change(&[Change::Delete(device)], [Edit::Remove(device)].into()).await
     }
 
     /// Makes the records agree with the devices (design decision 6).

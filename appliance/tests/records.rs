@@ -38,7 +38,7 @@ impl Dice {
         let size_bytes = (self.below(4) > 0).then(|| self.below(1 << 40) as u64);
         let origin = (self.below(2) == 0).then(|| self.identity());
         let (read_only, identity, export) = (self.below(2) == 0, self.identity(), self.access());
-        VolumeRecord { device, name, size_bytes, origin, read_only, identity, export }
+        VolumeRecord { device, name, size_bytes, origin, read_only, identity, export, deleting: self.below(4) == 0 }
     }
 
     fn appliance(&self) -> ApplianceRecord {
@@ -188,18 +188,24 @@ fn a_length_from_the_disk_allocates_nothing_by_itself() {
 }
 
 #[test]
-fn a_record_of_a_later_version_is_read() {
+fn a_record_of_another_version_is_read() {
     let mut catalog = Catalog::new(CAPACITY_BYTES);
-    let record = Dice(Seeded::from_u64(1)).record(7, "v7".into());
+    let record = VolumeRecord { deleting: false, ..Dice(Seeded::from_u64(1)).record(7, "v7".into()) };
     let plan = catalog.plan(vec![Edit::Put(record.clone())]).unwrap();
     let mut page = plan.pages[0].1.clone();
     catalog.enter_plan(plan).unwrap();
-    // One record, an array of 7 fields: give it an eighth, of a shape that nobody knows.
-    assert_eq!(page[..2], [0x81, 0x87]);
-    page[1] = 0x88;
+    // One record, an array of 8 fields. An earlier version had 7, without the last, which is `false`.
+    assert_eq!((&page[..2], page.last()), (&[0x81, 0x88][..], Some(&0xf4)));
+    let mut earlier = page.clone();
+    earlier[1] = 0x87;
+    earlier.pop();
+    // A later one has a ninth, of a shape that nobody knows.
+    page[1] = 0x89;
     page.extend([0xa1, 0x61, b'x', 0x82, 0x01, 0x02]);
-    let read = Catalog::decode(&[Vec::new(), page], CAPACITY_BYTES).unwrap();
-    assert_eq!(read.volumes().collect::<Vec<_>>(), [&record]);
+    for page in [earlier, page] {
+        let read = Catalog::decode(&[Vec::new(), page], CAPACITY_BYTES).unwrap();
+        assert_eq!(read.volumes().collect::<Vec<_>>(), [&record]);
+    }
 }
 
 #[test]

@@ -54,6 +54,12 @@ impl Pool {
         Ok(self.0.metadata.is_large(device).await?)
     }
 
+    /// Takes so much from a device that is not active that one transaction can delete the rest.
+    pub async fn shrink_to_delete(&self, device: DeviceId) -> Result<(), Error> {
+        let pool = self.clone();
+        self.detached(async move { pool.begin_deletion(device).await.map(drop) }).await
+    }
+
     /// Claims a device and makes it so small that one transaction can delete it.
     pub(crate) async fn begin_deletion(&self, device: DeviceId) -> Result<Deletion, Error> {
         let begin = async move |inner: Rc<Inner>| Deletion::begin(&inner, device);

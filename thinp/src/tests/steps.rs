@@ -4,6 +4,7 @@ use super::{BLOCK, World, id, run};
 use crate::control::Mode;
 use crate::error::Error;
 use crate::metadata::{VirtualBlock, check};
+use crate::records::{Change, Records};
 use crate::{Pool, PoolOptions};
 use core::time::Duration;
 use platform::mem::MemDisk;
@@ -124,4 +125,27 @@ fn full_metadata_takes_writes_again_when_there_is_space() {
             sound(&world).await;
         });
     }
+}
+
+#[test]
+fn a_large_device_goes_with_its_record() {
+    run(20, MemDisk::new(4000 * 8), MemDisk::new(110_000 * BLOCK), async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        let records = Records::create(&pool).await.unwrap();
+        records.apply(&[Change::CreateThin(id(7))], &[(0, b"seven".to_vec())]).await.unwrap();
+        map_many(&pool, 7, 100_000).await;
+        assert!(pool.is_large(id(7)).await.unwrap());
+        // A refusal comes before anything is taken away.
+        let active = pool.open_thin(id(7), None).await.unwrap();
+        assert_eq!(records.apply(&[Change::Delete(id(7))], &[]).await, Err(Error::Active(id(7))));
+        drop(active);
+        let used = pool.status().data_used_blocks;
+        pool.shrink_to_delete(id(7)).await.unwrap();
+        assert!(pool.status().data_used_blocks < used && !pool.is_large(id(7)).await.unwrap());
+        world.write(&thin, 0, 1, 0x11).await.unwrap();
+        records.apply(&[Change::Delete(id(7))], &[(0, b"gone".to_vec())]).await.unwrap();
+        assert_eq!(records.read(0).await.unwrap(), b"gone");
+        assert!(!pool.devices().await.unwrap().iter().any(|(device, _)| *device == id(7)));
+        sound(&world).await;
+    });
 }
