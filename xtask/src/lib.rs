@@ -6,7 +6,7 @@
 //! - [`nbd`] serves disks with a volatile cache that a simulated power cut loses; [`http`] is a small client.
 //! - [`mutants`] builds products with a fault put in, which the tests must notice.
 //! - [`packages`] installs what is missing; [`process`] runs other programs so that none is left behind.
-//! - [`run`], [`suite`], [`bench`], [`tidy`] and [`tools`] are the chores themselves.
+//! - [`run`], [`suite`], [`fuzz`], [`bench`], [`tidy`] and [`tools`] are the chores themselves.
 //!
 //! Nothing of the product depends on this crate.
 //!
@@ -19,6 +19,7 @@
 pub mod bench;
 pub mod console;
 pub mod dice;
+pub mod fuzz;
 pub mod http;
 pub mod image;
 pub mod machine;

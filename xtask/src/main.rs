@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 use xtask::dice::Dice;
 use xtask::nbd::{Flush, Server, Supply};
-use xtask::{bench, image, mutants, run, suite, tidy, tools};
+use xtask::{bench, fuzz, image, mutants, run, suite, tidy, tools};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND [options]
@@ -21,6 +21,7 @@ usage: cargo xtask COMMAND [options]
   bench boot how fast it boots, how big it is, how little memory it needs
   bench pdata what metadata operations cost, in time and in heap
   pool       check, dump or restore metadata images: gossamer-pool
+  fuzz       look for damaged metadata that upsets what reads it
   tidy       check the rules of the house
   mutants    build an image with a fault put in
   nbd        serve files as disks whose power can be cut
@@ -54,6 +55,7 @@ fn command() -> Result<bool> {
         "test" => suite::run(&root, &mut parser, false),
         "soak" => suite::run(&root, &mut parser, true),
         "bench" => bench::run(&root, &mut parser),
+        "fuzz" => fuzz::run(&root, &mut parser),
         "build" => {
             println!("{}", image::build(&root)?.display());
             Ok(true)

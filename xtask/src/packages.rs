@@ -23,6 +23,7 @@ pub const TEST: &[&str] = &[
     "binutils",
     "dmsetup",
     "e2fsprogs",
+    "g++",
     "gcc",
     "kmod",
     "libc6-dev",

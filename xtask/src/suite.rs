@@ -23,6 +23,9 @@ usage: cargo xtask test|soak [options]
 /// A stage that takes longer is broken. All of them together fit into 40 minutes on two cores.
 const STAGE_LIMIT: Duration = Duration::from_secs(1500);
 
+/// For all targets of the fuzzer together, times the effort.
+const FUZZ_SECONDS: u64 = 60;
+
 /// What became of tests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -127,6 +130,9 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     test.args(["test", "--locked", "--no-fail-fast"]).env("EFFORT", options.effort.to_string());
     let mut stages = vec![Stage { name: "unit, property and tidy".into(), commands: vec![test] }];
     stages.push(kernel_comparison(&options)?);
+    let mut fuzz = process::tied(std::env::current_exe()?);
+    fuzz.args(["fuzz", "--seconds", &(FUZZ_SECONDS * options.effort).to_string()]);
+    stages.push(Stage { name: "fuzz".into(), commands: vec![fuzz] });
     stages.extend(end_to_end(&options, &image)?);
     for stage in stages {
         if options.only.as_ref().is_some_and(|part| !stage.name.contains(part.as_str())) {

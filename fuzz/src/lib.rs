@@ -1,0 +1,58 @@
+//! Coverage-guided fuzzing of what reads a metadata disk: `cargo xtask fuzz TARGET` (libFuzzer, on stable Rust).
+//!
+//! - [`image`] turns a fuzzer's bytes into a disk: a small pool made by `thinp`, changed in a few places, its checksums
+//!   made right again, so that the fuzzer gets behind them;
+//! - [`disk`] is that disk, of a bounded size and cheap to make;
+//! - [`run`] does one execution within the budget of memory.
+//!
+//! The targets under `src/bin` may return any error. They must not panic, loop for ever (libFuzzer's `-timeout`) or
+//! allocate more than [`BUDGET_BYTES`].
+#![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod image;
+
+use cap::Cap;
+use platform::Runtime;
+use platform::buf::BufPool;
+use platform::random::Seeded;
+use platform::task::{Executor, block_on_ready};
+use platform::time::{Clock, Instant, Timers};
+use std::alloc::System;
+use std::rc::Rc;
+
+/// What one execution may have allocated at a time: the heap that a pool of any size gets by with.
+pub const BUDGET_BYTES: usize = 64 << 20;
+
+/// Metadata blocks in the cache: few, so that it is always full.
+pub const CACHE_BLOCKS: usize = 16;
+
+/// An allocation beyond its limit fails, which ends the process: libFuzzer keeps the input.
+#[global_allocator]
+static HEAP: Cap<System> = Cap::new(System, usize::MAX);
+
+struct NoTime;
+
+impl Clock for NoTime {
+    fn now(&self) -> Instant {
+        Instant::default()
+    }
+}
+
+/// A runtime whose tasks are never run: everything that is fuzzed completes at once.
+pub fn runtime() -> Runtime {
+    Runtime {
+        spawner: Executor::new().spawner(),
+        timers: Timers::new(Rc::new(NoTime)),
+        random: Rc::new(Seeded::from_u64(1)),
+        bufs: BufPool::new(1 << 20),
+    }
+}
+
+/// Runs `test` within the budget, over what the harness holds already.
+pub fn run(test: impl Future<Output = ()>) {
+    image::prepare();
+    HEAP.set_limit(HEAP.allocated() + BUDGET_BYTES).expect("the limit is above what is allocated");
+    block_on_ready(test);
+    HEAP.set_limit(usize::MAX).expect("no limit");
+}
