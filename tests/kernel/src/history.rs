@@ -426,7 +426,11 @@ impl Player<'_> {
             true => played.data_blocks - self.dice.between(1, 3),
             false => (played.data_blocks + self.dice.between(0, 8)).min(most).max(played.data_blocks),
         };
-        Op::GrowData { blocks }
+        // Deviation 12: in Linux a reload ends the mode, also one that brings no space.
+        match self.ours.status().mode {
+            Mode::OutOfDataSpace if blocks == played.data_blocks => Op::Status,
+            _ => Op::GrowData { blocks },
+        }
     }
 
     /// Closes the pool and opens it again, with other features.

@@ -30,6 +30,7 @@ impl Metadata {
         if self.any_changes() {
             self.write_devices(&change.core).await?;
             change.core.commit(flush_data).await?;
+            self.look_for_more();
             self.devices_changed.set(0);
             self.devices.borrow_mut().retain(|_, device| {
                 device.changed = false;
@@ -83,6 +84,7 @@ impl Metadata {
         let core = self.reopen().await?;
         *self.core.borrow_mut() = Rc::new(core);
         (change.core, change.alone) = (self.core(), true);
+        self.was_too_little();
         change.restored();
         Ok(())
     }

@@ -62,6 +62,8 @@ impl Costs {
 pub(super) struct Room {
     /// What is left for discards and deletes, as last calculated.
     held_back: Cell<u64>,
+    /// With so many free blocks a change was undone for want of more: until there are more it is not tried again.
+    too_few: Cell<u64>,
     tight: Cell<bool>,
 }
 
@@ -72,7 +74,20 @@ impl Metadata {
     /// There is room for a change that takes metadata blocks, and then for the commit, outside the reserve. If not, a commit
     /// may bring some: blocks freed since the last one count only after it.
     pub fn has_room(&self) -> bool {
-        self.spare_blocks() >= self.room.held_back.get().max(WAYS) && self.free_metadata_blocks() > 0
+        let enough = self.core.borrow().tm.free_blocks() > self.room.too_few.get();
+        enough && self.spare_blocks() >= self.room.held_back.get().max(WAYS) && self.free_metadata_blocks() > 0
+    }
+
+    /// A change of mappings was undone with so many blocks free as there are now.
+    pub(super) fn was_too_little(&self) {
+        self.room.too_few.set(self.core.borrow().tm.free_blocks());
+    }
+
+    /// Forgets that once there are more.
+    pub(super) fn look_for_more(&self) {
+        if self.core.borrow().tm.free_blocks() > self.room.too_few.get() {
+            self.room.too_few.set(0);
+        }
     }
 
     /// Free blocks beyond what the commit takes, and one change besides the counts that it changes.

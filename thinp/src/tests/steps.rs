@@ -149,3 +149,25 @@ fn a_large_device_goes_with_its_record() {
         sound(&world).await;
     });
 }
+
+/// Both disks have grown, and both maps are full: more data needs more metadata.
+#[test]
+fn a_pool_that_is_full_in_both_ways_grows() {
+    run(30, MemDisk::new(150 * 8), MemDisk::new(40_000 * BLOCK), async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        let mut written = 0;
+        while world.write(&thin, written * 97 % 39_000 * BLOCK, 1, 0x44).await.is_ok() {
+            written += 1;
+        }
+        assert_eq!(pool.status().mode, Mode::OutOfMetadataSpace);
+        world.meta.resize(600 * 8);
+        world.data.resize(300_000 * BLOCK);
+        pool.grow().await.unwrap();
+        let status = pool.status();
+        assert_eq!((status.metadata_total_blocks, status.data_total_blocks), (600, 300_000));
+        assert_eq!((status.mode, status.needs_check), (Mode::Write, false));
+        world.write(&thin, 39_900 * BLOCK, 1, 0x44).await.unwrap();
+        pool.commit().await.unwrap();
+        sound(&world).await;
+    });
+}
