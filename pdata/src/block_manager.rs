@@ -15,16 +15,20 @@ use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, Ref, RefCell, RefMut};
+use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
-use platform::block::{Bufs, Completion, Disk, IoError, Op};
+use platform::block::{Bufs, Completion, Disk, IoError, Op, SECTOR_BYTES};
 use platform::buf::{Buf, BufPool};
 use platform::sync::{Notify, Semaphore};
 use smallvec::SmallVec;
 
 /// Most writes under way at once.
 const WRITES_IN_FLIGHT_MAX: usize = 64;
+
+/// Most blocks in one write: enough that the request costs little next to its blocks.
+const WRITE_BLOCKS_MAX: usize = 8;
 
 /// Why a plain call that reads blocks did not get through.
 #[derive(Debug, Clone, Copy)]
@@ -294,8 +298,12 @@ impl BlockManager {
 
     /// Writes a block past the cache, sealed.
     pub async fn write_raw(&self, number: u64, kind: &BlockKind, block: &Block) -> Result<()> {
-        let buf = self.bufs.wait(BLOCK_BYTES).await.map_err(|_| Error::NoMemory)?;
-        self.start_write(number, kind, block, buf).await.result.map_err(|source| write_failed(number, source))
+        let mut buf = self.bufs.wait(BLOCK_BYTES).await.map_err(|_| Error::NoMemory)?;
+        if let Some(bytes) = buf.first_chunk_mut() {
+            *bytes = *block;
+            kind.seal(bytes, number);
+        }
+        self.start_write(number, buf).await.result.map_err(|source| write_failed(number, source))
     }
 
     /// Overwrites a block with zeroes, past the cache, durably.
@@ -360,15 +368,17 @@ impl BlockManager {
         let mut frames = core::mem::take(&mut self.cache.borrow_mut().dirty);
         frames.retain(|frame| frame.dirty.get());
         frames.sort_unstable_by_key(|frame| frame.number.get());
+        let mut frames = VecDeque::from(frames);
         let mut under_way = UnderWay { manager: self, writes: VecDeque::new(), failure: None };
-        for frame in frames {
-            let Some(buf) = under_way.buffer().await else {
-                self.cache.borrow_mut().dirty.push(frame);
-                continue;
+        while let Some(first) = frames.front().map(|frame| frame.number.get()) {
+            let neighbours = frames.iter().zip(first..).take_while(|(frame, number)| frame.number.get() == *number);
+            let Some(buf) = under_way.buffer(neighbours.take(self.write_blocks_max()).count()).await else {
+                self.cache.borrow_mut().dirty.extend(frames);
+                break;
             };
-            frame.dirty.set(false);
-            let completion = self.start_write(frame.number.get(), frame.kind, &frame.bytes.borrow(), buf);
-            under_way.writes.push_back((frame, completion));
+            let run: Run = (0..buf.len() / BLOCK_BYTES).filter_map(|_| frames.pop_front()).collect();
+            let completion = self.start_write_out(first, &run, buf);
+            under_way.writes.push_back((run, completion));
         }
         while under_way.reap().await {}
         under_way.failure.map_or(Ok(()), Err)
@@ -379,13 +389,26 @@ impl BlockManager {
         self.disk.flush().await.map_err(Error::Flush)
     }
 
-    fn start_write(&self, number: u64, kind: &BlockKind, block: &Block, mut buf: Buf) -> Completion {
-        if let Some(bytes) = buf.first_chunk_mut::<BLOCK_BYTES>() {
-            *bytes = *block;
-            kind.seal(bytes, number);
+    /// Most blocks in one write. The pool of buffers may be small, and others use it, too.
+    fn write_blocks_max(&self) -> usize {
+        let transfer = usize::try_from(self.disk.limits().transfer_sectors_max / BLOCK_SECTORS).unwrap_or(usize::MAX);
+        transfer.min(self.bufs.budget_bytes() / BLOCK_BYTES / 4).clamp(1, WRITE_BLOCKS_MAX)
+    }
+
+    /// Starts to write neighbours, from `first` on.
+    fn start_write_out(&self, first: u64, run: &[Rc<Frame>], mut buf: Buf) -> Completion {
+        let (blocks, _) = buf.as_chunks_mut::<BLOCK_BYTES>();
+        for (bytes, frame) in blocks.iter_mut().zip(run) {
+            frame.dirty.set(false);
+            *bytes = *frame.bytes.borrow();
+            frame.kind.seal(bytes, frame.number.get());
         }
-        let sector = number.saturating_mul(BLOCK_SECTORS);
-        self.disk.start(Op::Write { fua: false }, sector, BLOCK_SECTORS, Bufs::from_iter([buf]))
+        self.start_write(first, buf)
+    }
+
+    fn start_write(&self, number: u64, buf: Buf) -> Completion {
+        let sectors = (buf.len() / SECTOR_BYTES) as u64;
+        self.disk.start(Op::Write { fua: false }, number.saturating_mul(BLOCK_SECTORS), sectors, Bufs::from_iter([buf]))
     }
 
     async fn fetch(&self, number: u64, kind: &'static BlockKind) -> Result<Box<Block>> {
@@ -437,25 +460,31 @@ impl Drop for Loading<'_> {
     }
 }
 
+/// Neighbours that one request writes.
+type Run = SmallVec<[Rc<Frame>; WRITE_BLOCKS_MAX]>;
+
 /// The writes of one write-out, oldest first.
 struct UnderWay<'a> {
     manager: &'a BlockManager,
-    writes: VecDeque<(Rc<Frame>, Completion)>,
+    writes: VecDeque<(Run, Completion)>,
     failure: Option<Error>,
 }
 
 impl UnderWay<'_> {
-    /// A buffer for one more write, after as many completions as that takes; none once something failed.
-    async fn buffer(&mut self) -> Option<Buf> {
+    /// A buffer for one more write, of `blocks` blocks or if need be of one, after as many completions as that takes; none
+    /// once something failed.
+    async fn buffer(&mut self, blocks: usize) -> Option<Buf> {
+        self.reap_completed();
         loop {
             if self.failure.is_some() {
                 return None;
             }
             if self.writes.len() < WRITES_IN_FLIGHT_MAX {
-                if let Ok(buf) = self.manager.bufs.alloc(BLOCK_BYTES) {
+                if let Ok(buf) = self.manager.bufs.alloc(blocks.saturating_mul(BLOCK_BYTES)) {
                     return Some(buf);
                 }
                 if self.writes.is_empty() {
+                    // Whoever has the other buffers may wait for this write-out: one block has to do.
                     let waited = self.manager.bufs.wait(BLOCK_BYTES).await;
                     self.failure = waited.as_ref().err().map(|_| Error::NoMemory);
                     return waited.ok();
@@ -465,13 +494,83 @@ impl UnderWay<'_> {
         }
     }
 
+    /// Takes over what has completed by now: its buffer is the next to be used, while the processor's cache still has it.
+    fn reap_completed(&mut self) {
+        while let Some(done) = self.writes.front_mut().and_then(|(_, completion)| completion.now_or_never()) {
+            if let Some((run, _)) = self.writes.pop_front() {
+                self.finish(&run, done.result);
+            }
+        }
+    }
+
     /// Waits for the oldest write; false if there is none.
     async fn reap(&mut self) -> bool {
-        let Some((frame, completion)) = self.writes.pop_front() else { return false };
-        if let Err(source) = completion.await.result {
-            self.failure.get_or_insert(write_failed(frame.number.get(), source));
-            self.manager.mark_dirty(&frame);
-        }
+        let Some((run, completion)) = self.writes.pop_front() else { return false };
+        self.finish(&run, completion.await.result);
         true
+    }
+
+    fn finish(&mut self, run: &[Rc<Frame>], result: Result<(), IoError>) {
+        if let Err(source) = result {
+            self.failure.get_or_insert(write_failed(run.first().map_or(0, |frame| frame.number.get()), source));
+            run.iter().for_each(|frame| self.manager.mark_dirty(frame));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::space_map::BITMAP;
+    use platform::block::{BlockDevice, Io, Limits};
+    use platform::mem::MemDisk;
+    use platform::task::block_on_ready;
+
+    /// Notes the writes, and fails those to one sector.
+    struct Noting {
+        disk: MemDisk,
+        writes: Rc<RefCell<Vec<(u64, u64)>>>,
+        bad_sector: Rc<Cell<Option<u64>>>,
+    }
+
+    impl BlockDevice for Noting {
+        fn limits(&self) -> Limits {
+            self.disk.limits()
+        }
+
+        fn submit(&self, io: Io) {
+            let (sector, sectors) = (io.request().sector, io.request().sectors);
+            self.writes.borrow_mut().push((sector / BLOCK_SECTORS, sectors / BLOCK_SECTORS));
+            match self.bad_sector.get().filter(|bad| (sector..sector + sectors).contains(bad)) {
+                Some(sector) => {
+                    let op = io.request().op;
+                    io.complete(Err(IoError::Device { op, sector }));
+                }
+                None => self.disk.submit(io),
+            }
+        }
+    }
+
+    #[test]
+    fn neighbours_are_written_together_and_stay_dirty_together() {
+        let (disk, writes, bad_sector) = (MemDisk::new(1000 * BLOCK_SECTORS), Rc::default(), Rc::default());
+        let device = Noting { disk: disk.clone(), writes: Rc::clone(&writes), bad_sector: Rc::clone(&bad_sector) };
+        let blocks = BlockManager::new(Disk::new(device), BufPool::new(1 << 20), 100);
+        for number in (100..120).chain([130]).rev() {
+            blocks.create(number, &BITMAP, &[number as u8; BLOCK_BYTES]);
+        }
+        bad_sector.set(Some(110 * BLOCK_SECTORS));
+        assert!(matches!(block_on_ready(blocks.write_out()), Err(Error::Io { block: 108, action: "written", .. })));
+        assert_eq!(writes.take(), [(100, 8), (108, 8)]);
+        bad_sector.set(None);
+        block_on_ready(blocks.write_out()).unwrap();
+        assert_eq!(writes.take(), [(108, 8), (116, 4), (130, 1)]);
+        block_on_ready(blocks.write_out()).unwrap();
+        assert!(writes.take().is_empty(), "nothing is dirty any more");
+        for number in (100..120).chain([130]) {
+            let bytes = disk.peek(number * BLOCK_BYTES as u64, BLOCK_BYTES);
+            BITMAP.verify(bytes.first_chunk().unwrap(), number).unwrap();
+            assert_eq!(bytes[BLOCK_BYTES - 1], number as u8);
+        }
     }
 }

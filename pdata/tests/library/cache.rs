@@ -133,7 +133,9 @@ fn a_write_out_keeps_many_writes_under_way_and_a_failed_block_stays_dirty() {
         let failing = Rc::new(Cell::new(true));
         let rule = failing.clone();
         let fault = Fault::new(Rc::new(store.disk.clone()), move |request| {
-            let fails = rule.get() && matches!(request.op, Op::Write { .. }) && request.sector % 40 == 0;
+            // Every fifth block is bad.
+            let bad = request.sector.next_multiple_of(40) < request.sector + request.sectors;
+            let fails = rule.get() && matches!(request.op, Op::Write { .. }) && bad;
             fails.then_some(IoError::Device { op: request.op, sector: request.sector })
         });
         store.tm = pdata::TransactionManager::open(blocks_on(Disk::new(fault), 400), &store.roots.1).await.unwrap();

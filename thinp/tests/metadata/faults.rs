@@ -69,7 +69,7 @@ fn every_nth_request_fails() {
             if left.get() > 0 {
                 failed.unwrap();
                 println!("{} requests failed, one at a time", n - 1);
-                assert!(n > 100);
+                assert!(n > 50);
                 return;
             }
             let error = failed.expect_err("a failed request went unnoticed");

@@ -103,7 +103,7 @@ fn trap_8_held_root_changes_with_the_last_write() {
         let judge = Judge::default();
         let states = states.take();
         let held = |state: &&MemDisk| word(state, image::HELD_ROOT) != 0;
-        assert!(states.iter().filter(held).count() > 1 && states.len() > 20);
+        assert!(states.iter().filter(held).count() > 1 && states.len() > 5, "{} writes", states.len());
         for (n, state) in states.iter().enumerate() {
             check(state);
             judge.must_be_clean(state, format!("after write {n}"));
