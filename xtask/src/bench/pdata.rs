@@ -35,6 +35,8 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser) -> Result<bool> {
 fn costs(root: &Path, quick: bool) -> Result<bool> {
     let mut command = cargo(root);
     command.args(["bench", "--quiet", "--package", "thinp", "--bench", "pdata", "--"]);
+    // The image maps its memory with large pages; here the C library has to be asked for them.
+    command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     if quick {
         command.arg("--quick");
     } else {
