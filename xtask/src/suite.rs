@@ -130,7 +130,8 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     test.args(["test", "--locked", "--no-fail-fast"]).env("EFFORT", options.effort.to_string());
     let mut stages = vec![Stage { name: "unit, property and tidy".into(), commands: vec![test] }];
     stages.push(kernel_comparison(&options)?);
-    let mut fuzz = process::tied(std::env::current_exe()?);
+    // By its name: the build has replaced the file that this program was started from.
+    let mut fuzz = process::tied(std::env::current_exe()?.with_file_name("xtask"));
     fuzz.args(["fuzz", "--seconds", &(FUZZ_SECONDS * options.effort).to_string()]);
     stages.push(Stage { name: "fuzz".into(), commands: vec![fuzz] });
     stages.extend(end_to_end(&options, &image)?);
