@@ -129,11 +129,15 @@ impl BlockDevice for MetadataDisk {
             Op::Read => {}
             _ => {
                 let bytes = request.sector * SECTOR_BYTES as u64;
-                assert_eq!((request.sectors, bytes % METADATA_BLOCK_BYTES), (8, 0), "metadata is written by blocks");
-                let block = bytes / METADATA_BLOCK_BYTES;
-                self.0.superblocks.set(self.0.superblocks.get() + u64::from(block == 0));
-                let before = || self.0.disk.peek(bytes, METADATA_BLOCK_BYTES as usize);
-                self.0.unflushed.borrow_mut().entry(block).or_insert_with(before);
+                let whole = (request.sectors % 8, bytes % METADATA_BLOCK_BYTES) == (0, 0);
+                assert!(whole, "metadata is written by blocks");
+                let first = bytes / METADATA_BLOCK_BYTES;
+                assert!(first > 0 || request.sectors == 8, "the superblock is written alone");
+                self.0.superblocks.set(self.0.superblocks.get() + u64::from(first == 0));
+                for block in first..first + request.sectors / 8 {
+                    let before = || self.0.disk.peek(block * METADATA_BLOCK_BYTES, METADATA_BLOCK_BYTES as usize);
+                    self.0.unflushed.borrow_mut().entry(block).or_insert_with(before);
+                }
             }
         }
         self.0.disk.submit(io);
