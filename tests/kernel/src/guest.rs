@@ -103,13 +103,9 @@ fn answers_of(text: &str, histories: &[&Played]) -> Result<Vec<Vec<String>>> {
         for step in &played.steps {
             let line = lines.next().with_context(|| format!("the guest did not answer {}", step.op))?;
             if line.starts_with("DIED") {
-                compare::answers(played, &mine)?;
-                bail!(
-                    "the guest, at {} (ours: {}): {line}; before:\n{}",
-                    step.op,
-                    step.answer,
-                    tail(&told(played, &mine))
-                );
+                let before = compare::answers(played, &mine).err().map_or_else(String::new, |error| error.to_string());
+                let told = tail(&told(played, &mine));
+                bail!("the guest, at {} (ours: {}): {line}; {before}; before:\n{told}", step.op, step.answer);
             }
             mine.push(line.to_owned());
         }

@@ -145,6 +145,11 @@ pub async fn play(ours: &mut Ours, start: Start, mut dice: Dice, operations: usi
     player.played
 }
 
+/// Blocks that the extent touches.
+fn touched_blocks(at: Extent, block_sectors: u64) -> u64 {
+    (at.sector + at.sectors).div_ceil(block_sectors) - at.sector / block_sectors
+}
+
 /// The whole blocks within the extent.
 fn whole_blocks(at: Extent, block_sectors: u64) -> Extent {
     let begin = at.sector.next_multiple_of(block_sectors);
@@ -179,9 +184,13 @@ impl Player<'_> {
         let answer = self.ours.apply(&op).await;
         let ok = answer == "ok";
         match &mut op {
-            Op::Write { id, kind, .. } if answer == "queued" => {
-                *kind = WriteKind::Queued;
-                self.queued = Some(*id);
+            Op::Write { id, at, kind, .. } => {
+                let touched = touched_blocks(*at, self.played.start.block_sectors);
+                self.surely_free_blocks = self.surely_free_blocks.saturating_sub(touched);
+                if answer == "queued" {
+                    *kind = WriteKind::Queued;
+                    self.queued = Some(*id);
+                }
             }
             Op::OpenPool(arguments) if ok => self.arguments = *arguments,
             Op::OpenThin { id, sectors, .. } if ok => {
@@ -337,11 +346,14 @@ impl Player<'_> {
         let id = ids[self.dice.below(ids.len() as u64) as usize];
         let (mut at, block, size) = (self.extent(id), self.played.start.block_sectors, self.active[&id].sectors);
         let status = self.ours.status();
-        let touched = |at: Extent| (at.sector + at.sectors).div_ceil(block) - at.sector / block;
+        let touched = |at| touched_blocks(at, block);
         let free_blocks = status.data_total_blocks - status.data_used_blocks;
-        if !self.arguments.features.error_if_no_space && free_blocks < touched(at) {
-            // Only a write of one block waits as a whole.
-            at.sectors = at.sectors.min(block - at.sector % block);
+        let queues = !self.arguments.features.error_if_no_space;
+        if free_blocks < touched(at) && (queues || free_blocks > 0) {
+            // Only a write of one block waits as a whole; and one that runs out half-way may have freed blocks before,
+            // by breaking sharing with nobody (deviation 16).
+            let blocks = if queues { 1 } else { free_blocks };
+            at.sectors = at.sectors.min(blocks * block - at.sector % block);
         }
         let stale = self.arguments.features.skip_block_zeroing && !self.played.start.strict;
         if stale && !self.ours.is_mapped(id, at).await.unwrap_or(false) {
@@ -355,7 +367,6 @@ impl Player<'_> {
             return Op::Read { id, at: self.extent(id) };
         }
         let needs_commit = touched(at) > self.surely_free_blocks && self.ours.mode() == Mode::Write;
-        self.surely_free_blocks = self.surely_free_blocks.saturating_sub(touched(at));
         self.given_blocks += touched(at);
         self.writes += 1;
         let durable = self.ours.mode() == Mode::Write && self.dice.chance(10);
@@ -414,22 +425,23 @@ impl Player<'_> {
 
     fn grow(&mut self) -> Op {
         let (played, mode) = (&self.played, self.ours.status().mode);
-        if mode >= Mode::ReadOnly {
-            return Op::Status;
-        }
-        if self.dice.chance(25) {
-            let sectors = (played.meta_sectors + 8 * self.dice.between(1, 600)).min(META_SLOT_SECTORS);
-            return Op::GrowMetadata { sectors };
-        }
         let most = DATA_SLOT_SECTORS / played.start.block_sectors - GROWTH_KEPT_BLOCKS;
-        let blocks = match self.dice.chance(15) {
-            true => played.data_blocks - self.dice.between(1, 3),
-            false => (played.data_blocks + self.dice.between(0, 8)).min(most).max(played.data_blocks),
-        };
-        // Deviation 12: in Linux a reload ends the mode, also one that brings no space.
-        match self.ours.status().mode {
-            Mode::OutOfDataSpace if blocks == played.data_blocks => Op::Status,
-            _ => Op::GrowData { blocks },
+        let larger = |by: u64| (played.data_blocks + by).min(most).max(played.data_blocks);
+        match mode {
+            Mode::Write if self.dice.chance(25) => {
+                let sectors = (played.meta_sectors + 8 * self.dice.between(1, 600)).min(META_SLOT_SECTORS);
+                Op::GrowMetadata { sectors }
+            }
+            Mode::Write if self.dice.chance(15) => {
+                Op::GrowData { blocks: played.data_blocks - self.dice.between(1, 3) }
+            }
+            Mode::Write => Op::GrowData { blocks: larger(self.dice.between(0, 8)) },
+            // Deviation 12: in Linux a reload ends the mode, also one of metadata, one that brings no space, and one
+            // that is refused (with which everything stops that waits).
+            Mode::OutOfDataSpace if played.data_blocks < most => {
+                Op::GrowData { blocks: larger(self.dice.between(1, 8)) }
+            }
+            _ => Op::Status,
         }
     }
 
