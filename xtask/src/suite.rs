@@ -20,7 +20,7 @@ usage: cargo xtask test|soak [options]
   --only STAGE   only the stages whose name contains this
   --effort N     soak only: go on N times as long as test does (default 10)";
 
-/// A stage that takes longer is broken. All of them together fit into 40 minutes on two cores.
+/// A stage that takes longer is broken, times the effort. All of them together fit into 40 minutes on two cores.
 const STAGE_LIMIT: Duration = Duration::from_secs(1500);
 
 /// For all targets of the fuzzer together, times the effort.
@@ -135,13 +135,14 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     fuzz.args(["fuzz", "--seconds", &(FUZZ_SECONDS * options.effort).to_string()]);
     stages.push(Stage { name: "fuzz".into(), commands: vec![fuzz] });
     stages.extend(end_to_end(&options, &image)?);
+    let limit = STAGE_LIMIT.saturating_mul(u32::try_from(options.effort).unwrap_or(u32::MAX));
     for stage in stages {
         if options.only.as_ref().is_some_and(|part| !stage.name.contains(part.as_str())) {
             continue;
         }
         println!("\n===== {} =====", stage.name);
         let begun = Instant::now();
-        total.add(run_stage(&stage.name, stage.commands));
+        total.add(run_stage(&stage.name, stage.commands, limit));
         times.push((stage.name, begun.elapsed()));
     }
     report(&times, started.elapsed(), &total);
@@ -175,10 +176,11 @@ fn end_to_end(options: &Options, image: &Path) -> Result<Vec<Stage>> {
 }
 
 /// Runs a stage's commands at the same time and counts what they report.
-fn run_stage(name: &str, commands: Vec<Command>) -> Tally {
+fn run_stage(name: &str, commands: Vec<Command>, limit: Duration) -> Tally {
     let mut tally = Tally::default();
     thread::scope(|scope| {
-        let runs: Vec<_> = commands.into_iter().map(|command| scope.spawn(|| run_counted(command))).collect();
+        let runs: Vec<_> =
+            commands.into_iter().map(|command| scope.spawn(move || run_counted(command, limit))).collect();
         for run in runs {
             let counted = run.join().unwrap_or_else(|_| bail!("its reader panicked"));
             tally.add(counted.unwrap_or_else(|error| Tally::broken(format!("{name}: {error:#}"))));
@@ -188,7 +190,7 @@ fn run_stage(name: &str, commands: Vec<Command>) -> Tally {
 }
 
 /// Runs a command, shows its output and counts its results.
-fn run_counted(mut command: Command) -> Result<Tally> {
+fn run_counted(mut command: Command, limit: Duration) -> Result<Tally> {
     let name = process::describe(&command);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| name.clone())?;
     let stdout = child.stdout.take().context("no standard output")?;
@@ -200,7 +202,7 @@ fn run_counted(mut command: Command) -> Result<Tally> {
             }
         }
     });
-    let deadline = Instant::now() + STAGE_LIMIT;
+    let deadline = Instant::now() + limit;
     let mut tally = Tally::default();
     while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         println!("{line}");
@@ -209,7 +211,7 @@ fn run_counted(mut command: Command) -> Result<Tally> {
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
     let Some(status) = process::wait(&mut child, left)? else {
         process::end(&mut child)?;
-        tally.add(Tally::broken(format!("{name}: not done after {STAGE_LIMIT:?}")));
+        tally.add(Tally::broken(format!("{name}: not done after {limit:?}")));
         return Ok(tally);
     };
     // A test program that crashed has printed no result.
@@ -255,7 +257,7 @@ mod tests {
         let sh = |script: &str| {
             let mut command = Command::new("sh");
             command.args(["-c", script]);
-            run_counted(command).unwrap()
+            run_counted(command, STAGE_LIMIT).unwrap()
         };
         assert_eq!(sh("exit 101").failed, 1);
         assert_eq!(sh("echo 'test result: FAILED. 0 passed; 2 failed; 0 ignored'; exit 101").failed, 2);
