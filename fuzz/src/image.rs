@@ -11,7 +11,7 @@ use platform::block::Disk;
 use platform::task::block_on_ready;
 use std::rc::Rc;
 use thinp::control::DeviceId;
-use thinp::metadata::{Metadata, OpenMode, VirtualBlock};
+use thinp::metadata::{Metadata, OpenMode, Progress, VirtualBlock};
 
 /// The constants that tell the kinds of block apart (reference 1.2): superblock, node, bitmap, index.
 const SALTS: [u32; 4] = [160774, 121107, 240779, 160478];
@@ -202,5 +202,5 @@ fn shared_devices(metadata: &Metadata) {
         metadata.remove_range(id(1), VirtualBlock(0), VirtualBlock(200), 1000).await?;
         metadata.delete(id(3)).await
     });
-    filled.expect("there is room");
+    assert_eq!(filled, Ok(Progress::Complete), "there is room");
 }

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use thinp::control::DeviceId;
-use thinp::metadata::{Metadata, MetadataError, OpenMode, VirtualBlock};
+use thinp::metadata::{Metadata, MetadataError, OpenMode, Progress, VirtualBlock};
 
 #[global_allocator]
 static HEAP: Cap<System> = Cap::new(System, usize::MAX);
@@ -115,7 +115,7 @@ async fn life(runtime: &Runtime, mappings: u64) -> Result<(), MetadataError> {
     metadata.create_snap(snapshot, origin).await?;
     insert(&metadata, origin, (0..mappings / 100).map(|_| roll())).await?;
     metadata.close_device(origin);
-    while !metadata.delete(origin).await? {
+    while metadata.delete(origin).await? == Progress::Partial {
         metadata.commit(async || Ok(())).await?;
     }
     metadata.commit(async || Ok(())).await?;

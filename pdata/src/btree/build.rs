@@ -61,16 +61,6 @@ impl<V: ValueType> Builder<'_, V> {
         self.tail.last().map(|(key, _)| *key).or(leaf)
     }
 
-    /// Entries that fit a leaf.
-    fn capacity() -> usize {
-        super::node::capacity(size_of::<V::Value>())
-    }
-
-    /// The least number of entries of a leaf that is no root.
-    fn floor() -> usize {
-        Self::capacity() / 3
-    }
-
     /// Appends an entry, whose key must be greater than all before. It belongs to the tree from now on, but is referred to
     /// only when its leaf is written: the [`ValueType`] is told.
     pub async fn push(&mut self, key: u64, value: V::Value) -> Result<()> {
@@ -83,11 +73,11 @@ impl<V: ValueType> Builder<'_, V> {
     pub async fn share(&mut self, leaf: Leaf) -> Result<()> {
         self.unpack_small().await?;
         let alone = self.leaves.is_empty() && self.tail.is_empty();
-        if leaf.entries < Self::floor() && alone {
+        if leaf.entries < BTree::<V>::FLOOR && alone {
             self.small = Some(leaf);
             return Ok(());
         }
-        if leaf.entries < Self::floor() || (!self.tail.is_empty() && self.tail.len() < Self::floor()) {
+        if leaf.entries < BTree::<V>::FLOOR || (!self.tail.is_empty() && self.tail.len() < BTree::<V>::FLOOR) {
             return self.unpack(leaf).await;
         }
         self.write_tail().await?;
@@ -100,7 +90,7 @@ impl<V: ValueType> Builder<'_, V> {
         if let Some(small) = self.small.take() {
             self.leaves.push((small, Owner::Shared));
         }
-        if !self.tail.is_empty() && self.tail.len() < Self::floor() {
+        if !self.tail.is_empty() && self.tail.len() < BTree::<V>::FLOOR {
             // Only a shared leaf is ever followed by so little.
             let entries = core::mem::take(&mut self.tail);
             if let Some((leaf, _)) = self.leaves.pop() {
@@ -152,7 +142,7 @@ impl<V: ValueType> Builder<'_, V> {
 
     /// Writes full leaves as long as enough remains for another.
     async fn spill(&mut self) -> Result<()> {
-        let full = Self::capacity();
+        let full = BTree::<V>::CAPACITY;
         while self.tail.len() >= full.saturating_mul(2) {
             self.write_leaf(full).await?;
         }
@@ -161,7 +151,7 @@ impl<V: ValueType> Builder<'_, V> {
 
     /// Writes all entries that are left: at most two leaves, as even as can be.
     async fn write_tail(&mut self) -> Result<()> {
-        if self.tail.len() > Self::capacity() {
+        if self.tail.len() > BTree::<V>::CAPACITY {
             self.write_leaf(self.tail.len() / 2).await?;
         }
         if self.tail.is_empty() { Ok(()) } else { self.write_leaf(self.tail.len()).await }

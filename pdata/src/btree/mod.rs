@@ -115,6 +115,12 @@ impl<V> BTree<V> {
 }
 
 impl<V: ValueType> BTree<V> {
+    /// Entries that fit a leaf (reference 2.1). With values of 8 bytes it is as many as the children of an internal node.
+    pub const CAPACITY: usize = node::capacity(size_of::<V::Value>());
+
+    /// The least number of entries of a leaf that is no root.
+    pub const FLOOR: usize = Self::CAPACITY / 3;
+
     /// The value type.
     pub fn value_type(&self) -> &V {
         &self.values

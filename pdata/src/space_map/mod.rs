@@ -44,6 +44,10 @@ pub struct ChangeCost {
 }
 
 impl ChangeCost {
+    /// The most that each of three or more changes of single counts takes, whatever the map: a bitmap, an overflow leaf, a
+    /// block of the index, and a new overflow leaf.
+    pub const BLOCKS_BY_CHANGE: u64 = 4;
+
     /// The most that `changes` of single counts take in one transaction, new overflow leaves aside: each may change a
     /// bitmap, an overflow leaf and a block of the index of its own, but none of these twice.
     pub fn blocks(&self, changes: u64) -> u64 {
@@ -55,5 +59,20 @@ impl ChangeCost {
     /// split off.
     pub fn new_leaves(&self, changes: u64) -> u64 {
         changes.min(self.nr_blocks) / 168 + 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ChangeCost;
+
+    #[test]
+    fn no_map_takes_more_than_the_most() {
+        let largest = u64::MAX;
+        let cost = ChangeCost { nr_blocks: largest, bitmaps: largest, overflow_leaves: largest, index_blocks: largest };
+        // A new leaf may need a root above and a new one at its side; a few changes pay for those.
+        for changes in [3, 10, 252, 1000, 1 << 20] {
+            assert!(cost.blocks(changes) + cost.new_leaves(changes) <= changes * ChangeCost::BLOCKS_BY_CHANGE);
+        }
     }
 }

@@ -18,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 use std::process::ExitCode;
 use std::rc::Rc;
 use thinp::control::DeviceId;
-use thinp::metadata::{Metadata, MetadataError, OpenMode, VirtualBlock};
+use thinp::metadata::{Metadata, MetadataError, OpenMode, Progress, VirtualBlock};
 
 /// Random inserts a second at 10^6 mappings, with a commit every [`INSERTS_A_COMMIT`].
 const INSERTS_FLOOR: u64 = 300_000;
@@ -157,7 +157,8 @@ impl Bench {
             self.metadata.create_snap(snapshot, self.volume).await?;
             self.commit().await?;
             let middle = now_ns();
-            assert!(self.metadata.delete(snapshot).await?, "it shares all that it has, and takes one step");
+            let progress = self.metadata.delete(snapshot).await?;
+            assert_eq!(progress, Progress::Complete, "it shares all that it has, and takes one step");
             self.commit().await?;
             created.push(middle - start);
             deleted.push(now_ns() - middle);
@@ -169,7 +170,7 @@ impl Bench {
     async fn delete(self) -> Result<u64, MetadataError> {
         self.metadata.close_device(self.volume);
         let start = now_ns();
-        while !self.metadata.delete(self.volume).await? {
+        while self.metadata.delete(self.volume).await? == Progress::Partial {
             self.commit().await?;
         }
         self.commit().await?;

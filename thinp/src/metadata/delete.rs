@@ -8,7 +8,7 @@ use super::mappings::REMOVED_IN_NEED;
 use super::room::CHANGES_BY_LEAF;
 use super::state::Core;
 use super::superblock::{self, Superblock};
-use super::trees::{DETAILS, DetailsRecord};
+use super::trees::{DETAILS, DetailsRecord, LEAF_MAPPINGS_MIN, NODE_ENTRIES};
 use super::{Details, Metadata, MetadataError, Removed, Result};
 use crate::control::DeviceId;
 use pdata::btree::Shrunk;
@@ -18,15 +18,25 @@ use zerocopy::little_endian::U64;
 /// Leaves that one step frees at most: some 64,000 mappings.
 const STEP_LEAVES: usize = 256;
 
+/// How far a step went. Each step goes on by something, or fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "what is partial is to be called again"]
+pub enum Progress {
+    /// All is done.
+    Complete,
+    /// There is more to do: another call goes on.
+    Partial,
+}
+
 impl Metadata {
-    /// Deletes a device that is not open, or a part of it if it is large. True when it is gone; else this is to be called
-    /// again, best after a commit.
-    pub async fn delete(&self, device: DeviceId) -> Result<bool> {
+    /// Deletes a device that is not open, or a part of it if it is large: then this is to be called again, best after a
+    /// commit.
+    pub async fn delete(&self, device: DeviceId) -> Result<Progress> {
         let change = self.change_to_delete(device).await?;
         let core = &change.core;
         if self.needs_steps(core, device).await? {
             self.shrink_device(&change, device).await?;
-            return Ok(false);
+            return Ok(Progress::Partial);
         }
         change.begin_apart();
         let root = self.own(&change, device).await?;
@@ -34,18 +44,18 @@ impl Metadata {
         self.forget(core, device).await?;
         core.tm.settle_some().await?;
         change.done();
-        Ok(true)
+        Ok(Progress::Complete)
     }
 
-    /// Takes a part of a large device away. True when it is small: [`Metadata::delete`] takes the rest at once.
-    pub async fn shrink_if_large(&self, device: DeviceId) -> Result<bool> {
+    /// Takes a part of a large device away. Complete when it is small: [`Metadata::delete`] takes the rest at once.
+    pub async fn shrink_if_large(&self, device: DeviceId) -> Result<Progress> {
         let change = self.change_to_delete(device).await?;
         let large = self.needs_steps(&change.core, device).await?;
         if large {
             self.shrink_device(&change, device).await?;
         }
         self.forget_if_unused(device);
-        Ok(!large)
+        Ok(if large { Progress::Partial } else { Progress::Complete })
     }
 
     /// Deleting a device takes more than one call of [`Metadata::delete`].
@@ -72,11 +82,19 @@ impl Metadata {
         if mapped_blocks == 0 || core.tree.devices.is_way_shared(&core.tm, core.mapping_root(), key).await? {
             return Ok(false);
         }
-        let leaves = core.tree.mappings().exclusive_leaves(&core.tm, root, STEP_LEAVES.saturating_add(1)).await?;
         let costs = self.costs(core).await?;
-        // Twice, because other changes may come in between.
-        let needed = costs.blocks(values(leaves).min(mapped_blocks), changes(leaves)).saturating_mul(2);
-        Ok(leaves > STEP_LEAVES || leaves > 0 && needed > self.spare_blocks())
+        let fit_a_step = |leaves: usize| {
+            // Twice, because other changes may come in between.
+            let needed = costs.blocks(values(leaves).min(mapped_blocks), changes(leaves)).saturating_mul(2);
+            leaves <= STEP_LEAVES && needed <= self.spare_blocks()
+        };
+        // Mostly their greatest number tells, and the tree need not be walked for it.
+        let most = (mapped_blocks / LEAF_MAPPINGS_MIN).saturating_add(1).try_into().unwrap_or(usize::MAX);
+        if fit_a_step(most) {
+            return Ok(false);
+        }
+        let leaves = core.tree.mappings().exclusive_leaves(&core.tm, root, STEP_LEAVES.saturating_add(1)).await?;
+        Ok(leaves > 0 && !fit_a_step(leaves))
     }
 
     /// Removes as many leaves of a device's mappings as fit a step.
@@ -99,9 +117,12 @@ impl Metadata {
         if shrunk.root.is_some() && shrunk.entries == 0 { self.remove_few(change, device).await } else { Ok(()) }
     }
 
-    /// Lets the metadata snapshot go, or a part of it if it holds much alone, and commits. True when it is gone; else this
-    /// is to be called again, and until then the snapshot lacks devices or mappings, and has moved.
-    pub async fn release_metadata_snap(&self, flush_data: impl AsyncFnOnce() -> Result<(), IoError>) -> Result<bool> {
+    /// Lets the metadata snapshot go, or a part of it if it holds much alone, and commits. If a part, this is to be called
+    /// again, and until then the snapshot lacks devices or mappings, and has moved.
+    pub async fn release_metadata_snap(
+        &self,
+        flush_data: impl AsyncFnOnce() -> Result<(), IoError>,
+    ) -> Result<Progress> {
         let change = self.change_to_free().await?;
         let core = &change.core;
         let held = core.superblock.borrow().held_root().ok_or(MetadataError::NoSnapshotHeld)?;
@@ -110,7 +131,11 @@ impl Metadata {
             Superblock::of_snapshot(&block.bytes())?
         };
         change.begin_apart();
-        let rest = self.shrink_snapshot(core, copy).await?;
+        let (rest, taken) = self.shrink_snapshot(core, copy).await?;
+        if !taken && change.alone {
+            return Err(pdata::Error::NoSpace.into());
+        }
+        // Together with other changes even a commit helps: what they freed can be taken after it.
         core.tm.dec(held);
         let block = match &rest {
             Some(copy) => core.tm.copy_in(&superblock::KIND, &copy.to_block()).await?,
@@ -119,20 +144,21 @@ impl Metadata {
         core.superblock.borrow_mut().held_root.set(block);
         core.changed.set(true);
         self.commit_in(&change, flush_data).await?;
-        Ok(rest.is_none())
+        Ok(if rest.is_none() { Progress::Complete } else { Progress::Partial })
     }
 
-    /// Takes devices, or a part of the last, out of a metadata snapshot; returns what is left of it.
-    async fn shrink_snapshot(&self, core: &Core, mut copy: Superblock) -> Result<Option<Superblock>> {
+    /// Takes devices, or a part of the last, out of a metadata snapshot; returns what is left of it, and whether anything was
+    /// taken.
+    async fn shrink_snapshot(&self, core: &Core, mut copy: Superblock) -> Result<(Option<Superblock>, bool)> {
         let (devices, tm) = (&core.tree.devices, &core.tm);
         let leaves = devices.exclusive_leaves(tm, copy.mapping_root.get(), STEP_LEAVES.saturating_add(1)).await?;
         let costs = self.costs(core).await?;
         if leaves <= STEP_LEAVES && costs.blocks(values(leaves), changes(leaves)) <= self.spare_blocks() {
             devices.delete(tm, copy.mapping_root.get()).await?;
             DETAILS.delete(tm, copy.details_root.get()).await?;
-            return Ok(None);
+            return Ok((None, true));
         }
-        let mut left = STEP_LEAVES;
+        let (mut left, mut taken) = (STEP_LEAVES, false);
         while left > 0 && self.spare_blocks() > 0 {
             let root = copy.mapping_root.get();
             let Some((device, tree)) = tm.blocks().look(|blocks| devices.try_last(blocks, root)).await? else { break };
@@ -145,12 +171,13 @@ impl Metadata {
             }
             .into();
             copy.details_root = self.shrink_details(core, copy.details_root.get(), device, &shrunk).await?.into();
+            taken |= shrunk.root.is_none() || shrunk.entries > 0;
             if shrunk.root.is_some() {
                 break;
             }
             left = left.saturating_sub(shrunk.leaves.max(1));
         }
-        Ok(Some(copy))
+        Ok((Some(copy), taken))
     }
 
     /// Takes note in a snapshot's details of what became of a device's tree.
@@ -183,7 +210,10 @@ impl Metadata {
         let root = self.with(device, |device| device.root)?;
         let mappings = change.core.tree.mappings();
         let first = change.core.tm.blocks().look(|blocks| mappings.try_next(blocks, root, 0)).await?;
-        let Some((first, _)) = first else { return Err(MetadataError::NoMetadataSpace) };
+        let Some((first, _)) = first else {
+            // It has fewer than its details say, none: nothing keeps it from going as a whole.
+            return self.update(device, |device| device.details.mapped_blocks = 0);
+        };
         self.remove_run(change, device, first, u64::MAX, REMOVED_IN_NEED, &floor, &mut Removed::default()).await?;
         Ok(())
     }
@@ -202,7 +232,7 @@ impl Metadata {
 
 /// Mappings in so many leaves at most.
 fn values(leaves: usize) -> u64 {
-    (leaves as u64).saturating_mul(252)
+    (leaves as u64).saturating_mul(NODE_ENTRIES)
 }
 
 /// Counts of metadata blocks that dropping a tree with so many leaves of its own changes at most: if each has an internal

@@ -11,6 +11,8 @@ mod delete;
 mod devices;
 pub mod dump;
 mod error;
+#[cfg(test)]
+mod hog;
 mod mappings;
 pub mod restore;
 mod room;
@@ -18,6 +20,7 @@ mod state;
 mod superblock;
 mod trees;
 
+pub use delete::Progress;
 pub use error::MetadataError;
 
 use self::change::Turns;

@@ -7,6 +7,7 @@
 
 use super::change::Change;
 use super::state::Core;
+use super::trees::NODE_ENTRIES;
 use super::{Metadata, MetadataError, Result};
 use core::cell::Cell;
 use pdata::space_map::{ChangeCost, ENTRIES_PER_BITMAP};
@@ -16,16 +17,18 @@ const WAYS: u64 = 24;
 
 /// Counts of data blocks that one change of mappings changes at most: of two leaves that it duplicates, and of what it
 /// removes.
-const DATA_CHANGES_MAX: u64 = 3 * 252;
+const DATA_CHANGES_MAX: u64 = 3 * NODE_ENTRIES;
 
 /// Counts of metadata blocks that it changes at most: of the children of two nodes on each of three levels.
-const METADATA_CHANGES_MAX: u64 = 6 * 252;
-
-/// With so many blocks to spare nothing needs to be calculated.
-const PLENTY: u64 = 8 * (DATA_CHANGES_MAX + METADATA_CHANGES_MAX);
+const METADATA_CHANGES_MAX: u64 = 6 * NODE_ENTRIES;
 
 /// Counts of metadata blocks that freeing a leaf changes at most: of its neighbours and those of its parent.
-pub(super) const CHANGES_BY_LEAF: u64 = 2 * 252;
+pub(super) const CHANGES_BY_LEAF: u64 = 2 * NODE_ENTRIES;
+
+/// With so many blocks to spare nothing needs to be calculated: one change of mappings, and after it what it has to leave, which
+/// is one more of them and a leaf's deletion, however large the pool.
+const PLENTY: u64 =
+    ChangeCost::BLOCKS_BY_CHANGE * (2 * (DATA_CHANGES_MAX + METADATA_CHANGES_MAX) + NODE_ENTRIES + CHANGES_BY_LEAF);
 
 /// What changes of counts take at most in this pool.
 #[derive(Clone, Copy)]
@@ -48,7 +51,7 @@ impl Costs {
 
     /// What a discard leaves: a delete takes it to free a leaf.
     fn left_by_discard(&self) -> u64 {
-        self.blocks(252, CHANGES_BY_LEAF)
+        self.blocks(NODE_ENTRIES, CHANGES_BY_LEAF)
     }
 
     /// What everything else leaves: room for a discard, whatever that has to copy.

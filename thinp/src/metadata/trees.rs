@@ -87,6 +87,12 @@ pub(super) fn append(runs: &mut Vec<DataRun>, block: DataBlock) {
     }
 }
 
+/// Mappings that fit a leaf, and children that fit a node above.
+pub(super) const NODE_ENTRIES: u64 = BTree::<Mappings>::CAPACITY as u64;
+
+/// The least number of mappings in a leaf that is not alone.
+pub(super) const LEAF_MAPPINGS_MIN: u64 = BTree::<Mappings>::FLOOR as u64;
+
 /// Values of the lower level, virtual block to [`Packed`]: each refers to a data block.
 pub(super) struct Mappings {
     data: Rc<DiskMap>,

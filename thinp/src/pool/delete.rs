@@ -4,7 +4,7 @@
 use super::{Inner, Needs, Pool};
 use crate::control::DeviceId;
 use crate::error::Error;
-use crate::metadata::MetadataError;
+use crate::metadata::Progress;
 use alloc::rc::Rc;
 
 /// A device that nobody else may touch, because it is being deleted.
@@ -39,10 +39,10 @@ impl Pool {
             let begin = async move |inner: Rc<Inner>| Deletion::begin(&inner, device);
             let _deletion = pool.control(Needs::Nothing, begin).await?;
             let step = async move |inner: Rc<Inner>| {
-                let gone = inner.change(async || inner.metadata.delete(device).await).await?;
-                inner.commit().await.map(|()| gone)
+                let progress = inner.change(async || inner.metadata.delete(device).await).await?;
+                inner.commit().await.map(|()| progress)
             };
-            while !pool.control(Needs::Nothing, step).await? {}
+            while pool.control(Needs::Nothing, step).await? == Progress::Partial {}
             Ok(())
         })
         .await
@@ -65,10 +65,13 @@ impl Pool {
         let begin = async move |inner: Rc<Inner>| Deletion::begin(&inner, device);
         let deletion = self.control(Needs::Nothing, begin).await?;
         let step = async move |inner: Rc<Inner>| {
-            let small = inner.change(async || inner.metadata.shrink_if_large(device).await).await?;
-            if small { Ok(small) } else { inner.commit().await.map(|()| small) }
+            let progress = inner.change(async || inner.metadata.shrink_if_large(device).await).await?;
+            if progress == Progress::Partial {
+                inner.commit().await?;
+            }
+            Ok(progress)
         };
-        while !self.control(Needs::Nothing, step).await? {}
+        while self.control(Needs::Nothing, step).await? == Progress::Partial {}
         Ok(deletion)
     }
 
@@ -77,23 +80,16 @@ impl Pool {
         let pool = self.clone();
         self.detached(async move {
             let step = async |inner: Rc<Inner>| {
-                let _held = inner.commits.hold().await;
-                let result = inner.metadata.release_metadata_snap(async || inner.data.flush().await).await;
-                let gone = inner.changed(result).await?;
+                let release = async || {
+                    let _held = inner.commits.hold().await;
+                    inner.metadata.release_metadata_snap(async || inner.data.flush().await).await
+                };
+                let progress = inner.change(release).await?;
                 inner.look_at_space();
-                Ok(gone)
+                Ok(progress)
             };
-            loop {
-                match pool.control(Needs::Nothing, step).await {
-                    Ok(true) => return Ok(()),
-                    Ok(false) => {}
-                    // Blocks freed in the open transaction count after its commit.
-                    Err(Error::Metadata(MetadataError::NoMetadataSpace)) if pool.0.metadata.any_changes() => {
-                        pool.commit().await?;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
+            while pool.control(Needs::Nothing, step).await? == Progress::Partial {}
+            Ok(())
         })
         .await
     }

@@ -12,7 +12,7 @@ pub(crate) use mode::Reserved;
 
 use crate::control::{DeviceId, DiscardPolicy, DiskBlocks, Mode, Status};
 use crate::error::{Error, OpenError, PoolDisk};
-use crate::metadata::{Details, Metadata, OpenMode};
+use crate::metadata::{Details, Metadata, MetadataError, OpenMode};
 use crate::open::{Format, inspect};
 use crate::thin::{Device, Scratch, Thin};
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -352,6 +352,10 @@ impl Pool {
             let _alone = inner.control.acquire(1).await;
             inner.check_message(needs)?;
             work(inner.clone()).await.map_err(|error| match error {
+                // The mode does not keep it from working, the space does.
+                Error::Refused(Mode::OutOfMetadataSpace) if needs == Needs::Nothing => {
+                    MetadataError::NoMetadataSpace.into()
+                }
                 Error::Refused(mode) => Error::MessageRefused(mode),
                 other => other,
             })

@@ -10,7 +10,7 @@ mod page;
 
 use crate::control::{DeviceId, Mode};
 use crate::error::Error;
-use crate::metadata::{Metadata, MetadataError, VirtualBlock};
+use crate::metadata::{Metadata, MetadataError, Progress, VirtualBlock};
 use crate::pool::{Deletion, Inner, Needs, Pool, Reserved};
 use crate::thin::Thin;
 use alloc::collections::BTreeSet;
@@ -320,7 +320,7 @@ async fn undo(inner: &Rc<Inner>, made: Vec<DeviceId>, refusal: MetadataError) ->
 
 /// Deletes a device within the open transaction.
 async fn delete(metadata: &Metadata, device: DeviceId) -> Result<(), MetadataError> {
-    while !metadata.delete(device).await? {}
+    while metadata.delete(device).await? == Progress::Partial {}
     Ok(())
 }
 

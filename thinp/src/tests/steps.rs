@@ -1,7 +1,7 @@
 //! Deleting what is large, and running out of space, while other I/O goes on.
 
 use super::{BLOCK, World, id, run};
-use crate::control::Mode;
+use crate::control::{Errno, Mode};
 use crate::error::Error;
 use crate::metadata::{VirtualBlock, check};
 use crate::records::{Change, Records};
@@ -170,4 +170,55 @@ fn a_pool_that_is_full_in_both_ways_grows() {
         pool.commit().await.unwrap();
         sound(&world).await;
     });
+}
+
+/// On metadata that is full to the last block, what frees space either succeeds or is refused as a whole, and never tries for
+/// ever. It can be repeated when there is space.
+#[test]
+fn without_room_for_one_step_deletes_and_releases_are_refused() {
+    for (n, way) in ["release", "delete"].into_iter().enumerate() {
+        let (mut refused, mut went) = (0, 0);
+        for left in (20..120).step_by(5) {
+            let (seed, meta) = (left + 1000 * n as u64, MemDisk::new(700 * 8));
+            let result = run(seed, meta, MemDisk::new(400_000 * BLOCK), async move |world| {
+                let (pool, _thin) = world.pool_with_device(PoolOptions::default()).await;
+                pool.create_thin(id(1)).await.unwrap();
+                map_many(&pool, 1, 5_000).await;
+                if way == "release" {
+                    pool.reserve_metadata_snap().await.unwrap();
+                    pool.delete(id(1)).await.unwrap();
+                }
+                let hogged = pool.0.metadata.hog(left).await.unwrap();
+                let result = free_or_be_refused(&world, &pool, way).await;
+                pool.0.metadata.let_go(hogged).await.unwrap();
+                sound(&world).await;
+                result
+            });
+            *(if result.is_ok() { &mut went } else { &mut refused }) += 1;
+        }
+        std::println!("{way}: {went} went, {refused} were refused");
+        assert!(went > 2 && refused > 2, "{way}: {went} went, {refused} were refused");
+    }
+}
+
+/// Frees what device 1 has, at once or after the metadata disk has grown; returns the first result.
+async fn free_or_be_refused(world: &World, pool: &Pool, way: &str) -> Result<(), Error> {
+    let free = async || match way {
+        "delete" => pool.delete(id(1)).await,
+        _ => pool.release_metadata_snap().await,
+    };
+    let held = pool.status().held_root;
+    let first = free().await;
+    if first.is_err() {
+        for error in [first.unwrap_err(), free().await.unwrap_err()] {
+            let status = pool.status();
+            assert_eq!((error.errno(), status.mode), (Errno::ENOSPC, Mode::OutOfMetadataSpace), "{error}");
+            assert_eq!((status.needs_check, status.held_root), (false, held));
+        }
+        world.meta.resize(1500 * 8);
+        pool.grow().await.unwrap();
+        assert_eq!(pool.status().mode, Mode::Write);
+        free().await.unwrap();
+    }
+    first
 }

@@ -7,9 +7,8 @@ use platform::block::Disk;
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::process::Command;
-use thinp::metadata::MetadataError;
-use thinp::metadata::VirtualBlock;
 use thinp::metadata::dump::{self, DumpError, Format, Options};
+use thinp::metadata::{MetadataError, Progress, VirtualBlock};
 
 /// More than any dump of a test is long.
 const DUMP_BYTES_MAX: usize = 64 << 20;
@@ -122,7 +121,7 @@ pub fn shared_pool(dice: &Dice) -> (MemDisk, Vec<u64>) {
             metadata.close_device(id(device));
             if dice.chance(8) && devices.len() > 2 {
                 let gone = devices.remove(dice.below(devices.len() as u64) as usize);
-                metadata.delete(id(gone)).await.unwrap();
+                assert_eq!(metadata.delete(id(gone)).await, Ok(Progress::Complete));
             }
             if dice.chance(3) {
                 commit(&metadata).await;

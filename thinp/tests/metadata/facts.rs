@@ -8,7 +8,7 @@ use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::cell::RefCell;
 use std::rc::Rc;
-use thinp::metadata::{DataBlock, Details, Mapping, Metadata, MetadataError, OpenMode, VirtualBlock};
+use thinp::metadata::{DataBlock, Details, Mapping, Metadata, MetadataError, OpenMode, Progress, VirtualBlock};
 
 pub async fn no_flush() -> Result<(), IoError> {
     Ok(())
@@ -275,14 +275,14 @@ fn trap_10_release_lets_go_of_everything_that_was_held() {
         for number in 1..4 {
             metadata.remove_range(id(number), VirtualBlock(0), VirtualBlock(u64::MAX), 50).await.unwrap();
             metadata.close_device(id(number));
-            metadata.delete(id(number)).await.unwrap();
+            assert_eq!(metadata.delete(id(number)).await, Ok(Progress::Complete));
         }
         commit(&metadata).await;
         check(&disk);
         thin_check(&disk);
         assert_eq!(metadata.free_data_blocks(), fresh.1 - 300, "the snapshot pins the data");
         assert_eq!(run_tool(&disk, "thin_dump", &["-m"]), dump);
-        metadata.release_metadata_snap(no_flush).await.unwrap();
+        assert_eq!(metadata.release_metadata_snap(no_flush).await, Ok(Progress::Complete));
         assert_eq!((metadata.held_root(), word(&disk, 56)), (None, 0));
         check(&disk);
         thin_check(&disk);

@@ -9,7 +9,7 @@ use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::cell::Cell;
 use std::rc::Rc;
-use thinp::metadata::{Metadata, Result, VirtualBlock};
+use thinp::metadata::{Metadata, Progress, Result, VirtualBlock};
 
 async fn write(metadata: &Metadata, device: u64, blocks: std::ops::Range<u64>) -> Result<()> {
     for block in blocks {
@@ -35,10 +35,10 @@ async fn story(metadata: &Metadata) -> Result<()> {
     metadata.reserve_metadata_snap(flush).await?;
     metadata.swap(id(1), VirtualBlock(0), VirtualBlock(300)).await?;
     metadata.remove_range(id(1), VirtualBlock(100), VirtualBlock(700), 1000).await?;
-    metadata.delete(id(2)).await?;
+    assert_eq!(metadata.delete(id(2)).await?, Progress::Complete);
     metadata.grow_data(50_000).await?;
     metadata.commit(flush).await?;
-    metadata.release_metadata_snap(flush).await?;
+    assert_eq!(metadata.release_metadata_snap(flush).await?, Progress::Complete);
     metadata.create_thin(id(3)).await?;
     metadata.commit(flush).await
 }

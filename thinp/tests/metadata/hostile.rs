@@ -6,7 +6,7 @@ use platform::block::Disk;
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use thinp::metadata::check;
-use thinp::metadata::{DataBlock, Metadata, MetadataError, OpenMode, Result, VirtualBlock};
+use thinp::metadata::{DataBlock, Metadata, MetadataError, OpenMode, Progress, Result, VirtualBlock};
 
 /// Overwrites some bytes of a block and makes its checksum right again.
 pub fn damage(disk: &MemDisk, block: u64, dice: &Dice) {
@@ -61,10 +61,10 @@ pub async fn use_it(disk: &MemDisk, dice: &Dice) -> Result<()> {
     }
     metadata.commit(flush).await?;
     if metadata.held_root().is_some() {
-        metadata.release_metadata_snap(flush).await?;
+        while metadata.release_metadata_snap(flush).await? == Progress::Partial {}
     }
     for (device, _) in devices.iter().take(5) {
-        metadata.delete(*device).await?;
+        while metadata.delete(*device).await? == Progress::Partial {}
     }
     metadata.commit(flush).await
 }

@@ -6,7 +6,7 @@ use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::collections::{BTreeMap, BTreeSet};
 use thinp::control::DeviceId;
-use thinp::metadata::{DataBlock, Metadata, MetadataError, VirtualBlock};
+use thinp::metadata::{DataBlock, Metadata, MetadataError, Progress, VirtualBlock};
 
 /// Virtual block to data block, for each device.
 pub type Mappings = BTreeMap<DeviceId, BTreeMap<u64, u64>>;
@@ -129,11 +129,13 @@ impl Driver {
         if self.now.contains_key(&device) {
             assert_eq!(self.metadata.delete(device).await, Err(MetadataError::InUse(device)));
             self.metadata.close_device(device);
-            if self.metadata.delete(device).await == Err(MetadataError::NoMetadataSpace) {
+            let mut result = self.metadata.delete(device).await;
+            if result == Err(MetadataError::NoMetadataSpace) {
                 self.commit().await;
                 self.count("delete after commit");
-                self.metadata.delete(device).await.unwrap();
+                result = self.metadata.delete(device).await;
             }
+            assert_eq!(result, Ok(Progress::Complete));
             self.now.remove(&device);
             self.count("delete");
         } else {
@@ -260,7 +262,7 @@ impl Driver {
             result = self.metadata.release_metadata_snap(async || Ok(())).await;
         }
         if self.held.take().is_some() {
-            result.unwrap();
+            assert_eq!(result, Ok(Progress::Complete));
             self.committed = self.now.clone();
             self.count("release snapshot");
         } else {

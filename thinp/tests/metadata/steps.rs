@@ -4,7 +4,7 @@ use crate::harness::*;
 use platform::block::{Disk, IoError};
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
-use thinp::metadata::{Metadata, VirtualBlock};
+use thinp::metadata::{Metadata, Progress, VirtualBlock};
 
 async fn flush() -> Result<(), IoError> {
     Ok(())
@@ -44,7 +44,7 @@ fn a_large_device_goes_in_small_transactions() {
         for (device, steps_min) in [(2, 3), (1, 3)] {
             let mut steps = 0;
             let mut mapped = u64::MAX;
-            while !metadata.delete(id(device)).await.unwrap() {
+            while metadata.delete(id(device)).await.unwrap() == Progress::Partial {
                 let taken = metadata_free.saturating_sub(metadata.free_metadata_blocks());
                 assert!(taken < 1000, "a step took {taken} blocks before its commit");
                 commit(&metadata).await;
@@ -75,14 +75,14 @@ fn a_snapshot_that_shares_everything_goes_at_once() {
         let metadata = large_pool(&disk).await;
         metadata.create_snap(id(3), id(1)).await.unwrap();
         assert!(!metadata.is_large(id(3)).await.unwrap());
-        assert!(metadata.delete(id(3)).await.unwrap());
+        assert_eq!(metadata.delete(id(3)).await, Ok(Progress::Complete));
         commit(&metadata).await;
         check(&disk);
         // Held by a metadata snapshot, so does any device.
         metadata.reserve_metadata_snap(flush).await.unwrap();
         for device in [1, 2] {
             assert!(!metadata.is_large(id(device)).await.unwrap());
-            assert!(metadata.delete(id(device)).await.unwrap());
+            assert_eq!(metadata.delete(id(device)).await, Ok(Progress::Complete));
             commit(&metadata).await;
             check(&disk);
         }
@@ -95,16 +95,18 @@ fn a_large_metadata_snapshot_is_released_in_small_transactions() {
         let disk = MemDisk::new(8 * 8000);
         let metadata = large_pool(&disk).await;
         metadata.reserve_metadata_snap(flush).await.unwrap();
-        assert!(metadata.delete(id(1)).await.unwrap() && metadata.delete(id(2)).await.unwrap());
+        for device in [1, 2] {
+            assert_eq!(metadata.delete(id(device)).await, Ok(Progress::Complete));
+        }
         metadata.create_thin(id(7)).await.unwrap();
         commit(&metadata).await;
         let mut steps = 0;
         loop {
             let free = metadata.free_metadata_blocks();
-            let gone = metadata.release_metadata_snap(flush).await.unwrap();
+            let progress = metadata.release_metadata_snap(flush).await.unwrap();
             assert!(metadata.free_metadata_blocks() > free);
             check(&disk);
-            if gone {
+            if progress == Progress::Complete {
                 break;
             }
             steps += 1;
@@ -158,7 +160,8 @@ fn full_metadata_is_emptied_again() {
             commit(&metadata).await;
             check(&disk);
             for device in 0..devices {
-                while !settled(&metadata, async || metadata.delete(id(device)).await).await.expect("room to delete") {}
+                let delete = async || metadata.delete(id(device)).await;
+                while settled(&metadata, delete).await.expect("room to delete") == Progress::Partial {}
             }
             commit(&metadata).await;
             check(&disk);

@@ -40,7 +40,7 @@ use platform::task::block_on_ready;
 use std::cell::RefCell;
 use std::process::Command;
 use std::rc::Rc;
-use thinp::metadata::{Details, MetadataError, VirtualBlock};
+use thinp::metadata::{Details, MetadataError, Progress, VirtualBlock};
 
 /// Whatever happens between two commits, no block of the committed graph is written to: not one that was freed since, nor
 /// a bitmap that was replaced.
@@ -99,7 +99,7 @@ fn trap_8_held_root_changes_with_the_last_write() {
         }
         metadata.reserve_metadata_snap(no_flush).await.unwrap();
         provision(&metadata, id(1), 300).await;
-        metadata.release_metadata_snap(no_flush).await.unwrap();
+        assert_eq!(metadata.release_metadata_snap(no_flush).await, Ok(Progress::Complete));
         let judge = Judge::default();
         let states = states.take();
         let held = |state: &&MemDisk| word(state, image::HELD_ROOT) != 0;
