@@ -2,7 +2,6 @@
 
 use alloc::string::String;
 use core::fmt;
-use serde::ser::{Serialize, SerializeMap, Serializer};
 use thinp::control::Errno;
 
 /// Defines [`Code`] and everything that is known about each code. `docs/api.md` is tested against it.
@@ -125,18 +124,5 @@ impl ControlError {
     /// [`Errno::EINVAL`]: what was asked for makes no sense.
     pub fn invalid(message: impl Into<String>, hint: impl Into<String>) -> ControlError {
         ControlError::new(Errno::EINVAL, message, hint)
-    }
-}
-
-impl Serialize for ControlError {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        if let Some(errno) = self.code.errno() {
-            map.serialize_entry("errno", &-i32::from(errno.number()))?;
-        }
-        map.serialize_entry("error", self.code.name())?;
-        map.serialize_entry("message", &self.message)?;
-        map.serialize_entry("hint", &self.hint)?;
-        map.end()
     }
 }

@@ -4,7 +4,7 @@ use crate::api::Api;
 use crate::control::{Control, Export, NewSnapshot, NewVolume, PoolView, Resize, Volume, Wait};
 use crate::error::{Code, ControlError};
 use crate::http::Failure;
-use crate::http::answer::{JSON, json};
+use crate::http::answer::{JSON, bare_json, json};
 use crate::http::exchange::Exchange;
 use crate::http::wire::Lost;
 use crate::metrics;
@@ -14,8 +14,9 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use platform::net::Stream;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Volumes that are asked for at a time while a list is sent.
 const VOLUMES_AT_ONCE: usize = 256;
@@ -59,8 +60,12 @@ enum Reply {
 }
 
 impl Reply {
-    fn volume(volume: &Volume) -> Reply {
-        Reply::Created(json(volume), Some(format!("/v1/volumes/{}", volume.name)))
+    fn json(value: &impl Serialize) -> Result<Reply, ControlError> {
+        json(value).map(Reply::Json)
+    }
+
+    fn volume(volume: &Volume) -> Result<Reply, ControlError> {
+        Ok(Reply::Created(json(volume)?, Some(format!("/v1/volumes/{}", volume.name))))
     }
 
     async fn send<S: Stream>(self, exchange: &mut Exchange<'_, S>) -> Result<(), Lost> {
@@ -84,12 +89,12 @@ impl<C: Control> Api<C> {
     ) -> Result<(), Failure> {
         let control = &self.control;
         let reply = match endpoint {
-            Endpoint::Health => Reply::Json(json(&control.health())),
+            Endpoint::Health => Reply::json(&control.health())?,
             Endpoint::Metrics => metrics::send(self, exchange).await.map(|()| Reply::Sent)?,
             Endpoint::ShowPool => self.show_pool()?,
             Endpoint::Message => {
                 let answer = control.message(&read_message(exchange).await?).await?;
-                Reply::Json(json(&json!({ "errno": 0, "answer": answer })))
+                Reply::json(&json!({ "errno": 0, "answer": answer }))?
             }
             Endpoint::Adopt => {
                 control.adopt().await?;
@@ -104,32 +109,32 @@ impl<C: Control> Api<C> {
                 self.wait_for_event(after).await?;
                 self.show_pool()?
             }
-            Endpoint::Check => Reply::Json(json(&control.check().await?)),
-            Endpoint::ClearNeedsCheck => Reply::Json(json(&control.clear_needs_check().await?)),
-            Endpoint::ShowMetadataSnapshot => Reply::Json(root(control.pool()?.status.held_root)),
+            Endpoint::Check => Reply::json(&control.check().await?)?,
+            Endpoint::ClearNeedsCheck => Reply::json(&control.clear_needs_check().await?)?,
+            Endpoint::ShowMetadataSnapshot => Reply::json(&root(control.pool()?.status.held_root))?,
             Endpoint::ReserveMetadataSnapshot => {
-                Reply::Created(root(Some(control.reserve_metadata_snapshot().await?)), None)
+                Reply::Created(json(&root(Some(control.reserve_metadata_snapshot().await?)))?, None)
             }
             Endpoint::ReleaseMetadataSnapshot => control.release_metadata_snapshot().await.map(|()| Reply::Empty)?,
-            Endpoint::ShowMetadataExport => Reply::Json(json(&control.metadata_export()?)),
+            Endpoint::ShowMetadataExport => Reply::json(&control.metadata_export()?)?,
             Endpoint::SetMetadataExport => {
                 let rule = read_json(exchange).await?;
-                Reply::Json(json(&control.set_metadata_export(Some(rule)).await?))
+                Reply::json(&control.set_metadata_export(Some(rule)).await?)?
             }
             Endpoint::EndMetadataExport => control.set_metadata_export(None).await.map(|_| Reply::Empty)?,
             Endpoint::ListVolumes => self.list_volumes(exchange).await.map(|()| Reply::Sent)?,
-            Endpoint::CreateVolume => Reply::volume(&control.create_volume(read_json(exchange).await?).await?),
-            Endpoint::ShowVolume(name) => Reply::Json(json(&control.volume(&name).await?)),
+            Endpoint::CreateVolume => Reply::volume(&control.create_volume(read_json(exchange).await?).await?)?,
+            Endpoint::ShowVolume(name) => Reply::json(&control.volume(&name).await?)?,
             Endpoint::ResizeVolume(name) => {
-                Reply::Json(json(&control.resize_volume(&name, read_json(exchange).await?).await?))
+                Reply::json(&control.resize_volume(&name, read_json(exchange).await?).await?)?
             }
             Endpoint::DeleteVolume(name) => control.delete_volume(&name).await.map(|()| Reply::Empty)?,
             Endpoint::CreateSnapshot(origin) => {
-                Reply::volume(&control.create_snapshot(&origin, read_json(exchange).await?).await?)
+                Reply::volume(&control.create_snapshot(&origin, read_json(exchange).await?).await?)?
             }
             Endpoint::SetExport(name) => {
                 let rule = read_json(exchange).await?;
-                Reply::Json(json(&control.set_export(&name, Some(rule)).await?))
+                Reply::json(&control.set_export(&name, Some(rule)).await?)?
             }
             Endpoint::EndExport(name) => control.set_export(&name, None).await.map(|_| Reply::Empty)?,
             Endpoint::PowerOff => self.power_off(exchange).await.map(|()| Reply::Sent)?,
@@ -139,14 +144,13 @@ impl<C: Control> Api<C> {
 
     fn show_pool(&self) -> Result<Reply, ControlError> {
         let view = PoolView { info: self.control.pool()?, health: self.control.health() };
-        Ok(Reply::Json(json(&view)))
+        Reply::json(&view)
     }
 
     /// Powers off whether or not the peer waited for the answer.
     async fn power_off<S: Stream>(&self, exchange: &mut Exchange<'_, S>) -> Result<(), Lost> {
         exchange.close_after();
-        let answer = json(&json!({ "status": "powering off" }));
-        let sent = exchange.reply(202, &[("Content-Type", JSON)], &answer).await;
+        let sent = exchange.reply(202, &[("Content-Type", JSON)], b"{\"status\":\"powering off\"}\n").await;
         self.control.power_off();
         sent
     }
@@ -161,7 +165,7 @@ impl<C: Control> Api<C> {
         while !page.is_empty() {
             for volume in &page {
                 sink.write(separator.as_bytes()).await?;
-                sink.write(serde_json::to_string(volume).expect("a volume is JSON").as_bytes()).await?;
+                sink.write(&bare_json(volume)?).await?;
                 separator = ",\n";
             }
             page = pages.next().await?;
@@ -193,8 +197,8 @@ impl<'c, C: Control> Pages<'c, C> {
 }
 
 /// The metadata snapshot's root, if there is one.
-fn root(block: Option<u64>) -> Vec<u8> {
-    json(&json!({ "root": block }))
+fn root(block: Option<u64>) -> Value {
+    json!({ "root": block })
 }
 
 /// Reads a body of JSON.

@@ -4,7 +4,6 @@
 #[path = "../../../export/tests/common/mod.rs"]
 mod common;
 mod failing;
-#[allow(dead_code, reason = "the tests of `export` need more of it")]
 #[path = "../../../export/tests/portal/initiator.rs"]
 mod initiator;
 #[path = "../../../export/tests/portal/pipe.rs"]

@@ -14,7 +14,6 @@ pub const POOL_BLOCK_BYTES: u64 = 64 << 10;
 
 /// A disk that remembers which pool blocks are mapped.
 pub struct ThinDisk {
-    #[allow(dead_code, reason = "only the tests look behind the unit")]
     pub contents: MemDisk,
     pub read_only: Cell<bool>,
     pub full: Cell<bool>,
@@ -25,17 +24,14 @@ pub struct ThinDisk {
     /// With a clock each read and write takes a while.
     pub slow: Cell<Option<Timers>>,
     block_bytes: u32,
-    disk: Disk,
     bufs: BufPool,
     mapped: RefCell<BTreeSet<u64>>,
 }
 
 impl ThinDisk {
     pub fn new(size_bytes: u64, block_bytes: u32, bufs: BufPool) -> ThinDisk {
-        let contents = MemDisk::new(size_bytes / SECTOR_BYTES as u64);
         ThinDisk {
-            disk: Disk::new(contents.clone()),
-            contents,
+            contents: MemDisk::new(size_bytes / SECTOR_BYTES as u64),
             read_only: Cell::new(false),
             full: Cell::new(false),
             fails: Cell::new(None),
@@ -45,6 +41,10 @@ impl ThinDisk {
             bufs,
             mapped: RefCell::default(),
         }
+    }
+
+    fn disk(&self) -> Disk {
+        Disk::new(self.contents.clone())
     }
 
     fn map(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {
@@ -88,7 +88,7 @@ impl ThinDisk {
 impl LogicalUnit for ThinDisk {
     fn attributes(&self) -> Attributes {
         Attributes {
-            blocks: self.disk.size_sectors() * SECTOR_BYTES as u64 / u64::from(self.block_bytes),
+            blocks: self.disk().size_sectors() * SECTOR_BYTES as u64 / u64::from(self.block_bytes),
             block_bytes: self.block_bytes,
             physical_block_bytes: self.block_bytes,
             unmap_granularity_blocks: POOL_BLOCK_BYTES as u32 / self.block_bytes,
@@ -111,7 +111,7 @@ impl LogicalUnit for ThinDisk {
         match self.sector(offset_bytes, buf.len() as u64) {
             Err(error) => (Err(error), buf),
             Ok(sector) => {
-                let (result, buf) = self.disk.read(sector, buf).await;
+                let (result, buf) = self.disk().read(sector, buf).await;
                 (result.map_err(|_| UnitError::Medium { offset_bytes }), buf)
             }
         }
@@ -122,12 +122,12 @@ impl LogicalUnit for ThinDisk {
         let len = bufs.iter().map(|buf| buf.len() as u64).sum();
         let sector = self.sector(offset_bytes, len)?;
         self.map(offset_bytes, len)?;
-        let done = self.disk.start(Op::Write { fua }, sector, len / SECTOR_BYTES as u64, bufs).await;
+        let done = self.disk().start(Op::Write { fua }, sector, len / SECTOR_BYTES as u64, bufs).await;
         done.result.map_err(|_| UnitError::Medium { offset_bytes })
     }
 
     async fn flush(&self) -> Result<(), UnitError> {
-        self.disk.flush().await.map_err(|_| UnitError::Failed)
+        self.disk().flush().await.map_err(|_| UnitError::Failed)
     }
 
     async fn unmap(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {
@@ -137,7 +137,7 @@ impl LogicalUnit for ThinDisk {
         assert!(end.is_multiple_of(POOL_BLOCK_BYTES) || end == self.attributes().size_bytes());
         let blocks = offset_bytes / POOL_BLOCK_BYTES..end.div_ceil(POOL_BLOCK_BYTES);
         self.mapped.borrow_mut().retain(|block| !blocks.contains(block));
-        self.disk.discard(sector, len_bytes / SECTOR_BYTES as u64).await.map_err(|_| UnitError::Failed)
+        self.disk().discard(sector, len_bytes / SECTOR_BYTES as u64).await.map_err(|_| UnitError::Failed)
     }
 
     async fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {

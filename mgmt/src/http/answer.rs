@@ -1,10 +1,12 @@
 //! An answer's bytes.
 
+use crate::error::ControlError;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt::Write;
 use serde::Serialize;
+use serde_json::Value;
+use thinp::control::Errno;
 
 /// The media type of most bodies.
 pub(crate) const JSON: &str = "application/json";
@@ -31,11 +33,11 @@ pub(crate) enum Extent {
 pub(crate) fn head(status: u16, extent: Extent, close: bool, headers: &[(&str, &str)]) -> String {
     let mut text = format!("HTTP/1.1 {status} {}\r\n", reason(status));
     for (name, value) in headers {
-        push(&mut text, format_args!("{name}: {value}\r\n"));
+        text.push_str(&format!("{name}: {value}\r\n"));
     }
     match extent {
         Extent::None | Extent::Close => {}
-        Extent::Length(len) => push(&mut text, format_args!("Content-Length: {len}\r\n")),
+        Extent::Length(len) => text.push_str(&format!("Content-Length: {len}\r\n")),
         Extent::Chunked => text.push_str("Transfer-Encoding: chunked\r\n"),
     }
     text.push_str("Cache-Control: no-store\r\n");
@@ -49,10 +51,6 @@ pub(crate) fn head(status: u16, extent: Extent, close: bool, headers: &[(&str, &
 /// What stands before a chunk's data; a CRLF stands behind it.
 pub(crate) fn chunk_head(len: usize) -> String {
     format!("{len:x}\r\n")
-}
-
-fn push(text: &mut String, args: core::fmt::Arguments<'_>) {
-    text.write_fmt(args).expect("a String takes everything");
 }
 
 /// The phrases of RFC 9110 section 15, and of RFC 6585 and RFC 4918.
@@ -83,9 +81,25 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// Our own types, with text for keys: there is nothing in them that JSON cannot say.
-pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec(value).expect("our types are JSON");
+/// A value as JSON, on a line of its own.
+pub(crate) fn json(value: &impl Serialize) -> Result<Vec<u8>, ControlError> {
+    let mut bytes = bare_json(value)?;
     bytes.push(b'\n');
-    bytes
+    Ok(bytes)
+}
+
+/// A value as JSON.
+pub(crate) fn bare_json(value: &impl Serialize) -> Result<Vec<u8>, ControlError> {
+    serde_json::to_vec(value).map_err(|error| {
+        let message = format!("the answer cannot be put into JSON: {error}");
+        ControlError::new(Errno::EIO, message, "report this, with the request")
+    })
+}
+
+/// An error as JSON. Nothing can fail here, for it is made of texts and a number.
+pub(crate) fn error_json(error: &ControlError) -> Vec<u8> {
+    let errno = error.code.errno().map(|errno| format!("\"errno\":{},", -i32::from(errno.number())));
+    let [name, message, hint] = [error.code.name(), &error.message, &error.hint].map(Value::from);
+    let errno = errno.unwrap_or_default();
+    format!("{{{errno}\"error\":{name},\"message\":{message},\"hint\":{hint}}}\n").into_bytes()
 }

@@ -1,6 +1,6 @@
 //! One request and its answer. The body is read, and an answer may be written, as a stream.
 
-use super::answer::{self, Extent, JSON, json};
+use super::answer::{self, Extent, JSON, error_json};
 use super::body::Decoder;
 use super::head::{Framing, Head, Method, bad_request};
 use super::wire::{Lost, Wire, timed_out};
@@ -135,7 +135,7 @@ impl<'w, S: Stream> Exchange<'w, S> {
         let mut all = Vec::from([("Content-Type", JSON)]);
         all.extend_from_slice(headers);
         self.close |= closes(error.code);
-        self.reply(error.code.status(), &all, &json(error)).await
+        self.reply(error.code.status(), &all, &error_json(error)).await
     }
 
     /// Answers with a body whose length nobody knows yet.

@@ -1,6 +1,6 @@
 //! A connection's bytes, with a limit on the time that each wait takes.
 
-use super::answer::{self, Extent, JSON, json};
+use super::answer::{self, Extent, JSON, error_json};
 use super::head::{self, Head};
 use super::{Failure, Limits};
 use crate::error::{Code, ControlError};
@@ -109,7 +109,7 @@ impl<S: Stream> Wire<S> {
 
     /// Answers with an error where there is no request to answer; the connection is to be closed.
     pub(crate) async fn refuse(&mut self, error: &ControlError) -> Result<(), Lost> {
-        let body = json(error);
+        let body = error_json(error);
         let head = answer::head(error.code.status(), Extent::Length(body.len()), true, &[("Content-Type", JSON)]);
         self.send(head.as_bytes()).await?;
         self.send(&body).await?;
