@@ -14,10 +14,9 @@ pub mod image;
 
 use cap::Cap;
 use platform::Runtime;
-use platform::buf::BufPool;
 use platform::random::Seeded;
-use platform::task::{Executor, block_on_ready};
-use platform::time::{Clock, Instant, Timers};
+use platform::simulated;
+use platform::task::block_on_ready;
 use std::alloc::System;
 use std::rc::Rc;
 
@@ -31,22 +30,9 @@ pub const CACHE_BLOCKS: usize = 16;
 #[global_allocator]
 static HEAP: Cap<System> = Cap::new(System, usize::MAX);
 
-struct NoTime;
-
-impl Clock for NoTime {
-    fn now(&self) -> Instant {
-        Instant::default()
-    }
-}
-
 /// A runtime whose tasks are never run: everything that is fuzzed completes at once.
 pub fn runtime() -> Runtime {
-    Runtime {
-        spawner: Executor::new().spawner(),
-        timers: Timers::new(Rc::new(NoTime)),
-        random: Rc::new(Seeded::from_u64(1)),
-        bufs: BufPool::new(1 << 20),
-    }
+    simulated::runtime_at_once(Rc::new(Seeded::from_u64(1)), 1 << 20)
 }
 
 /// Runs `test` within the budget, over what the harness holds already.

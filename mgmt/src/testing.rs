@@ -13,12 +13,12 @@ use crate::token::Token;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::cell::Cell;
 use core::future::Future;
 use platform::Runtime;
 use platform::buf::BufPool;
 use platform::random::Seeded;
-use platform::task::{Executor, Machine};
+use platform::simulated::StillClock;
+use platform::task::Executor;
 use platform::time::{Clock, Duration, Instant, Timers};
 
 /// The token that the fake appliance takes.
@@ -26,31 +26,10 @@ pub(crate) const TOKEN: &str = "gsm-AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHH";
 /// Another.
 pub(crate) const WRONG: &str = "gsm-22223333444455556666777722223333";
 
-/// Time that passes only when everybody waits for it.
-struct Jumping(Cell<Instant>);
-
-impl Clock for Jumping {
-    fn now(&self) -> Instant {
-        self.0.get()
-    }
-}
-
-struct Jump(Rc<Jumping>);
-
-impl Machine for Jump {
-    fn poll(&self) -> bool {
-        false
-    }
-
-    fn park(&self, deadline: Option<Instant>) {
-        self.0.0.set(deadline.expect("a test waits for something that never comes"));
-    }
-}
-
 /// An interface with its surroundings.
 pub(crate) struct Rig {
     executor: Executor,
-    clock: Rc<Jumping>,
+    clock: Rc<StillClock>,
     runtime: Runtime,
     pub control: Rc<Fake>,
     pub api: Rc<Api<Fake>>,
@@ -64,7 +43,7 @@ impl Rig {
     }
 
     pub(crate) fn with_limits(limits: Limits) -> Rig {
-        let clock = Rc::new(Jumping(Cell::new(Instant::default())));
+        let clock = Rc::new(StillClock::default());
         let executor = Executor::new();
         let runtime = Runtime {
             spawner: executor.spawner(),
@@ -98,7 +77,7 @@ impl Rig {
     }
 
     pub(crate) fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
-        self.executor.run(&self.runtime.timers, &Jump(self.clock.clone()), future)
+        self.executor.run(&self.runtime.timers, &*self.clock, future)
     }
 
     /// Sends bytes, ends the sending side, and returns everything that comes back until the server closes.

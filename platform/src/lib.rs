@@ -7,7 +7,7 @@
 //! - [`buf`]: those buffers, from one counted pool.
 //! - [`net`]: listeners and byte streams.
 //! - [`time`], [`random`]: the clock and the dice. No core crate has its own.
-//! - [`task`]: a single-core executor; [`sync`]: what its tasks wait on.
+//! - [`task`]: a single-core executor; [`sync`]: what its tasks wait on. [`simulated`]: time that passes at once.
 //! - [`crc32c`]: a checksum that processors have an instruction for.
 //!
 //! [`layers`] holds disks that wrap a disk, [`mem`] a disk in memory. There is no policy here.
@@ -41,6 +41,7 @@ pub mod layers;
 pub mod mem;
 pub mod net;
 pub mod random;
+pub mod simulated;
 pub mod sync;
 pub mod task;
 pub mod time;

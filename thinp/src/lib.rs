@@ -14,23 +14,11 @@
 //! - A mapped block of one's own is the hot path: a lookup in memory and a request to the data disk.
 //!
 //! ```
-//! use platform::{Runtime, block::{Bufs, Disk}, buf::BufPool, mem::MemDisk, random::Seeded};
-//! use platform::{task::{Executor, Machine}, time::{Clock, Instant, Timers}};
+//! use platform::{block::{Bufs, Disk}, mem::MemDisk, random::Seeded, simulated, task::Executor};
 //! use std::rc::Rc;
 //! use thinp::{Pool, PoolOptions, control::DeviceId};
 //!
-//! # struct Still;
-//! # impl Clock for Still {
-//! #     fn now(&self) -> Instant { Instant::default() }
-//! # }
-//! # impl Machine for Still {
-//! #     fn poll(&self) -> bool { false }
-//! #     fn park(&self, _: Option<Instant>) { unreachable!("disks in memory answer at once") }
-//! # }
-//! let (executor, timers) = (Executor::new(), Timers::new(Rc::new(Still)));
-//! let (random, bufs) = (Rc::new(Seeded::from_u64(1)), BufPool::new(4 << 20));
-//! let runtime = Runtime { spawner: executor.spawner(), timers: timers.clone(), random, bufs };
-//! executor.run(&timers, &Still, async move {
+//! simulated::run(&Executor::new(), Rc::new(Seeded::from_u64(1)), 4 << 20, async |runtime| {
 //!     let (meta, data) = (Disk::new(MemDisk::new(4096)), Disk::new(MemDisk::new(1 << 16)));
 //!     let pool = Pool::open(&runtime, meta, data, PoolOptions::default()).await.unwrap();
 //!     pool.message("create_thin 0").await.unwrap();

@@ -5,10 +5,10 @@
 use cap::Cap;
 use platform::Runtime;
 use platform::block::{BlockDevice, Disk, Io, IoError, Limits, Op, SECTOR_BYTES};
-use platform::buf::BufPool;
+use platform::mem::MemDisk;
 use platform::random::Seeded;
-use platform::task::{Executor, block_on_ready};
-use platform::time::{Clock, Instant, Timers};
+use platform::simulated;
+use platform::task::block_on_ready;
 use std::alloc::System;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -47,16 +47,7 @@ impl FileDisk {
 
 impl BlockDevice for FileDisk {
     fn limits(&self) -> Limits {
-        Limits {
-            size_sectors: METADATA_SECTORS,
-            logical_block_bytes: SECTOR_BYTES as u32,
-            transfer_sectors_max: u64::MAX,
-            segments_max: usize::MAX,
-            discard_sectors_max: 0,
-            discard_granularity_sectors: 1,
-            write_zeroes_sectors_max: 0,
-            read_only: false,
-        }
+        Limits { size_sectors: METADATA_SECTORS, ..MemDisk::new(0).limits() }
     }
 
     fn submit(&self, mut io: Io) {
@@ -72,15 +63,6 @@ impl BlockDevice for FileDisk {
             at += buf.len() as u64;
         }
         io.complete(Ok(()));
-    }
-}
-
-/// The disk answers at once, so nothing ever waits for the time.
-struct NoTime;
-
-impl Clock for NoTime {
-    fn now(&self) -> Instant {
-        Instant::default()
     }
 }
 
@@ -126,12 +108,7 @@ async fn life(runtime: &Runtime, mappings: u64) -> Result<(), MetadataError> {
 #[test]
 fn a_large_pool_takes_no_more_heap_than_its_budget() {
     let mappings = std::env::var("HEAP_MAPPINGS").map_or(100_000, |text| text.parse().unwrap());
-    let runtime = Runtime {
-        spawner: Executor::new().spawner(),
-        timers: Timers::new(Rc::new(NoTime)),
-        random: Rc::new(Seeded::from_u64(SEED)),
-        bufs: BufPool::new(BUFS_BYTES),
-    };
+    let runtime = simulated::runtime_at_once(Rc::new(Seeded::from_u64(SEED)), BUFS_BYTES);
     block_on_ready(life(&runtime, mappings)).unwrap();
     let peak_bytes = HEAP.max_allocated();
     println!(

@@ -7,12 +7,10 @@ use export::iscsi::digest::Digest;
 use export::iscsi::pdu::{Bhs, DataIn, LoginResponse, R2t, ScsiResponse, opcode, padding};
 use export::{Portal, PortalOptions};
 use platform::Runtime;
-use platform::buf::BufPool;
 use platform::net::Stream;
 use platform::random::Seeded;
-use platform::task::{Executor, Machine};
-use platform::time::{Clock, Instant, Timers};
-use std::cell::Cell;
+use platform::simulated;
+use platform::task::Executor;
 use std::rc::Rc;
 
 /// Everything that a test talks to.
@@ -23,42 +21,12 @@ pub struct World {
     pub disk: Rc<ThinDisk>,
 }
 
-/// Time that jumps to the next deadline when nothing else is to do.
-struct Jumping(Cell<u64>);
-
-impl Clock for Jumping {
-    fn now(&self) -> Instant {
-        Instant { nanos: self.0.get() }
-    }
-}
-
-struct Idle(Rc<Jumping>);
-
-impl Machine for Idle {
-    fn poll(&self) -> bool {
-        false
-    }
-
-    fn park(&self, deadline: Option<Instant>) {
-        self.0.0.set(deadline.expect("everybody waits for somebody else").nanos);
-    }
-}
-
 /// Runs a test in a world of its own.
 pub fn run<F: Future<Output = ()> + 'static>(options: PortalOptions, test: impl FnOnce(World) -> F + 'static) {
-    let executor = Executor::new();
-    let clock = Rc::new(Jumping(Cell::new(0)));
-    let runtime = Runtime {
-        spawner: executor.spawner(),
-        timers: Timers::new(clock.clone()),
-        random: Rc::new(Seeded::from_u64(1)),
-        bufs: BufPool::new(64 << 20),
-    };
-    let disk = Rc::new(ThinDisk::new(64 << 20, 512, runtime.bufs.clone()));
-    let portal = Portal::new(&runtime, Rc::new(OneTarget(disk.clone())), options);
-    let timers = runtime.timers.clone();
-    let bufs = runtime.bufs.clone();
-    executor.run(&timers, &Idle(clock), async move {
+    simulated::run(&Executor::new(), Rc::new(Seeded::from_u64(1)), 64 << 20, async move |runtime| {
+        let disk = Rc::new(ThinDisk::new(64 << 20, 512, runtime.bufs.clone()));
+        let portal = Portal::new(&runtime, Rc::new(OneTarget(disk.clone())), options);
+        let bufs = runtime.bufs.clone();
         let world = World { runtime, portal, disk };
         test(world.clone()).await;
         world.portal.shutdown().await;

@@ -109,10 +109,8 @@ impl<V: ValueType> BTree<V> {
             return spread(parent, left_index, &left, &node, left_len);
         }
         note(&node, "split at its end")?;
-        let right = self.new_like(tm, &node).await?;
-        let at = index.saturating_add(1);
-        edit(parent, |parent| parent.insert(at, u64::MAX, &right.number().to_le_bytes()))?;
-        spread(parent, index, &node, &right, len(&node)?.saturating_sub(floor))
+        let left_len = len(&node)?.saturating_sub(floor);
+        self.split_off(tm, parent, index, &node, left_len).await.map(drop)
     }
 }
 

@@ -170,11 +170,24 @@ impl<V: ValueType> BTree<V> {
         key: u64,
     ) -> Result<BlockMut<'a>> {
         note(&node, "split in two")?;
-        let right = self.new_like(tm, &node).await?;
+        let right = self.split_off(tm, parent, index, &node, len(&node)? / 2).await?;
+        pick(node, right, key)
+    }
+
+    /// Moves all but the first `left_len` entries of a node, child `index` of `parent`, into a new one behind it.
+    pub(super) async fn split_off<'a>(
+        &self,
+        tm: &'a TransactionManager,
+        parent: &BlockMut<'_>,
+        index: usize,
+        node: &BlockMut<'_>,
+        left_len: usize,
+    ) -> Result<BlockMut<'a>> {
+        let right = self.new_like(tm, node).await?;
         let at = index.saturating_add(1);
         edit(parent, |parent| parent.insert(at, u64::MAX, &right.number().to_le_bytes()))?;
-        spread(parent, index, &node, &right, len(&node)? / 2)?;
-        pick(node, right, key)
+        spread(parent, index, node, &right, left_len)?;
+        Ok(right)
     }
 
     /// Makes three nodes of a full one, `right`, and its left sibling.

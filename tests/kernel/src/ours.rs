@@ -1,16 +1,16 @@
 //! Our side: carries out operations on `thinp`, alone, over disks in memory, and answers like `guest/replay.c`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use platform::Runtime;
 use platform::block::{Bufs, Disk, SECTOR_BYTES};
-use platform::buf::BufPool;
 use platform::mem::MemDisk;
 use platform::random::Seeded;
-use platform::task::{Executor, Machine};
-use platform::time::{Clock, Duration, Instant, Timers};
+use platform::simulated;
+use platform::task::Executor;
+use platform::time::Duration;
 use thinp::control::{DeviceId, Errno, Mode, Status};
 use thinp::metadata::{DataBlock, Metadata, MetadataError, OpenMode};
 use thinp::{Error, Format, Pool, PoolOptions, Thin};
@@ -23,29 +23,6 @@ const BUFS_BYTES: usize = 64 << 20;
 const SETTLE: Duration = Duration::from_micros(1);
 /// The pool commits within this time by itself.
 const COMMIT_PERIOD: Duration = Duration::from_secs(1);
-
-/// A clock that stands still until everybody waits for it.
-#[derive(Default)]
-struct StillClock(Cell<u64>);
-
-impl Clock for StillClock {
-    fn now(&self) -> Instant {
-        Instant { nanos: self.0.get() }
-    }
-}
-
-struct StillMachine(Rc<StillClock>);
-
-impl Machine for StillMachine {
-    fn poll(&self) -> bool {
-        false
-    }
-
-    fn park(&self, deadline: Option<Instant>) {
-        let deadline = deadline.expect("everybody waits, and nothing will ever happen");
-        self.0.0.set(deadline.nanos.max(self.0.0.get()));
-    }
-}
 
 /// The disks of a pool.
 #[derive(Clone)]
@@ -64,12 +41,8 @@ pub fn run<T: 'static>(
     data_block_sectors: u64,
     history: impl AsyncFnOnce(&mut Ours) -> T + 'static,
 ) -> T {
-    let clock = Rc::new(StillClock::default());
-    let (executor, timers) = (Executor::new(), Timers::new(clock.clone()));
     let random = Rc::new(Seeded::from_u64(0));
-    let bufs = BufPool::new(BUFS_BYTES);
-    let runtime = Runtime { spawner: executor.spawner(), timers: timers.clone(), random, bufs };
-    executor.run(&timers, &StillMachine(clock), async move {
+    simulated::run(&Executor::new(), random, BUFS_BYTES, async move |runtime| {
         let mut ours = Ours { runtime, disks, data_block_sectors, pool: None, thins: BTreeMap::new(), queued: None };
         history(&mut ours).await
     })

@@ -8,12 +8,11 @@ mod picture;
 
 use pdata::block::BLOCK_SECTORS;
 use picture::{Curve, Point};
-use platform::Runtime;
-use platform::block::{BlockDevice, Disk, Io, IoError, Limits, Op, SECTOR_BYTES};
-use platform::buf::BufPool;
+use platform::block::{BlockDevice, Disk, Io, IoError, Limits, Op};
+use platform::mem::MemDisk;
 use platform::random::{Random, Seeded};
-use platform::task::{Executor, block_on_ready};
-use platform::time::{Clock, Instant, Timers};
+use platform::simulated;
+use platform::task::block_on_ready;
 use rustix::time::{ClockId, clock_gettime};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -40,16 +39,7 @@ struct NoDisk {
 
 impl BlockDevice for NoDisk {
     fn limits(&self) -> Limits {
-        Limits {
-            size_sectors: self.size_sectors,
-            logical_block_bytes: SECTOR_BYTES as u32,
-            transfer_sectors_max: u64::MAX,
-            segments_max: usize::MAX,
-            discard_sectors_max: 0,
-            discard_granularity_sectors: 1,
-            write_zeroes_sectors_max: 0,
-            read_only: false,
-        }
+        Limits { size_sectors: self.size_sectors, ..MemDisk::new(0).limits() }
     }
 
     fn submit(&self, io: Io) {
@@ -58,15 +48,6 @@ impl BlockDevice for NoDisk {
             op => Err(IoError::Unsupported(op)),
         };
         io.complete(result);
-    }
-}
-
-/// The disk answers at once, so nothing ever waits for the time.
-struct NoTime;
-
-impl Clock for NoTime {
-    fn now(&self) -> Instant {
-        Instant::default()
     }
 }
 
@@ -93,12 +74,7 @@ impl Bench {
     /// A pool whose metadata stays in the cache with `mappings` of them.
     async fn new(mappings: u64) -> Result<Bench, MetadataError> {
         let dice = Rc::new(Seeded::from_u64(1));
-        let runtime = Runtime {
-            spawner: Executor::new().spawner(),
-            timers: Timers::new(Rc::new(NoTime)),
-            random: dice.clone(),
-            bufs: BufPool::new(8 << 20),
-        };
+        let runtime = simulated::runtime_at_once(dice.clone(), 8 << 20);
         let data_blocks = mappings * 2 + 100_000;
         // Leaves two thirds full and the nodes above them, as often again for what a transaction writes, and the maps.
         let tree_blocks = mappings / 160 + 200;

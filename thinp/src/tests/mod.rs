@@ -17,41 +17,16 @@ use crate::{Error, Pool, PoolOptions, Thin};
 use disks::{CachedDisk, Slow};
 use platform::Runtime;
 use platform::block::{BlockDevice, Bufs, Disk, SECTOR_BYTES};
-use platform::buf::BufPool;
 use platform::mem::MemDisk;
 use platform::random::{Random, Seeded};
-use platform::task::{Executor, Machine};
-use platform::time::{Clock, Instant, Timers};
-use std::cell::Cell;
+use platform::simulated;
+use platform::task::Executor;
 use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 
 /// Sectors in a data block of the tests' pools.
 pub const BLOCK: u64 = 128;
-
-/// A clock that stands still until everybody waits for it.
-#[derive(Default)]
-struct SimClock(Cell<u64>);
-
-impl Clock for SimClock {
-    fn now(&self) -> Instant {
-        Instant { nanos: self.0.get() }
-    }
-}
-
-struct SimMachine(Rc<SimClock>);
-
-impl Machine for SimMachine {
-    fn poll(&self) -> bool {
-        false
-    }
-
-    fn park(&self, deadline: Option<Instant>) {
-        let deadline = deadline.expect("everybody waits, and nothing will ever happen");
-        self.0.0.set(deadline.nanos.max(self.0.0.get()));
-    }
-}
 
 /// Where a test runs: simulated time, tasks in an order that the seed decides, two disks with volatile caches.
 #[derive(Clone)]
@@ -64,15 +39,12 @@ pub struct World {
 /// Runs a test over two disks.
 pub fn run<T: 'static>(seed: u64, meta: MemDisk, data: MemDisk, test: impl AsyncFnOnce(World) -> T + 'static) -> T {
     std::println!("seed {seed}");
-    let clock = Rc::new(SimClock::default());
-    let timers = Timers::new(clock.clone());
     let random: Rc<dyn Random> = Rc::new(Seeded::from_u64(seed));
     let chooser = random.clone();
     let executor = Executor::with_chooser(move |n| disks::below(&*chooser, n as u64) as usize);
-    let bufs = BufPool::new(16 << 20);
-    let runtime = Runtime { spawner: executor.spawner(), timers: timers.clone(), random, bufs };
-    let world = World { runtime, meta: CachedDisk::new(meta), data: CachedDisk::new(data) };
-    executor.run(&timers, &SimMachine(clock), async move { test(world).await })
+    simulated::run(&executor, random, 16 << 20, async move |runtime| {
+        test(World { runtime, meta: CachedDisk::new(meta), data: CachedDisk::new(data) }).await
+    })
 }
 
 /// Runs a test over two blank disks: 512 metadata blocks, `data_blocks` data blocks.

@@ -2,11 +2,10 @@
 
 use platform::Runtime;
 use platform::block::{BlockDevice, Disk};
-use platform::buf::BufPool;
 use platform::mem::MemDisk;
 use platform::random::{Random, Seeded};
-use platform::task::{Executor, block_on_ready};
-use platform::time::{Clock, Instant, Timers};
+use platform::simulated;
+use platform::task::block_on_ready;
 use std::cell::Cell;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -18,21 +17,8 @@ use thinp::metadata::check::{self, Report};
 use thinp::metadata::dump;
 use thinp::metadata::{DataBlock, Metadata, OpenMode, VirtualBlock};
 
-struct NoTime;
-
-impl Clock for NoTime {
-    fn now(&self) -> Instant {
-        Instant::default()
-    }
-}
-
 pub fn runtime() -> Runtime {
-    Runtime {
-        spawner: Executor::new().spawner(),
-        timers: Timers::new(Rc::new(NoTime)),
-        random: Rc::new(Seeded::from_u64(1)),
-        bufs: BufPool::new(1 << 20),
-    }
+    simulated::runtime_at_once(Rc::new(Seeded::from_u64(1)), 1 << 20)
 }
 
 pub const CACHE: usize = 1024;

@@ -2,11 +2,10 @@
 
 use platform::Runtime;
 use platform::block::{BlockDevice, Io, IoError, Limits, Op, SECTOR_BYTES};
-use platform::buf::BufPool;
 use platform::mem::MemDisk;
 use platform::random::{Random, Seeded};
-use platform::task::{Executor, Machine};
-use platform::time::{Clock, Instant, Timers};
+use platform::simulated;
+use platform::task::Executor;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -41,37 +40,9 @@ impl Dice {
     }
 }
 
-/// A clock that stands still until everybody waits for it.
-#[derive(Default)]
-struct SimClock(Cell<u64>);
-
-impl Clock for SimClock {
-    fn now(&self) -> Instant {
-        Instant { nanos: self.0.get() }
-    }
-}
-
-struct SimMachine(Rc<SimClock>);
-
-impl Machine for SimMachine {
-    fn poll(&self) -> bool {
-        false
-    }
-
-    fn park(&self, deadline: Option<Instant>) {
-        let deadline = deadline.expect("everybody waits, and nothing will ever happen");
-        self.0.0.set(deadline.nanos.max(self.0.0.get()));
-    }
-}
-
 /// Runs a test in simulated time.
 pub fn run<T: 'static>(seed: u64, test: impl AsyncFnOnce(Runtime) -> T + 'static) -> T {
-    let clock = Rc::new(SimClock::default());
-    let timers = Timers::new(clock.clone());
-    let executor = Executor::new();
-    let (random, bufs) = (Rc::new(Seeded::from_u64(seed)), BufPool::new(8 << 20));
-    let runtime = Runtime { spawner: executor.spawner(), timers: timers.clone(), random, bufs };
-    executor.run(&timers, &SimMachine(clock), async move { test(runtime).await })
+    simulated::run(&Executor::new(), Rc::new(Seeded::from_u64(seed)), 8 << 20, test)
 }
 
 /// The metadata disk. What was written since the last flush a power cut may undo. Clones are the same disk.

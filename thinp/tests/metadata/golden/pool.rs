@@ -5,11 +5,11 @@ use crate::harness::*;
 use crate::judge::Judge;
 use platform::Runtime;
 use platform::block::{BlockDevice, Bufs, Disk, Io, Limits, Op, SECTOR_BYTES};
-use platform::buf::BufPool;
 use platform::mem::MemDisk;
 use platform::random::Seeded;
-use platform::task::{Executor, Machine};
-use platform::time::{Clock, Duration, Instant, Timers};
+use platform::simulated;
+use platform::task::Executor;
+use platform::time::Duration;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -70,35 +70,8 @@ fn word_of(sector: &[u8]) -> u64 {
     u64::from_le_bytes(sector[..8].try_into().unwrap())
 }
 
-/// A clock that moves when everybody waits for it.
-#[derive(Default)]
-struct SimClock(Cell<u64>);
-
-impl Clock for SimClock {
-    fn now(&self) -> Instant {
-        Instant { nanos: self.0.get() }
-    }
-}
-
-struct SimMachine(Rc<SimClock>);
-
-impl Machine for SimMachine {
-    fn poll(&self) -> bool {
-        false
-    }
-
-    fn park(&self, deadline: Option<Instant>) {
-        let deadline = deadline.expect("everybody waits, and nothing will ever happen");
-        self.0.0.set(deadline.nanos.max(self.0.0.get()));
-    }
-}
-
 fn run<T: 'static>(seed: u64, test: impl AsyncFnOnce(Runtime) -> T + 'static) -> T {
-    let clock = Rc::new(SimClock::default());
-    let (executor, timers) = (Executor::new(), Timers::new(clock.clone()));
-    let (random, bufs) = (Rc::new(Seeded::from_u64(seed)), BufPool::new(16 << 20));
-    let runtime = Runtime { spawner: executor.spawner(), timers: timers.clone(), random, bufs };
-    executor.run(&timers, &SimMachine(clock), async move { test(runtime).await })
+    simulated::run(&Executor::new(), Rc::new(Seeded::from_u64(seed)), 16 << 20, test)
 }
 
 /// What a volume should hold.
