@@ -108,6 +108,31 @@ impl BlockDevice for Fault {
     }
 }
 
+/// Takes fewer sectors in one request than the disk would.
+#[derive(Clone)]
+pub struct ShortTransfers {
+    inner: Rc<dyn BlockDevice>,
+    transfer_sectors_max: u64,
+}
+
+impl ShortTransfers {
+    /// At most `transfer_sectors_max` sectors in one request to `inner`.
+    pub fn new(inner: Rc<dyn BlockDevice>, transfer_sectors_max: u64) -> ShortTransfers {
+        ShortTransfers { inner, transfer_sectors_max }
+    }
+}
+
+impl BlockDevice for ShortTransfers {
+    fn limits(&self) -> Limits {
+        let limits = self.inner.limits();
+        Limits { transfer_sectors_max: limits.transfer_sectors_max.min(self.transfer_sectors_max), ..limits }
+    }
+
+    fn submit(&self, io: Io) {
+        self.inner.submit(io);
+    }
+}
+
 /// Shows each request and its result to a function.
 #[derive(Clone)]
 pub struct Trace {

@@ -4,7 +4,7 @@
 use crate::harness::*;
 use crate::model::dump;
 use platform::block::{Disk, IoError};
-use platform::layers::Fault;
+use platform::layers::{Fault, ShortTransfers};
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::cell::Cell;
@@ -56,7 +56,7 @@ fn every_nth_request_fails() {
             let disk = base.fork();
             let left = Rc::new(Cell::new(n));
             let countdown = left.clone();
-            let fault = Fault::new(Rc::new(disk.clone()), move |request| {
+            let fault = Fault::new(Rc::new(ShortTransfers::new(Rc::new(disk.clone()), 8)), move |request| {
                 countdown.set(countdown.get() - 1);
                 (countdown.get() == 0).then_some(IoError::Device { op: request.op, sector: request.sector })
             });
@@ -69,7 +69,7 @@ fn every_nth_request_fails() {
             if left.get() > 0 {
                 failed.unwrap();
                 println!("{} requests failed, one at a time", n - 1);
-                assert!(n > 50);
+                assert!(n > 100);
                 return;
             }
             let error = failed.expect_err("a failed request went unnoticed");
