@@ -216,7 +216,10 @@ impl Player<'_> {
         }
         self.played.steps.push(Step { op, mode, answer });
         if self.ours.queued_is_done() && !matches!(self.played.steps.last(), Some(Step { op: Op::JoinQueued, .. })) {
-            Box::pin(self.step(Op::JoinQueued)).await;
+            // First the commit that was to follow a discard: where Linux commits by itself while it passes a discard down,
+            // what that frees waits for another change.
+            let next = self.planned.pop_front().unwrap_or(Op::JoinQueued);
+            Box::pin(self.step(next)).await;
         }
         if self.queued.is_none() && self.planned.is_empty() && self.dice.chance(5) && self.played.steps.len() > 1 {
             self.ours.idle().await;
