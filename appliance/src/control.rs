@@ -11,16 +11,18 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 use export::Portal;
 use mgmt::{
-    CheckReport, Control, ControlError, Export, Health, InitiatorName, Initiators, MetadataExport, NewSnapshot,
-    NewVolume, PoolInfo, Resize, TokenHash, Volume, VolumeName,
+    CheckReport, CheckState, Control, ControlError, Deletion, Export, Health, InitiatorName, Initiators,
+    MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize, TokenHash, View, Views, Volume, VolumeName, VolumeSpace,
 };
+use platform::Runtime;
 use platform::block::SECTOR_BYTES;
-use thinp::control::{DeviceId, ThinStatus};
+use thinp::control::{DeviceId, ThinStatus, ViewInfo, ViewsInfo};
 use thinp::metadata::check::{Report, Severity};
 use thinp::records::Change;
 
 /// The appliance as its manager sees it.
 pub(crate) struct Manager {
+    pub runtime: Runtime,
     pub service: Rc<Service>,
     pub portal: Portal<Targets>,
 }
@@ -77,9 +79,47 @@ impl Control for Manager {
         Ok(())
     }
 
-    async fn check(&self) -> Result<CheckReport, ControlError> {
+    async fn start_check(&self) -> Result<CheckState, ControlError> {
+        self.service.start_check(&self.runtime)?;
+        self.check_state()
+    }
+
+    fn check_state(&self) -> Result<CheckState, ControlError> {
+        self.service.served()?;
+        Ok(self.service.check.state(self.runtime.timers.now()))
+    }
+
+    async fn space(&self) -> Result<Vec<VolumeSpace>, ControlError> {
         let served = self.service.served()?;
-        Ok(told(&served.pool.check().await.map_err(ServiceError::Pool)?))
+        let of_device: BTreeMap<_, _> =
+            self.service.space.get(&served).await?.iter().map(|space| (space.device, *space)).collect();
+        let block_bytes = served.pool.data_block_sectors().saturating_mul(SECTOR_BYTES as u64);
+        let catalog = served.catalog();
+        let describe = |record: &VolumeRecord| {
+            let space = of_device.get(&DeviceId::new(record.device.into())?)?;
+            Some(VolumeSpace {
+                name: VolumeName::parse(&record.name).ok()?,
+                id: space.device,
+                mapped_bytes: space.mapped_blocks.saturating_mul(block_bytes),
+                exclusive_bytes: space.exclusive_blocks.saturating_mul(block_bytes),
+                shared_bytes: space.shared_blocks().saturating_mul(block_bytes),
+            })
+        };
+        Ok(catalog.by_name(None, usize::MAX).filter_map(describe).collect())
+    }
+
+    async fn freed_by(&self, deletion: &Deletion) -> Result<u64, ControlError> {
+        let served = self.service.served()?;
+        let devices: Result<Vec<_>, _> = deletion.volumes.iter().map(|name| device_of(&served, name)).collect();
+        let view = served.pool.open_view("space accounting", None).await.map_err(ServiceError::Pool)?;
+        let blocks = served.pool.freed_by(&view, &devices?).await.map_err(ServiceError::Pool)?;
+        Ok(blocks.saturating_mul(served.pool.data_block_sectors()).saturating_mul(SECTOR_BYTES as u64))
+    }
+
+    fn views(&self) -> Result<Views, ControlError> {
+        let ViewsInfo { views, views_max, held_back_blocks } = self.service.served()?.pool.views();
+        let view = |ViewInfo { holder, age }| View { holder, seconds: age.as_secs() };
+        Ok(Views { views: views.into_iter().map(view).collect(), views_max, held_back_blocks })
     }
 
     async fn clear_needs_check(&self) -> Result<CheckReport, ControlError> {
@@ -293,7 +333,7 @@ impl Manager {
 const PROBLEMS_TOLD: usize = 100;
 
 /// What a check found, in the words of the interface.
-fn told(report: &Report) -> CheckReport {
+pub(crate) fn told(report: &Report) -> CheckReport {
     let count = |severity| report.problems.iter().filter(|problem| problem.severity() == severity).count() as u64;
     let mut problems: Vec<_> = report.problems.iter().collect();
     problems.sort_by_key(|problem| Reverse(problem.severity()));

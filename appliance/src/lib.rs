@@ -26,10 +26,12 @@ extern crate alloc;
 extern crate std;
 
 pub mod catalog;
+mod check;
 mod control;
 pub mod errors;
 pub mod service;
 pub mod settings;
+mod space;
 mod startup;
 mod units;
 
@@ -95,7 +97,8 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
         ..PortalOptions::default()
     };
     let portal = Portal::new(&runtime, Rc::new(Targets(service.clone())), options);
-    let manager = Rc::new(control::Manager { service: service.clone(), portal: portal.clone() });
+    let manager =
+        Rc::new(control::Manager { runtime: runtime.clone(), service: service.clone(), portal: portal.clone() });
     let api = Rc::new(Api::new(&runtime, manager, Limits::default()));
     let (iscsi_at, http_at) = (iscsi.describe(), http.describe());
     let serving = api.clone();
@@ -111,6 +114,11 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
     match startup::open(&runtime, &disks, &service, cache_blocks, &*console).await {
         Ok(served) => {
             service.serve(served);
+            if service.settings.check_at_start
+                && let Err(error) = service.start_check(&runtime)
+            {
+                log::warn!("the metadata is not checked: {error}");
+            }
             let service = service.clone();
             runtime.spawner.spawn(async move { service.finish_deletions().await });
         }

@@ -2,7 +2,9 @@
 
 use crate::Secrets;
 use crate::catalog::{Access, Catalog, CatalogError, Edit, VolumeRecord};
+use crate::check::CheckJob;
 use crate::settings::Settings;
+use crate::space::SpaceCache;
 use crate::units::{MetadataUnit, Unit, VolumeUnit};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -47,6 +49,8 @@ pub struct Service {
     metadata_unit: RefCell<Weak<Unit>>,
     /// One change of the catalog, or opening of a unit, at a time.
     changes: Semaphore,
+    pub(crate) check: CheckJob,
+    pub(crate) space: SpaceCache,
     off: Cell<bool>,
     off_wanted: Notify,
 }
@@ -110,6 +114,8 @@ impl Service {
             units: RefCell::default(),
             metadata_unit: RefCell::default(),
             changes: Semaphore::new(1),
+            check: CheckJob::default(),
+            space: SpaceCache::default(),
             off: Cell::new(false),
             off_wanted: Notify::new(),
         })
@@ -145,6 +151,10 @@ impl Service {
             _ if served.trouble.is_some() => served.trouble.clone(),
             _ if status.needs_check => {
                 Some("the metadata needs a check: POST /v1/pool/clear-needs-check does it".to_string())
+            }
+            Mode::Write if self.check.damage() > 0 => {
+                let damage = self.check.damage();
+                Some(format!("a check of the metadata found {damage} problems: GET /v1/pool/check has them"))
             }
             Mode::Write => None,
             mode => Some(format!("the pool is in {mode} mode: {}", mode.way_out())),

@@ -27,6 +27,10 @@ pub struct Settings {
     pub data_block_sectors: u32,
     /// At so many free data blocks an event is raised.
     pub low_water_blocks: u64,
+    /// The metadata is checked after each start, while the pool is served.
+    pub check_at_start: bool,
+    /// So fast a check of the metadata reads at most.
+    pub check_bytes_per_second: u64,
     /// What a panic or an exception ends in.
     pub on_panic: OnPanic,
     /// Where the first token comes from.
@@ -80,6 +84,8 @@ impl Default for Settings {
             format: false,
             data_block_sectors: 128,
             low_water_blocks: 0,
+            check_at_start: true,
+            check_bytes_per_second: 4 << 20,
             on_panic: OnPanic::Reset,
             token: TokenSource::Generate,
             log_debug: false,
@@ -122,6 +128,8 @@ impl Settings {
             "format" => self.format = parse_yes_no(value)?,
             "block" => self.data_block_sectors = parse_block(value)?,
             "low_water" => self.low_water_blocks = value.parse().map_err(|_| "use a number of data blocks")?,
+            "check.start" => self.check_at_start = parse_yes_no(value)?,
+            "check.rate" => self.check_bytes_per_second = parse_rate(value)?,
             "on_panic" => {
                 self.on_panic = match value {
                     "reset" => OnPanic::Reset,
@@ -189,6 +197,20 @@ fn parse_block(value: &str) -> Result<u32, &'static str> {
     if (128..=2_097_152).contains(&sectors) && sectors.is_multiple_of(128) { Ok(sectors) } else { Err(WHY) }
 }
 
+/// Bytes a second.
+fn parse_rate(value: &str) -> Result<u64, &'static str> {
+    const WHY: &str = "use bytes a second in steps of 64K, as check.rate=512K or check.rate=4M";
+    let digits = value.trim_end_matches(['K', 'M', 'G']);
+    let unit_bytes: u64 = match value.get(digits.len()..) {
+        Some("K") => 1 << 10,
+        Some("M") => 1 << 20,
+        Some("G") => 1 << 30,
+        _ => return Err(WHY),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit_bytes)).ok_or(WHY)?;
+    if bytes > 0 && bytes.is_multiple_of(64 << 10) { Ok(bytes) } else { Err(WHY) }
+}
+
 /// `iqn.yyyy-mm.reversed-domain`, short enough that a volume's name still fits into 223 bytes.
 fn is_iqn(value: &str) -> bool {
     value.len() <= 128
@@ -205,7 +227,7 @@ mod tests {
         let (settings, warnings) = Settings::parse(
             "net=192.168.7.2/24,192.168.7.1 iscsi.port=3261 iscsi.portal=127.0.0.1:13260,[::1]:13260 \
              http.port=8080 iqn=iqn.2001-04.com.example format=yes \
-             block=1M low_water=64 on_panic=exit token=given log=debug virtio_mmio.device=512@0xfeb00e00:12",
+             block=1M low_water=64 check.start=no check.rate=512K on_panic=exit token=given log=debug virtio_mmio.device=512@0xfeb00e00:12",
         );
         assert_eq!(warnings, [""; 0]);
         let net = Net::Static {
@@ -222,6 +244,8 @@ mod tests {
             format: true,
             data_block_sectors: 2048,
             low_water_blocks: 64,
+            check_at_start: false,
+            check_bytes_per_second: 512 << 10,
             on_panic: OnPanic::Exit,
             token: TokenSource::Given,
             log_debug: true,
@@ -232,7 +256,7 @@ mod tests {
     #[test]
     fn a_bad_word_is_told_and_changes_nothing() {
         let bad = "net=10.0.0.1 net=10.0.0.1/33 iscsi.port=65536 iscsi.portal=host:1 iqn=x format=maybe block=65K block=2G block=0K \
-                   block=99999999999M low_water=1M on_panic=hang token=secret log=all colour=red format";
+                   block=99999999999M low_water=1M check.start=1 check.rate=7 check.rate=1K on_panic=hang token=secret log=all colour=red format";
         let (settings, warnings) = Settings::parse(bad);
         assert_eq!(settings, Settings::default());
         assert_eq!(warnings.len(), bad.split_whitespace().count());

@@ -65,6 +65,85 @@ pub struct CheckReport {
     pub problems: Vec<String>,
 }
 
+/// The check of the metadata that runs beside everything else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckState {
+    /// The check under way.
+    pub running: Option<CheckProgress>,
+    /// The one that ended last since the start.
+    pub last: Option<CheckOutcome>,
+}
+
+/// How far a check has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckProgress {
+    /// For how long it has been running.
+    pub seconds: u64,
+    /// Metadata blocks read so far; some are read more than once.
+    pub blocks_read: u64,
+    /// Metadata blocks in use at the moment that is checked.
+    pub blocks_in_use: u64,
+}
+
+/// What became of a check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckOutcome {
+    /// When it ended, counted from now.
+    pub seconds_ago: u64,
+    /// How long it took.
+    pub took_seconds: u64,
+    /// The pool's transaction id at the moment that was checked.
+    pub transaction_id: u64,
+    /// What it found.
+    pub report: Option<CheckReport>,
+    /// Why it found nothing.
+    pub error: Option<String>,
+}
+
+/// What a volume maps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VolumeSpace {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its thin device.
+    #[serde(serialize_with = "serialize_id")]
+    pub id: DeviceId,
+    /// Space that it maps, shared or not.
+    pub mapped_bytes: u64,
+    /// Of that, what no other volume maps.
+    pub exclusive_bytes: u64,
+    /// Of that, what others map, too.
+    pub shared_bytes: u64,
+}
+
+/// Volumes that might be deleted together.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deletion {
+    /// Their names.
+    pub volumes: Vec<VolumeName>,
+}
+
+/// The views of the metadata: who reads a former moment of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Views {
+    /// The open ones, oldest first.
+    pub views: Vec<View>,
+    /// Views that can be open at a time.
+    pub views_max: usize,
+    /// Metadata blocks that only views use: they are not free, and counted as used.
+    pub held_back_blocks: u64,
+}
+
+/// One view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct View {
+    /// Who holds it.
+    pub holder: String,
+    /// For how long.
+    pub seconds: u64,
+}
+
 /// A rule that exports a volume, or the metadata.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -172,8 +251,20 @@ pub trait Control: 'static {
     /// Resolves once the pool's count of events is no longer `seen`, or the pool is closed.
     async fn event_after(&self, seen: u64) -> Result<(), ControlError>;
 
-    /// Checks all of the metadata, of a pool that is not in write mode.
-    async fn check(&self) -> Result<CheckReport, ControlError>;
+    /// Begins to check all of the metadata, unless a check is under way, and returns.
+    async fn start_check(&self) -> Result<CheckState, ControlError>;
+
+    /// The check under way, and the last.
+    fn check_state(&self) -> Result<CheckState, ControlError>;
+
+    /// What each volume maps, and what it has alone.
+    async fn space(&self) -> Result<Vec<VolumeSpace>, ControlError>;
+
+    /// The bytes that deleting these volumes, all of them, would free.
+    async fn freed_by(&self, deletion: &Deletion) -> Result<u64, ControlError>;
+
+    /// Who reads former moments of the metadata.
+    fn views(&self) -> Result<Views, ControlError>;
 
     /// Checks all of the metadata, and if nothing is wrong takes needs_check away.
     async fn clear_needs_check(&self) -> Result<CheckReport, ControlError>;

@@ -1,7 +1,7 @@
 //! The endpoints: each reads its body, makes one call of [`Control`] and answers.
 
 use crate::api::Api;
-use crate::control::{Control, Export, NewSnapshot, NewVolume, PoolView, Resize, Volume, Wait};
+use crate::control::{Control, Deletion, Export, NewSnapshot, NewVolume, PoolView, Resize, Volume, Wait};
 use crate::error::{Code, ControlError};
 use crate::http::Failure;
 use crate::http::answer::{JSON, bare_json, json};
@@ -39,6 +39,10 @@ impl Body for Resize {
     const EXAMPLE: &str = r#"{"size_bytes":2147483648}"#;
 }
 
+impl Body for Deletion {
+    const EXAMPLE: &str = r#"{"volumes":["v1","v1-before"]}"#;
+}
+
 impl Body for Wait {
     const EXAMPLE: &str = r#"{"after":7}, the `events` of GET /v1/pool"#;
 }
@@ -53,6 +57,8 @@ enum Reply {
     Json(Vec<u8>),
     /// 201, this, and where it is found.
     Created(Vec<u8>, Option<String>),
+    /// 202 and this: it goes on by itself.
+    Accepted(Vec<u8>),
     /// 204.
     Empty,
     /// The endpoint has answered by itself.
@@ -74,6 +80,7 @@ impl Reply {
             Reply::Json(body) => exchange.reply(200, &[json_type], &body).await,
             Reply::Created(body, None) => exchange.reply(201, &[json_type], &body).await,
             Reply::Created(body, Some(place)) => exchange.reply(201, &[json_type, ("Location", &place)], &body).await,
+            Reply::Accepted(body) => exchange.reply(202, &[json_type], &body).await,
             Reply::Empty => exchange.reply(204, &[], &[]).await,
             Reply::Sent => Ok(()),
         }
@@ -109,7 +116,14 @@ impl<C: Control> Api<C> {
                 self.wait_for_event(after).await?;
                 self.show_pool()?
             }
-            Endpoint::Check => Reply::json(&control.check().await?)?,
+            Endpoint::ShowCheck => Reply::json(&control.check_state()?)?,
+            Endpoint::StartCheck => Reply::Accepted(json(&control.start_check().await?)?),
+            Endpoint::ShowSpace => Reply::json(&json!({ "volumes": control.space().await? }))?,
+            Endpoint::AskSpace => {
+                let freed_bytes = control.freed_by(&read_json(exchange).await?).await?;
+                Reply::json(&json!({ "freed_bytes": freed_bytes }))?
+            }
+            Endpoint::ShowViews => Reply::json(&control.views()?)?,
             Endpoint::ClearNeedsCheck => Reply::json(&control.clear_needs_check().await?)?,
             Endpoint::ShowMetadataSnapshot => Reply::json(&root(control.pool()?.status.held_root))?,
             Endpoint::ReserveMetadataSnapshot => {

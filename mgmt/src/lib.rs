@@ -47,8 +47,8 @@ mod tests;
 
 pub use api::Api;
 pub use control::{
-    CheckReport, Control, Export, Health, HealthState, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize,
-    Volume, Wait,
+    CheckOutcome, CheckProgress, CheckReport, CheckState, Control, Deletion, Export, Health, HealthState,
+    MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize, View, Views, Volume, VolumeSpace, Wait,
 };
 pub use error::{Code, ControlError};
 pub use http::Limits;

@@ -1,7 +1,7 @@
 //! The state in numbers, in the text format of Prometheus (version 0.0.4).
 
 use crate::api::Api;
-use crate::control::{Control, PoolInfo, Volume, mode_name};
+use crate::control::{CheckState, Control, PoolInfo, Views, Volume, mode_name};
 use crate::handlers::Pages;
 use crate::http::Failure;
 use crate::http::exchange::{Exchange, Sink};
@@ -20,6 +20,12 @@ pub(crate) async fn send<C: Control, S: Stream>(api: &Api<C>, exchange: &mut Exc
     sink.write(interface(api, pool.is_some()).as_bytes()).await?;
     if let Some(pool) = pool {
         sink.write(of_pool(&pool).as_bytes()).await?;
+        if let Ok(views) = api.control.views() {
+            sink.write(of_views(&views).as_bytes()).await?;
+        }
+        if let Ok(check) = api.control.check_state() {
+            sink.write(of_check(&check).as_bytes()).await?;
+        }
         let help = "Space that the volume maps, shared or not.";
         of_volumes(api, &mut sink, "gossamer_volume_mapped_bytes", help, |v| Some(v.mapped_bytes)).await?;
         of_volumes(api, &mut sink, "gossamer_volume_size_bytes", "Size of the volume.", |v| v.size_bytes).await?;
@@ -62,6 +68,27 @@ fn of_pool(pool: &PoolInfo) -> String {
     for mode in MODES {
         let value = u8::from(mode == status.mode);
         text.push_str(&format!("gossamer_pool_mode{{mode=\"{}\"}} {value}\n", mode_name(mode)));
+    }
+    text
+}
+
+fn of_views(views: &Views) -> String {
+    let mut text = String::new();
+    gauge(&mut text, "gossamer_pool_views", "Views of the metadata that are open.", views.views.len() as u64);
+    let help = "Metadata blocks that only views use.";
+    gauge(&mut text, "gossamer_pool_views_held_back_blocks", help, views.held_back_blocks);
+    let oldest = views.views.first().map_or(0, |view| view.seconds);
+    gauge(&mut text, "gossamer_pool_views_oldest_seconds", "Age of the oldest view; 0 if there is none.", oldest);
+    text
+}
+
+fn of_check(check: &CheckState) -> String {
+    let mut text = String::new();
+    let running = check.running.is_some().into();
+    gauge(&mut text, "gossamer_pool_check_running", "1 while the metadata is being checked.", running);
+    if let Some(report) = check.last.as_ref().and_then(|last| last.report.as_ref()) {
+        let problems = report.damage.saturating_add(report.leaks).saturating_add(report.untold);
+        gauge(&mut text, "gossamer_pool_check_problems", "What the last check found, hints aside.", problems);
     }
     text
 }

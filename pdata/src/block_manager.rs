@@ -5,8 +5,10 @@
 //! that no committed block refers to, so it may be written at any time: early, when the cache fills up, or at commit.
 
 mod batch;
+mod reader;
 
 pub use batch::Batch;
+pub use reader::Pace;
 
 use crate::block::{BLOCK_BYTES, BLOCK_SECTORS, Block, BlockKind};
 use crate::{Error, Result};
@@ -22,6 +24,7 @@ use hashbrown::hash_map::Entry;
 use platform::block::{Bufs, Completion, Disk, IoError, Op, SECTOR_BYTES};
 use platform::buf::{Buf, BufPool};
 use platform::sync::{Notify, Semaphore};
+use reader::Reader;
 use smallvec::SmallVec;
 
 /// Most writes under way at once.
@@ -191,13 +194,16 @@ pub struct BlockManager {
     cache_blocks: usize,
     /// One write-out at a time, so that two versions of a block are never under way together.
     writing: Semaphore,
+    /// What is read is a former commit.
+    reader: Option<Reader>,
 }
 
 impl BlockManager {
     /// The blocks of `disk`. The cache holds about `cache_blocks` of them; `bufs` is where I/O buffers come from.
     pub fn new(disk: Disk, bufs: BufPool, cache_blocks: usize) -> BlockManager {
         let cache_blocks = cache_blocks.max(16);
-        BlockManager { disk, bufs, cache: RefCell::default(), cache_blocks, writing: Semaphore::new(1) }
+        let (cache, writing) = (RefCell::default(), Semaphore::new(1));
+        BlockManager { disk, bufs, cache, cache_blocks, writing, reader: None }
     }
 
     /// Whole blocks on the disk now.
@@ -289,7 +295,9 @@ impl BlockManager {
         let failed = |source| Error::Io { block: number, action: "read", source };
         let sector = number.checked_mul(BLOCK_SECTORS).filter(|_| number < self.disk_blocks());
         let sector = sector.ok_or(Error::OutOfRange { block: number, blocks: self.disk_blocks() })?;
+        self.wait_turn(1).await;
         let buf = self.bufs.wait(BLOCK_BYTES).await.map_err(|_| Error::NoMemory)?;
+        let _reading = self.begin_read(1)?;
         let (result, buf) = self.disk.read(sector, buf).await;
         result.map_err(failed)?;
         let bytes = buf.first_chunk::<BLOCK_BYTES>().ok_or(failed(IoError::Malformed { sector }))?;

@@ -64,6 +64,9 @@ pub enum Error {
         /// Blocks asked for.
         to: u64,
     },
+    /// A reader's pin was ended.
+    #[error("what was read is a former state of the metadata, and its blocks were needed: read the present one")]
+    Ended,
     /// Blocks are taken apart in the wrong order: the tree is too deep or refers to itself.
     #[error("the tree at metadata block {root} is deeper than any sound one; check the metadata, then repair it")]
     TooDeep {

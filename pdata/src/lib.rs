@@ -4,6 +4,7 @@
 //! From below:
 //! - [`checksum`], [`block`]: a block and the kinds of block.
 //! - [`block_manager`]: blocks behind a bounded write-back cache, checked when read, sealed when written.
+//! - [`pins`]: what readers of former commits keep from being used again.
 //! - [`transaction_manager`]: the open transaction. Nothing that is committed is ever overwritten: a block is *shadowed*
 //!   before it is changed.
 //! - [`space_map`]: how often each block is pointed to; of another disk, and of the metadata itself.
@@ -64,6 +65,7 @@ pub mod btree;
 pub mod check;
 pub mod checksum;
 mod error;
+pub mod pins;
 pub mod space_map;
 pub mod transaction_manager;
 

@@ -5,8 +5,10 @@
 
 use crate::block::{BLOCK_BYTES, Block, BlockKind};
 use crate::block_manager::{BlockManager, BlockMut, BlockRef};
+use crate::pins::{Pin, Pins};
 use crate::space_map::{ChangeCost, MetadataMap, SpaceMapRoot};
 use crate::{Error, Result};
+use alloc::rc::Rc;
 use core::cell::RefCell;
 use hashbrown::HashMap;
 
@@ -41,7 +43,12 @@ impl TransactionManager {
 
     /// The metadata space map that `root` describes.
     pub async fn open(blocks: BlockManager, root: &SpaceMapRoot) -> Result<TransactionManager> {
-        let map = MetadataMap::open(&blocks, root).await?;
+        TransactionManager::reopen(blocks, root, &Pins::default()).await
+    }
+
+    /// As [`TransactionManager::open`], in place of one that was dropped with its transaction: `pins` are those of that.
+    pub async fn reopen(blocks: BlockManager, root: &SpaceMapRoot, pins: &Pins) -> Result<TransactionManager> {
+        let map = MetadataMap::open(&blocks, root, pins.clone()).await?;
         Ok(TransactionManager { blocks, map, shadows: RefCell::default() })
     }
 
@@ -55,7 +62,18 @@ impl TransactionManager {
         self.map.nr_blocks()
     }
 
-    /// Blocks that this transaction can still take (reference 3.3): what it freed is not among them.
+    /// Readers of former commits.
+    pub fn pins(&self) -> &Pins {
+        self.map.pins()
+    }
+
+    /// Keeps what the last commit leads to as it is. To be called when nothing was changed since.
+    pub async fn pin(&self) -> Result<Rc<Pin>> {
+        self.map.pin(&self.blocks).await
+    }
+
+    /// Blocks that this transaction can still take (reference 3.3): what it freed is not among them, nor what is held back
+    /// for readers of former commits.
     pub fn free_blocks(&self) -> u64 {
         self.map.free_blocks()
     }

@@ -1,7 +1,10 @@
 //! What the pool tells and is told: identifiers, modes, status, errno. The management interface depends on
 //! these and on nothing else of the pool.
 
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
 /// A thin device's identifier, 24 bits (reference 1.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -198,6 +201,26 @@ pub struct DiskBlocks {
     pub metadata: u64,
     /// Data blocks.
     pub data: u64,
+}
+
+/// Who reads a former moment of the metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewInfo {
+    /// Who opened it.
+    pub holder: String,
+    /// How long it has been open.
+    pub age: Duration,
+}
+
+/// The views of the metadata that are open at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewsInfo {
+    /// The views, oldest first.
+    pub views: Vec<ViewInfo>,
+    /// Views that can be open at a time.
+    pub views_max: usize,
+    /// Metadata blocks that nothing but views uses any more: they are not free.
+    pub held_back_blocks: u64,
 }
 
 /// A thin device's state at one moment. Displays as the status line of `dmsetup status` (reference 7.3).

@@ -121,12 +121,6 @@ pub enum Error {
     /// All thin ids are in use.
     #[error("no thin id of the pool is free: delete a device")]
     NoFreeId,
-    /// What changes cannot be checked.
-    #[error(
-        "the metadata of a pool in {0} mode may change at any time: \
-         reserve a metadata snapshot and run thin_check -m on the metadata disk"
-    )]
-    Changing(Mode),
     /// There is no needs_check to clear.
     #[error("the pool does not need a check: go on using it")]
     NoCheckNeeded,

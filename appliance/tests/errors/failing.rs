@@ -74,7 +74,23 @@ impl Control for Failing {
         self.fail()
     }
 
-    async fn check(&self) -> Result<CheckReport, ControlError> {
+    async fn start_check(&self) -> Result<CheckState, ControlError> {
+        self.fail()
+    }
+
+    fn check_state(&self) -> Result<CheckState, ControlError> {
+        self.fail()
+    }
+
+    async fn space(&self) -> Result<Vec<VolumeSpace>, ControlError> {
+        self.fail()
+    }
+
+    async fn freed_by(&self, _: &Deletion) -> Result<u64, ControlError> {
+        self.fail()
+    }
+
+    fn views(&self) -> Result<Views, ControlError> {
         self.fail()
     }
 

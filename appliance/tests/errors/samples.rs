@@ -36,6 +36,8 @@ fn of_messages() -> Vec<Error> {
         MetadataError::WrongTransactionId { expected: 1, found: 2 },
         MetadataError::SnapshotHeld(17),
         MetadataError::NoSnapshotHeld,
+        MetadataError::TooManyViews { most: 16 },
+        MetadataError::Storage(StorageError::Ended),
         MetadataError::Shrink { from: 1024, to: 512 },
         MetadataError::TooLarge { blocks: 1 << 25, most: 4_161_600 },
         MetadataError::NeedsCheck,
@@ -48,7 +50,7 @@ fn of_messages() -> Vec<Error> {
         Error::Reserved(device()),
         Error::NoFreeId,
     ];
-    let last = [Error::Changing(Mode::Write), Error::NoCheckNeeded, Error::NotSound { problems: 3 }, Error::Closed];
+    let last = [Error::NoCheckNeeded, Error::NotSound { problems: 3 }, Error::Closed];
     first.into_iter().chain(metadata.map(Error::Metadata)).chain(last).collect()
 }
 

@@ -160,10 +160,46 @@ impl Control for Fake {
         }
     }
 
-    async fn check(&self) -> Result<CheckReport, ControlError> {
+    async fn start_check(&self) -> Result<CheckState, ControlError> {
+        self.fail_if_told()?;
+        let running = Some(CheckProgress { seconds: 0, blocks_read: 0, blocks_in_use: 21 });
+        Ok(CheckState { running, last: None })
+    }
+
+    fn check_state(&self) -> Result<CheckState, ControlError> {
         self.fail_if_told()?;
         let problems = ["btree node 9 has too few entries".to_string()].to_vec();
-        Ok(CheckReport { clean: false, damage: 1, leaks: 0, hints: 0, untold: 0, devices: 2, mappings: 40, problems })
+        let (leaks, hints, untold, mappings) = (0, 0, 0, 40);
+        let report = CheckReport { clean: false, damage: 1, leaks, hints, untold, devices: 2, mappings, problems };
+        let (report, error) = (Some(report), None);
+        let last = Some(CheckOutcome { seconds_ago: 60, took_seconds: 2, transaction_id: 3, report, error });
+        Ok(CheckState { running: None, last })
+    }
+
+    async fn space(&self) -> Result<Vec<VolumeSpace>, ControlError> {
+        self.fail_if_told()?;
+        let volumes = self.volumes.borrow();
+        let space = |volume: &Volume| VolumeSpace {
+            name: volume.name.clone(),
+            id: volume.id,
+            mapped_bytes: 3 << 16,
+            exclusive_bytes: 1 << 16,
+            shared_bytes: 2 << 16,
+        };
+        Ok(volumes.values().map(space).collect())
+    }
+
+    async fn freed_by(&self, deletion: &Deletion) -> Result<u64, ControlError> {
+        for name in &deletion.volumes {
+            self.volume(name).await?;
+        }
+        Ok((deletion.volumes.len() as u64) << 16)
+    }
+
+    fn views(&self) -> Result<Views, ControlError> {
+        self.fail_if_told()?;
+        let views = [View { holder: "check".to_string(), seconds: 12 }].into();
+        Ok(Views { views, views_max: 16, held_back_blocks: 5 })
     }
 
     async fn clear_needs_check(&self) -> Result<CheckReport, ControlError> {

@@ -126,15 +126,37 @@ fn a_wait_ends_with_the_interface() {
 #[test]
 fn the_metadata_is_checked() {
     let rig = Rig::new();
-    let found = json!({
+    let running = json!({"seconds": 0, "blocks_read": 0, "blocks_in_use": 21});
+    expect(rig.json("POST", "/v1/pool/check", ""), 202, json!({"running": running, "last": null}));
+    let report = json!({
         "clean": false, "damage": 1, "leaks": 0, "hints": 0, "untold": 0, "devices": 2, "mappings": 40,
         "problems": ["btree node 9 has too few entries"]
     });
-    expect(rig.json("POST", "/v1/pool/check", ""), 200, found);
+    let last = json!({"seconds_ago": 60, "took_seconds": 2, "transaction_id": 3, "report": report, "error": null});
+    expect(rig.json("GET", "/v1/pool/check", ""), 200, json!({"running": null, "last": last}));
+    let views = json!({"views": [{"holder": "check", "seconds": 12}], "views_max": 16, "held_back_blocks": 5});
+    expect(rig.json("GET", "/v1/pool/views", ""), 200, views);
+    let metrics = rig.json("GET", "/metrics", "").text().to_string();
+    for line in ["gossamer_pool_views 1", "gossamer_pool_views_held_back_blocks 5", "gossamer_pool_check_problems 1"] {
+        assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
+    }
     rig.control.pool.borrow_mut().as_mut().unwrap().status.needs_check = true;
     let cleared = rig.json("POST", "/v1/pool/clear-needs-check", "");
     assert_eq!((cleared.status, &cleared.value()["clean"]), (200, &json!(true)));
     assert_eq!(rig.json("GET", "/v1/pool", "").value()["needs_check"], json!(false));
+}
+
+#[test]
+fn space_is_told_for_each_volume_and_for_several_together() {
+    let rig = Rig::new();
+    for name in ["v1", "v2"] {
+        rig.json("POST", "/v1/volumes", &format!(r#"{{"name":"{name}","size_bytes":1073741824}}"#));
+    }
+    let space = |name, id| json!({"name": name, "id": id, "mapped_bytes": 196608, "exclusive_bytes": 65536, "shared_bytes": 131072});
+    expect(rig.json("GET", "/v1/pool/space", ""), 200, json!({"volumes": [space("v1", 0), space("v2", 1)]}));
+    expect(rig.json("POST", "/v1/pool/space", r#"{"volumes":["v1","v2"]}"#), 200, json!({"freed_bytes": 131072}));
+    rig.json("POST", "/v1/pool/space", r#"{"volumes":["v3"]}"#).assert_error(Code::Errno(Errno::ENODATA));
+    rig.json("POST", "/v1/pool/space", r#"{"volume":"v1"}"#).assert_error(Code::Errno(Errno::EINVAL));
 }
 
 #[test]

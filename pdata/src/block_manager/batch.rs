@@ -1,7 +1,9 @@
 //! Reading many blocks at once, past the cache: for whoever goes through everything once.
 
 use super::BlockManager;
+use super::reader::PACED_BLOCKS_MAX;
 use crate::block::{BLOCK_BYTES, BLOCK_SECTORS, Block, BlockKind};
+use crate::pins::Reading;
 use crate::{Error, Result};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -75,6 +77,9 @@ impl Batch {
     }
 }
 
+/// Requests that were sent, oldest first.
+type UnderWay = VecDeque<(Run, Completion, Option<Reading>)>;
+
 /// Some of [`Batch::order`].
 struct Run {
     at: usize,
@@ -90,7 +95,8 @@ impl BlockManager {
         let transfer = usize::try_from(self.disk.limits().transfer_sectors_max / BLOCK_SECTORS).unwrap_or(usize::MAX);
         // The pool rounds up to powers of two, and others may use it, too.
         let most = transfer.min(self.bufs.budget_bytes() / BLOCK_BYTES / 4).clamp(1, REQUEST_BLOCKS_MAX);
-        let mut under_way = VecDeque::new();
+        let most = if self.is_paced() { most.min(PACED_BLOCKS_MAX) } else { most };
+        let mut under_way = UnderWay::new();
         let mut at = 0;
         while at < numbers.len() {
             let mut run = Run { at, len: batch.run(at, most) };
@@ -104,13 +110,20 @@ impl BlockManager {
                 batch.fail(&run, |block| Error::OutOfRange { block, blocks });
                 continue;
             }
-            match self.batch_buffer(run.len, &mut under_way, batch, kind).await {
-                Some(buf) => {
+            if self.is_paced() {
+                // Nothing is held while it waits.
+                while reap(&mut under_way, batch, kind).await {}
+                self.wait_turn(run.len).await;
+            }
+            let buf = self.batch_buffer(run.len, &mut under_way, batch, kind).await;
+            match buf.ok_or(Error::NoMemory).and_then(|buf| Ok((buf, self.begin_read(run.len)?))) {
+                Ok((buf, reading)) => {
                     let sectors = (run.len as u64).saturating_mul(BLOCK_SECTORS);
                     let sector = first.saturating_mul(BLOCK_SECTORS);
-                    under_way.push_back((run, self.disk.start(Op::Read, sector, sectors, Bufs::from_iter([buf]))));
+                    let completion = self.disk.start(Op::Read, sector, sectors, Bufs::from_iter([buf]));
+                    under_way.push_back((run, completion, reading));
                 }
-                None => batch.fail(&run, |_| Error::NoMemory),
+                Err(error) => batch.fail(&run, |_| error),
             }
         }
         while reap(&mut under_way, batch, kind).await {}
@@ -120,7 +133,7 @@ impl BlockManager {
     async fn batch_buffer(
         &self,
         len: usize,
-        under_way: &mut VecDeque<(Run, Completion)>,
+        under_way: &mut UnderWay,
         batch: &mut Batch,
         kind: &'static BlockKind,
     ) -> Option<Buf> {
@@ -139,8 +152,8 @@ impl BlockManager {
 }
 
 /// Takes over the oldest request's blocks; false if there is none.
-async fn reap(under_way: &mut VecDeque<(Run, Completion)>, batch: &mut Batch, kind: &'static BlockKind) -> bool {
-    let Some((run, completion)) = under_way.pop_front() else { return false };
+async fn reap(under_way: &mut UnderWay, batch: &mut Batch, kind: &'static BlockKind) -> bool {
+    let Some((run, completion, _reading)) = under_way.pop_front() else { return false };
     let done = completion.await;
     batch.take(&run, done.result, done.bufs.first().map_or(&[], |buf| buf), kind);
     true

@@ -10,6 +10,7 @@ use crate::space_map::{
 };
 use alloc::vec;
 use alloc::vec::Vec;
+use platform::task::yield_now;
 use zerocopy::little_endian::U32;
 
 /// Counts in a word of a bitmap.
@@ -173,6 +174,8 @@ impl<'a> Bitmaps<'a> {
                 }
                 Err(error) => self.problems.tell(error.into()),
             }
+            // A bitmap takes a while, and others wait for the processor.
+            yield_now().await;
         }
         self.batch = batch;
     }

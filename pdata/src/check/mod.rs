@@ -205,10 +205,10 @@ pub struct Checker {
 
 impl Checker {
     /// Starts with nothing counted of `nr_blocks` metadata blocks.
-    pub fn new(blocks: BlockManager, nr_blocks: u64) -> Checker {
+    pub fn new(blocks: impl Into<Rc<BlockManager>>, nr_blocks: u64) -> Checker {
         // No metadata map has so many blocks that a byte for each would be too much.
         let metadata = Counts::new(nr_blocks, usize::MAX);
-        Checker { blocks: Rc::new(blocks), nr_blocks, metadata, problems: Problems::default() }
+        Checker { blocks: blocks.into(), nr_blocks, metadata, problems: Problems::default() }
     }
 
     /// The blocks that are checked.

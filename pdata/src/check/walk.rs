@@ -9,9 +9,13 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use hashbrown::HashMap;
+use platform::task::yield_now;
 
 /// Blocks in a page of [`Walk::seen`].
 const PAGE: u64 = 4096;
+
+/// Nodes that are looked at before others may use the processor.
+const SEEN_AT_ONCE: usize = 16;
 
 /// Stands for an internal node; a leaf is its number of entries and 1 more.
 const INTERNAL: u16 = u16::MAX;
@@ -155,6 +159,9 @@ impl Walk {
             } else {
                 self.see(checker, block, *child, Some(number), leaf);
                 visit.entries = visit.entries.saturating_add(self.entries_below(child.number));
+            }
+            if index % SEEN_AT_ONCE == SEEN_AT_ONCE - 1 {
+                yield_now().await;
             }
         }
         visit.pending.reverse();

@@ -14,6 +14,9 @@ const HEADER_BYTES: usize = 16;
 /// Counts in a word.
 const PER_WORD: u64 = 32;
 
+/// Words in a bitmap.
+pub(crate) const WORDS_PER_BITMAP: u64 = ENTRIES_PER_BITMAP / PER_WORD;
+
 /// The upper bit of every pair.
 const UPPER: u64 = 0xAAAA_AAAA_AAAA_AAAA;
 
@@ -60,10 +63,12 @@ pub(crate) fn set(block: &mut Block, index: u64, count: u32) {
     }
 }
 
-/// The first entry in `range` that is 0 here, and in `committed` too if that is another block, and not skipped.
+/// The first entry in `range` that is 0 here, and in `committed` too if that is another block, and not skipped. A bit of
+/// `pinned` stands for one that is in use nonetheless; behind its end there are none.
 pub(crate) fn find_free(
     block: &Block,
     committed: Option<&Block>,
+    pinned: &[u32],
     range: Range<u64>,
     mut skip: impl FnMut(u64) -> bool,
 ) -> Option<u64> {
@@ -77,6 +82,11 @@ pub(crate) fn find_free(
         }
         // A pair is free if both of its bits are clear; one bit for each, in the upper place.
         let mut free = !(used | used << 1) & UPPER;
+        if free != 0
+            && let Some(pinned) = usize::try_from(word).ok().and_then(|word| pinned.get(word))
+        {
+            free &= !upper_bits(*pinned);
+        }
         while free != 0 {
             let index = begin + u64::from(free.trailing_zeros() / 2);
             free &= free - 1;
@@ -86,6 +96,23 @@ pub(crate) fn find_free(
         }
     }
     None
+}
+
+/// Bit `i` in the upper place of pair `i`.
+fn upper_bits(bits: u32) -> u64 {
+    let spread = [(16, 0x0000_FFFF_0000_FFFF), (8, 0x00FF_00FF_00FF_00FF), (4, 0x0F0F_0F0F_0F0F_0F0F)];
+    let spread = spread.into_iter().chain([(2, 0x3333_3333_3333_3333), (1, 0x5555_5555_5555_5555)]);
+    spread.fold(u64::from(bits), |bits, (shift, mask)| (bits | bits << shift) & mask) << 1
+}
+
+/// A bit for each entry that is not 0, 32 a word.
+pub(crate) fn used_bits(block: &Block) -> impl Iterator<Item = u32> {
+    words(block).iter().map(|word| {
+        let used = (word.get() | word.get() << 1) & UPPER;
+        let unspread = [(1, 0x3333_3333_3333_3333), (2, 0x0F0F_0F0F_0F0F_0F0F), (4, 0x00FF_00FF_00FF_00FF)];
+        let unspread = unspread.into_iter().chain([(8, 0x0000_FFFF_0000_FFFF), (16, 0x0000_0000_FFFF_FFFF)]);
+        unspread.fold(used >> 1, |bits: u64, (shift, mask)| (bits | bits >> shift) & mask) as u32
+    })
 }
 
 /// Entries in `0..end` that are not 0.
@@ -115,10 +142,27 @@ mod tests {
         let (mut now, mut before) = ([0; 4096], [0; 4096]);
         (0..40).for_each(|i| set(&mut now, i, 1 + i as u32 % 3));
         (42..45).for_each(|i| set(&mut before, i, 1));
-        assert_eq!(find_free(&now, None, 0..16320, |_| false), Some(40));
-        assert_eq!(find_free(&now, Some(&before), 41..16320, |_| false), Some(41));
-        assert_eq!(find_free(&now, Some(&before), 42..16320, |i| i == 45), Some(46));
-        assert_eq!(find_free(&now, Some(&before), 42..45, |_| false), None);
-        assert_eq!(find_free(&now, None, 16319..16320, |_| false), Some(16319));
+        assert_eq!(find_free(&now, None, &[], 0..16320, |_| false), Some(40));
+        assert_eq!(find_free(&now, Some(&before), &[], 41..16320, |_| false), Some(41));
+        assert_eq!(find_free(&now, Some(&before), &[], 42..16320, |i| i == 45), Some(46));
+        assert_eq!(find_free(&now, Some(&before), &[], 42..45, |_| false), None);
+        assert_eq!(find_free(&now, None, &[], 16319..16320, |_| false), Some(16319));
+    }
+
+    #[test]
+    fn what_is_pinned_is_not_free() {
+        let mut now = [0; 4096];
+        (0..40).for_each(|i| set(&mut now, i, 1 + i as u32 % 3));
+        let bits: alloc::vec::Vec<u32> = used_bits(&now).collect();
+        assert_eq!((bits.len() as u64 * 32, bits[..3].to_vec()), (ENTRIES_PER_BITMAP, [u32::MAX, 0xFF, 0].into()));
+        let pinned = [0, 0x0000_8100, 0xFFFF_FFFE];
+        let free: alloc::vec::Vec<u64> =
+            (0..100).filter(|i| find_free(&now, None, &pinned, *i..*i + 1, |_| false).is_some()).collect();
+        let expected = (41..47).chain(48..65).chain(96..100).collect::<alloc::vec::Vec<u64>>();
+        assert_eq!(free, expected);
+        assert_eq!(find_free(&now, None, &pinned, 0..16320, |i| i < 65), Some(96));
+        for bit in 0..32 {
+            assert_eq!(upper_bits(1 << bit), 2 << (2 * bit));
+        }
     }
 }

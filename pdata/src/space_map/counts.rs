@@ -1,9 +1,10 @@
 //! The format that both space maps share: bitmaps, their index, and the btree of counts above 2 (reference 3.2, 3.3).
 
-use super::bitmap::{self, BITMAP, ENTRIES_PER_BITMAP, MANY};
+use super::bitmap::{self, BITMAP, ENTRIES_PER_BITMAP, MANY, WORDS_PER_BITMAP};
 use super::{ChangeCost, Committed, Index, IndexEntry, SpaceMapRoot};
 use crate::block_manager::{BlockManager, BlockMut, Stop};
 use crate::btree::{BTree, Plain};
+use crate::pins::Pins;
 use crate::transaction_manager::TransactionManager;
 use crate::{Error, Result};
 use core::cell::Cell;
@@ -178,11 +179,12 @@ impl<I: Index> CountMap<I> {
         Ok((shadow.block, entry))
     }
 
-    /// The first block of `range` that is free now, was free at the last commit (reference 3.3), and is not skipped.
-    /// `trust_hints` passes over bitmaps that claim to be full.
-    pub async fn find_free(
+    /// The first block of `range` that is free now, was free at the last commit (reference 3.3), and is not skipped,
+    /// nor pinned. `trust_hints` passes over bitmaps that claim to be full.
+    async fn find_free(
         &self,
         blocks: &BlockManager,
+        pins: Option<&Pins>,
         range: Range<u64>,
         trust_hints: bool,
         mut skip: impl FnMut(u64) -> bool,
@@ -201,9 +203,10 @@ impl<I: Index> CountMap<I> {
                     Committed::Same | Committed::Absent => None,
                 };
                 let committed = committed.as_ref().map(|bitmap| bitmap.bytes());
-                let inside = at - first..next - first;
-                let found =
-                    bitmap::find_free(&current.bytes(), committed.as_deref(), inside, |index| skip(first + index));
+                let pinned = pins.map(|pins| pins.words(k * WORDS_PER_BITMAP));
+                let (pinned, inside) = (pinned.as_deref().unwrap_or_default(), at - first..next - first);
+                let skip = |index| skip(first + index);
+                let found = bitmap::find_free(&current.bytes(), committed.as_deref(), pinned, inside, skip);
                 if let Some(index) = found {
                     return Ok(Some(first + index));
                 }
@@ -221,13 +224,14 @@ impl<I: Index> CountMap<I> {
     pub async fn find_free_from(
         &self,
         blocks: &BlockManager,
+        pins: Option<&Pins>,
         cursor: u64,
         mut skip: impl FnMut(u64) -> bool,
     ) -> Result<Option<u64>> {
         let all = self.nr_blocks.get();
         for trust_hints in [true, false] {
             for range in [cursor..all, 0..cursor.min(all)] {
-                if let Some(block) = self.find_free(blocks, range, trust_hints, &mut skip).await? {
+                if let Some(block) = self.find_free(blocks, pins, range, trust_hints, &mut skip).await? {
                     return Ok(Some(block));
                 }
             }

@@ -57,7 +57,7 @@ impl DiskMap {
 
     /// A block that is free, was free at the last commit, and is not skipped; the search goes round from the last.
     pub async fn find_free(&self, tm: &TransactionManager, skip: impl FnMut(u64) -> bool) -> Result<u64> {
-        let found = self.counts.find_free_from(tm.blocks(), self.cursor.get(), skip).await?;
+        let found = self.counts.find_free_from(tm.blocks(), None, self.cursor.get(), skip).await?;
         let block = found.ok_or(Error::NoSpace)?;
         self.cursor.set(block.saturating_add(1));
         Ok(block)

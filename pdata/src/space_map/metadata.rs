@@ -4,12 +4,15 @@
 //! are not made at once but noted, and [`MetadataMap::settle`] applies them bitmap by bitmap, each of which may note more,
 //! until none is left (reference 3.5). Reading a count adds what is noted, and a block with a note is never handed out.
 
+use super::bitmap::{self, BITMAP};
 use super::counts::sum;
 use super::index::INDEX;
 use super::{ChangeCost, CoreIndex, CountMap, ENTRIES_PER_BITMAP, SpaceMapRoot};
-use crate::block_manager::BlockManager;
+use crate::block_manager::{Batch, BlockManager};
+use crate::pins::{Pin, Pins};
 use crate::transaction_manager::TransactionManager;
 use crate::{Error, Result};
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::ops::Range;
@@ -17,6 +20,9 @@ use hashbrown::HashMap;
 
 /// Most blocks that a metadata map can count (reference 1.5).
 pub const METADATA_BLOCKS_MAX: u64 = super::index::INDEX_ENTRIES as u64 * ENTRIES_PER_BITMAP;
+
+/// Bitmaps that are read together to be pinned.
+const PINNED_AT_ONCE: usize = 64;
 
 /// The metadata space map.
 pub struct MetadataMap {
@@ -32,15 +38,16 @@ pub struct MetadataMap {
     committed_free: Cell<u64>,
     /// Blocks handed out since.
     taken: Cell<u64>,
+    pins: Pins,
 }
 
 impl MetadataMap {
     /// A map without bitmaps that hands out 1, 2, 3 ... until [`MetadataMap::format`] gave it some.
     pub(crate) fn unformatted(nr_blocks: u64) -> MetadataMap {
-        MetadataMap::new(CountMap::empty(CoreIndex::empty()), 0, Some(1..nr_blocks))
+        MetadataMap::new(CountMap::empty(CoreIndex::empty()), 0, Some(1..nr_blocks), Pins::default())
     }
 
-    fn new(counts: CountMap<CoreIndex>, index_block: u64, untouched: Option<Range<u64>>) -> MetadataMap {
+    fn new(counts: CountMap<CoreIndex>, index_block: u64, untouched: Option<Range<u64>>, pins: Pins) -> MetadataMap {
         MetadataMap {
             committed_free: Cell::new(counts.nr_blocks().saturating_sub(counts.nr_allocated())),
             counts,
@@ -49,6 +56,7 @@ impl MetadataMap {
             cursor: Cell::new(0),
             untouched: RefCell::new(untouched),
             taken: Cell::new(0),
+            pins,
         }
     }
 
@@ -67,26 +75,31 @@ impl MetadataMap {
         Ok(())
     }
 
-    /// The map that `root` describes.
-    pub(crate) async fn open(blocks: &BlockManager, root: &SpaceMapRoot) -> Result<MetadataMap> {
+    /// The map that `root` describes. Of the commit that it belongs to, and of former ones, `pins` may hold some.
+    pub(crate) async fn open(blocks: &BlockManager, root: &SpaceMapRoot, pins: Pins) -> Result<MetadataMap> {
         let (index_block, nr_blocks) = (root.bitmap_root.get(), root.nr_blocks.get());
         check_size(0, nr_blocks)?;
         let index = CoreIndex::load(&blocks.read(index_block, &INDEX).await?.bytes());
-        Ok(MetadataMap::new(CountMap::open(root, index), index_block, None))
+        let map = MetadataMap::new(CountMap::open(root, index), index_block, None, pins);
+        let used = if map.pins.is_empty() { Vec::new() } else { map.used(blocks).await? };
+        map.pins.reopened(&used);
+        Ok(map)
     }
 
     pub(crate) fn nr_blocks(&self) -> u64 {
         self.counts.nr_blocks()
     }
 
-    /// Free at the last commit and not handed out since.
+    /// Free at the last commit, not handed out since, and not held back for readers.
     pub(crate) fn free_blocks(&self) -> u64 {
-        self.committed_free.get().saturating_sub(self.taken.get())
+        let not_free = self.taken.get().saturating_add(self.pins.held_back_blocks());
+        self.committed_free.get().saturating_sub(not_free)
     }
 
     /// Free once the changes applied so far are committed.
     pub(crate) fn free_blocks_after_commit(&self) -> u64 {
-        self.counts.nr_blocks().saturating_sub(self.counts.nr_allocated())
+        let free = self.counts.nr_blocks().saturating_sub(self.counts.nr_allocated());
+        free.saturating_sub(self.pins.freed_blocks())
     }
 
     /// The count of a block, what is noted included; above 2 it may be any number above 2.
@@ -137,7 +150,11 @@ impl MetadataMap {
             notes.sort_unstable();
             // A note stays until its change is made: somebody may ask for the count, or for a free block, meanwhile. What
             // count and note are together never changes here, whatever else is noted on the way.
-            self.counts.change(tm, notes, |block, by, _| self.defer(block, by.saturating_neg())).await?;
+            let changed = |block, by: i64, count| {
+                self.defer(block, by.saturating_neg());
+                self.pins.changed(block, count);
+            };
+            self.counts.change(tm, notes, changed).await?;
         }
     }
 
@@ -148,7 +165,7 @@ impl MetadataMap {
             Some(next) => next,
             None => {
                 let noted = |block| self.pending.borrow().contains_key(&block);
-                self.counts.find_free_from(blocks, self.cursor.get(), noted).await?
+                self.counts.find_free_from(blocks, Some(&self.pins), self.cursor.get(), noted).await?
             }
         };
         let block = block.ok_or(Error::NoSpace)?;
@@ -184,8 +201,38 @@ impl MetadataMap {
     /// The superblock is durable.
     pub(crate) fn committed(&self) {
         self.counts.index.commit();
-        self.committed_free.set(self.free_blocks_after_commit());
+        self.pins.committed();
+        self.committed_free.set(self.counts.nr_blocks().saturating_sub(self.counts.nr_allocated()));
         self.taken.set(0);
+    }
+
+    /// Who reads former commits.
+    pub(crate) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Pins the last commit. Nothing was changed since.
+    pub(crate) async fn pin(&self, blocks: &BlockManager) -> Result<Rc<Pin>> {
+        if let Some(used) = self.pins.of_last_commit() {
+            return Ok(self.pins.pin(used));
+        }
+        let used = self.used(blocks).await?;
+        Ok(self.pins.pin(Rc::new(used)))
+    }
+
+    /// A bit for each block that is in use. Nothing was changed since the last commit.
+    async fn used(&self, blocks: &BlockManager) -> Result<Vec<u32>> {
+        let bitmaps = self.counts.nr_blocks().div_ceil(ENTRIES_PER_BITMAP);
+        let entries = self.counts.index.first(bitmaps);
+        let numbers: Vec<u64> = entries.iter().map(|entry| entry.bitmap.get()).collect();
+        let (mut used, mut batch) = (Vec::new(), Batch::default());
+        for numbers in numbers.chunks(PINNED_AT_ONCE) {
+            blocks.read_batch(numbers, &BITMAP, &mut batch).await;
+            for index in 0..numbers.len() {
+                used.extend(bitmap::used_bits(batch.get(index)?));
+            }
+        }
+        Ok(used)
     }
 }
 

@@ -142,7 +142,11 @@ impl Metadata {
     /// Waits for a turn to change something.
     pub(super) async fn change(&self) -> Result<Change<'_>> {
         let change = self.look().await?;
-        if self.read_only.get() { Err(MetadataError::ReadOnly) } else { Ok(change) }
+        if self.read_only.get() {
+            return Err(MetadataError::ReadOnly);
+        }
+        self.end_views_for_room().await;
+        Ok(change)
     }
 
     /// As [`Metadata::change`], for what frees blocks in the end but needs some on the way.

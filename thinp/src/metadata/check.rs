@@ -4,11 +4,12 @@ pub use pdata::check::Severity;
 
 use super::Details;
 use super::superblock::{self, SUPERBLOCK, Superblock};
-use super::trees::{DetailsRecord, Packed};
+use super::trees::{DetailsRecord, Entries, Packed};
+use super::view::Committed;
 use super::{MetadataError, Result};
 use alloc::vec::Vec;
 use pdata::block_manager::{Batch, BlockManager};
-use pdata::btree::{Leaves, NODE, Node, Value};
+use pdata::btree::{NODE, Node, Value};
 use pdata::check::{Checker, Compared, Counts, PROBLEMS_MAX, Walk};
 use platform::Runtime;
 use platform::block::Disk;
@@ -130,10 +131,14 @@ impl Report {
 /// there is no superblock to start from. `memory_bytes` is about what the counts of data blocks may take; if that is not
 /// enough for all of them the leaves are read again for the rest.
 pub async fn check(runtime: &Runtime, disk: &Disk, memory_bytes: usize) -> Result<Report> {
-    let blocks = BlockManager::new(disk.clone(), runtime.bufs.clone(), 0);
-    let superblock = Superblock::open(&*blocks.read_raw(SUPERBLOCK).await?, true)?;
+    Ok(check_committed(&Committed::on_disk(runtime, disk).await?, memory_bytes).await)
+}
+
+/// As [`check`], of a moment that is held.
+pub(super) async fn check_committed(committed: &Committed, memory_bytes: usize) -> Report {
+    let Committed { blocks, superblock } = committed;
     let mut check = Check {
-        checker: Checker::new(blocks, superblock.metadata_space_map.root.nr_blocks.get()),
+        checker: Checker::new(blocks.clone(), superblock.metadata_space_map.root.nr_blocks.get()),
         devices: Walk::default(),
         mappings: Walk::default(),
         details: Walk::default(),
@@ -141,17 +146,17 @@ pub async fn check(runtime: &Runtime, disk: &Disk, memory_bytes: usize) -> Resul
         report: Report { needs_check: superblock.needs_check(), ..Report::default() },
     };
     check.checker.metadata.add(SUPERBLOCK);
-    check.superblock(&superblock);
-    check.trees(&superblock, true).await;
+    check.superblock(superblock);
+    check.trees(superblock, true).await;
     if let Some(held) = superblock.held_root() {
-        check.snapshot(&superblock, held).await;
+        check.snapshot(superblock, held).await;
     }
-    check.maps(&superblock).await;
+    check.maps(superblock).await;
     let Check { checker, mut report, .. } = check;
     let (problems, untold) = checker.into_problems();
     report.problems.extend(problems.into_iter().map(Problem::Structure));
     report.untold = report.untold.saturating_add(untold);
-    Ok(report)
+    report
 }
 
 /// One walk each for the pool and its snapshot together: they share nodes.
@@ -188,8 +193,8 @@ impl Check {
         // The walk does not show again what other trees share with these, so the ids are read apart from it. What cannot be
         // read was told by it.
         let blocks = self.checker.blocks().clone();
-        let mut roots = Entries::<U64>::open(&blocks, superblock.mapping_root.get()).await;
-        let mut details = Entries::<DetailsRecord>::open(&blocks, superblock.details_root.get()).await;
+        let mut roots = Readable::<U64>::open(&blocks, superblock.mapping_root.get()).await;
+        let mut details = Readable::<DetailsRecord>::open(&blocks, superblock.details_root.get()).await;
         let (mut root, mut record) = (roots.next().await, details.next().await);
         loop {
             let ids = root.map(|(id, _)| id).into_iter().chain(record.map(|(id, _)| id));
@@ -310,22 +315,14 @@ fn count_data(data: &mut Counts, mappings: &[Packed]) {
 }
 
 /// The entries of a tree in order; behind what cannot be read there are none.
-struct Entries<'a, T> {
-    leaves: Option<Leaves<'a>>,
-    /// Read ahead, the next last.
-    ready: Vec<(u64, T)>,
-}
+struct Readable<'a, T>(Option<Entries<'a, T>>);
 
-impl<'a, T: Value> Entries<'a, T> {
-    async fn open(blocks: &'a BlockManager, root: u64) -> Entries<'a, T> {
-        Entries { leaves: Leaves::open(blocks, root).await.ok(), ready: Vec::new() }
+impl<'a, T: Value> Readable<'a, T> {
+    async fn open(blocks: &'a BlockManager, root: u64) -> Readable<'a, T> {
+        Readable(Entries::open(blocks, root).await.ok())
     }
 
     async fn next(&mut self) -> Option<(u64, T)> {
-        while self.ready.is_empty() {
-            let leaf = self.leaves.as_mut()?.next().await.ok()??;
-            self.ready.extend(leaf.keys().zip(leaf.values().unwrap_or_default().iter().copied()).rev());
-        }
-        self.ready.pop()
+        self.0.as_mut()?.next().await.ok().flatten()
     }
 }

@@ -30,13 +30,14 @@ impl Metadata {
         if self.any_changes() {
             self.write_devices(&change.core).await?;
             change.core.commit(flush_data).await?;
-            self.look_for_more();
             self.devices_changed.set(0);
             self.devices.borrow_mut().retain(|_, device| {
                 device.changed = false;
                 device.owned = false;
                 device.opens > 0
             });
+            self.end_views_for_room().await;
+            self.look_for_more();
         } else {
             flush_data().await.map_err(MetadataError::DataFlush)?;
         }
@@ -91,7 +92,8 @@ impl Metadata {
 
     /// The committed state once more, and the devices in core as they are in it.
     async fn reopen(&self) -> Result<Core> {
-        let core = Core::open(&self.runtime, &self.disk, self.cache_blocks, false).await?;
+        let pins = self.core().tm.pins().clone();
+        let core = Core::open(&self.runtime, &self.disk, self.cache_blocks, false, &pins).await?;
         let ids: Vec<_> = self.devices.borrow().keys().copied().collect();
         for id in ids {
             let found = core.device_details(id).await?.zip(core.device_root(id).await?);

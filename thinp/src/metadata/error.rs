@@ -126,6 +126,12 @@ pub enum MetadataError {
     /// one are not yet free.
     #[error("no metadata block is free (less the reserve): grow the metadata disk or delete volumes")]
     NoMetadataSpace,
+    /// As many views are open as may be.
+    #[error("{most} views of the metadata are open: wait until one of their jobs has ended")]
+    TooManyViews {
+        /// The most possible.
+        most: usize,
+    },
     /// A smaller size was asked for.
     #[error(
         "a disk of the pool has {to} blocks now and had {from}, and a pool cannot shrink: give the disk its size back"

@@ -16,9 +16,11 @@ mod hog;
 mod mappings;
 pub mod restore;
 mod room;
+pub mod space;
 mod state;
 mod superblock;
 mod trees;
+pub mod view;
 
 pub use delete::Progress;
 pub use error::MetadataError;
@@ -28,11 +30,13 @@ use self::data_space::Space;
 use self::devices::Device;
 use self::room::Room;
 use self::state::Core;
+use self::view::Views;
 use crate::control::DeviceId;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use pdata::pins::Pins;
 use platform::Runtime;
 use platform::block::Disk;
 
@@ -134,6 +138,7 @@ pub struct Metadata {
     space: RefCell<Space>,
     turns: Turns,
     room: Room,
+    views: Views,
 }
 
 impl Metadata {
@@ -147,7 +152,7 @@ impl Metadata {
         read_only: bool,
     ) -> Result<Metadata> {
         let core = match mode {
-            OpenMode::Existing => Core::open(runtime, &disk, cache_blocks, read_only).await?,
+            OpenMode::Existing => Core::open(runtime, &disk, cache_blocks, read_only, &Pins::default()).await?,
             OpenMode::Format { .. } if read_only => return Err(MetadataError::ReadOnly),
             OpenMode::Format { data_block_sectors, data_blocks } => {
                 Core::format(runtime, &disk, cache_blocks, data_block_sectors, data_blocks).await?
@@ -164,6 +169,7 @@ impl Metadata {
             space: RefCell::default(),
             turns: Turns::new(),
             room: Room::default(),
+            views: Views::new(runtime),
         };
         metadata.costs(&metadata.core()).await?;
         Ok(metadata)

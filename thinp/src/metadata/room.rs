@@ -133,14 +133,15 @@ impl Metadata {
 
     /// A change that would be tight in a transaction with others is refused: a commit makes room.
     async fn check_room(&self, change: &Change<'_>, floor: fn(&Costs) -> u64) -> Result<Floor> {
-        let spare = self.spare_blocks();
         self.room.tight.set(false);
-        if spare >= PLENTY {
+        if self.spare_blocks() >= PLENTY {
             return Ok(Floor(0));
         }
         let costs = self.costs(&change.core).await?;
         let floor = floor(&costs);
-        if spare >= floor.saturating_add(costs.change()) {
+        let enough = || self.spare_blocks() >= floor.saturating_add(costs.change());
+        self.end_views_until(enough).await;
+        if enough() {
             return Ok(Floor(0));
         }
         self.room.tight.set(true);

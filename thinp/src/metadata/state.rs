@@ -10,6 +10,7 @@ use futures_util::future::join;
 use pdata::TransactionManager;
 use pdata::block::BLOCK_SECTORS;
 use pdata::block_manager::BlockManager;
+use pdata::pins::Pins;
 use pdata::space_map::{DiskMap, METADATA_BLOCKS_MAX};
 use platform::Runtime;
 use platform::block::{Disk, IoError};
@@ -52,8 +53,14 @@ impl Core {
         }
     }
 
-    /// The committed state on a disk.
-    pub async fn open(runtime: &Runtime, disk: &Disk, cache_blocks: usize, read_only: bool) -> Result<Core> {
+    /// The committed state on a disk. `pins` are those of what was opened there before.
+    pub async fn open(
+        runtime: &Runtime,
+        disk: &Disk,
+        cache_blocks: usize,
+        read_only: bool,
+        pins: &Pins,
+    ) -> Result<Core> {
         let blocks = blocks(runtime, disk, cache_blocks);
         let superblock = Superblock::open(&*blocks.read_raw(SUPERBLOCK).await?, read_only)?;
         let (disk_blocks, map) = (blocks.disk_blocks(), &superblock.metadata_space_map.root);
@@ -64,7 +71,7 @@ impl Core {
         if data_blocks > DATA_BLOCKS_MAX {
             return Err(MetadataError::BadSuperblock { what: "it has more data blocks than mappings can tell apart" });
         }
-        let tm = TransactionManager::open(blocks, map).await?;
+        let tm = TransactionManager::reopen(blocks, map, pins).await?;
         let data = DiskMap::open(&superblock.data_space_map.root);
         Ok(Core::new(tm, data, superblock))
     }

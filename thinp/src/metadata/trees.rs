@@ -4,7 +4,8 @@ use super::{DataBlock, DataRun, Details};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use pdata::TransactionManager;
-use pdata::btree::{BTree, Plain, Roots, ValueType};
+use pdata::block_manager::BlockManager;
+use pdata::btree::{BTree, Leaves, Plain, Roots, Value, ValueType};
 use pdata::space_map::DiskMap;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -130,6 +131,27 @@ impl MappingTree {
     /// The trees of single devices.
     pub fn mappings(&self) -> &BTree<Mappings> {
         self.devices.lower()
+    }
+}
+
+/// The entries of a tree in order.
+pub(super) struct Entries<'a, T> {
+    leaves: Leaves<'a>,
+    /// Read ahead, the next last.
+    ready: Vec<(u64, T)>,
+}
+
+impl<'a, T: Value> Entries<'a, T> {
+    pub async fn open(blocks: &'a BlockManager, root: u64) -> pdata::Result<Entries<'a, T>> {
+        Ok(Entries { leaves: Leaves::open(blocks, root).await?, ready: Vec::new() })
+    }
+
+    pub async fn next(&mut self) -> pdata::Result<Option<(u64, T)>> {
+        while self.ready.is_empty() {
+            let Some(leaf) = self.leaves.next().await? else { return Ok(None) };
+            self.ready.extend(leaf.keys().zip(leaf.values()?.iter().copied()).rev());
+        }
+        Ok(self.ready.pop())
     }
 }
 

@@ -1,4 +1,5 @@
-//! Checking the metadata of an open pool, and what comes of it: the way back from needs_check (reference 7.4).
+//! The way back from needs_check (reference 7.4): a check of the disk while nothing changes it. For one beside everything
+//! else see [`Pool::check_view`].
 
 use super::{Inner, Pool};
 use crate::control::Mode;
@@ -8,17 +9,6 @@ use alloc::rc::Rc;
 use pdata::block::BLOCK_BYTES;
 
 impl Pool {
-    /// Checks all of the committed metadata and changes nothing. Commits are held up meanwhile, so a pool that is written
-    /// to refuses it: [`Error::Changing`].
-    pub async fn check(&self) -> Result<Report, Error> {
-        let inner = self.0.clone();
-        self.detached(async move {
-            let _alone = inner.control.acquire(1).await;
-            inner.check_metadata().await
-        })
-        .await
-    }
-
     /// Checks all of the metadata and, if it is sound, takes needs_check away, on disk at once, and goes back to write
     /// mode. Nothing else does. Fails with [`Error::NoCheckNeeded`], or [`Error::NotSound`] and leaves everything as it is.
     pub async fn clear_needs_check(&self) -> Result<Report, Error> {
@@ -46,14 +36,17 @@ impl Pool {
 }
 
 impl Inner {
+    /// Nothing changes meanwhile: the pool is read-only, and commits are kept away.
     async fn check_metadata(self: &Rc<Self>) -> Result<Report, Error> {
         if self.state.closed() {
             return Err(Error::Closed);
         }
-        if self.mode() < Mode::OutOfMetadataSpace {
-            return Err(Error::Changing(self.mode()));
-        }
         let _held = self.commits.hold().await;
-        Ok(check::check(&self.runtime, &self.meta_disk, self.options.cache_blocks * BLOCK_BYTES).await?)
+        Ok(check::check(&self.runtime, &self.meta_disk, self.check_memory_bytes()).await?)
+    }
+
+    /// What a check's counts of data blocks may take.
+    pub(super) fn check_memory_bytes(&self) -> usize {
+        self.options.cache_blocks.saturating_mul(BLOCK_BYTES)
     }
 }

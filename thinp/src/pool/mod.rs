@@ -6,6 +6,7 @@ mod delete;
 mod message;
 mod mode;
 mod passdown;
+mod view;
 
 pub(crate) use delete::Deletion;
 pub(crate) use mode::Reserved;

@@ -55,14 +55,15 @@ fn needs_check_is_cleared_by_request_after_a_clean_check() {
         let pool = world.open().await;
         assert_eq!((pool.status().mode, pool.status().needs_check), (Mode::ReadOnly, true));
         let seen = pool.events();
-        let checked = pool.check().await.unwrap();
+        let view = pool.open_view("test", None).await.unwrap();
+        let checked = pool.check_view(&view).await.unwrap();
+        drop(view);
         assert!(checked.is_sound() && checked.mappings == 1, "{checked:?}");
         assert!(pool.status().needs_check, "a check alone clears nothing");
         assert_eq!(pool.clear_needs_check().await.unwrap(), checked);
         assert!(pool.events() > seen);
         use_it(&world, &pool, 5).await;
         assert_eq!(pool.clear_needs_check().await.unwrap_err(), Error::NoCheckNeeded);
-        assert_eq!(pool.check().await.unwrap_err(), Error::Changing(Mode::Write));
         world.cut()
     });
     run(3, disks.0, disks.1, async |world| use_it(&world, &world.open().await, 6).await);
@@ -76,7 +77,7 @@ fn damage_keeps_the_flag() {
     meta.poke(root * 4096 + 2000, &[0xff]);
     run(5, meta, data, async |world| {
         let pool = world.open().await;
-        let report = pool.check().await.unwrap();
+        let report = pool.check_view(&pool.open_view("test", None).await.unwrap()).await.unwrap();
         assert!(!report.is_sound());
         let error = pool.clear_needs_check().await.unwrap_err();
         assert_eq!(error, Error::NotSound { problems: report.problems.len() as u64 });
@@ -91,7 +92,7 @@ fn a_pool_that_was_opened_read_only_stays_so() {
     run(7, disks.0, disks.1, async |world| {
         let features = Features { read_only: true, ..Features::default() };
         let pool = world.open_with(PoolOptions { features, ..PoolOptions::default() }).await;
-        assert!(pool.check().await.unwrap().is_sound());
+        assert!(pool.check_view(&pool.open_view("test", None).await.unwrap()).await.unwrap().is_sound());
         assert_eq!(pool.clear_needs_check().await, Err(Error::MessageRefused(Mode::ReadOnly)));
         assert!(pool.status().needs_check);
     });

@@ -7,9 +7,11 @@ mod faults;
 mod messages;
 mod model;
 mod modes;
+mod online;
 mod opening;
 mod records;
 mod steps;
+mod views;
 mod writes;
 
 use crate::control::DeviceId;

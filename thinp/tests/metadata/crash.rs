@@ -6,6 +6,7 @@ use platform::block::{BlockDevice, Disk, Io, Limits, Op};
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 const SECTOR: usize = 512;
@@ -120,11 +121,21 @@ async fn cuts(seed: u64, one_in: u64, flush_works: bool, steps: u64) -> (Tally, 
     disk.inner.flush();
     disk.inner.cuts.borrow_mut().clear();
     let (mut cuts, mut judged) = (0, 0);
+    // Readers of former commits: after a cut nothing may be left of them.
+    let mut views = VecDeque::new();
     for _ in 0..steps {
         let before = driver.committed.clone();
         driver.step().await;
         if driver.dice.chance(8) {
             driver.commit().await;
+        }
+        if driver.dice.chance(20) {
+            views.push_back(driver.metadata.open_view("test", None, async || Ok(())).await.unwrap());
+            driver.committed = driver.now.clone();
+            views.truncate(4);
+        }
+        if driver.dice.chance(30) {
+            views.pop_front();
         }
         for cut in disk.inner.cuts.take() {
             cuts += 1;

@@ -13,5 +13,7 @@ mod judge;
 mod model;
 mod random;
 mod restores;
+mod space;
 mod steps;
 mod traps;
+mod views;

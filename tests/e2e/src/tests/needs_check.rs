@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -19,6 +21,9 @@ pub const TESTS: &[Test] = &[
 const META_BYTES: u64 = 8 << 20;
 const DATA_BYTES: u64 = 64 << 20;
 
+/// A check of so little metadata ends before.
+const CHECK_TIME: Duration = Duration::from_secs(60);
+
 // Offsets in the superblock (dm-thin reference 1.1).
 const FLAGS_AT: usize = 4;
 const MAPPING_ROOT_AT: usize = 320;
@@ -33,7 +38,7 @@ fn cleared_by_request_after_a_clean_check(context: &Context) -> Result<()> {
     );
     let refused = appliance.message("create_thin 77")?;
     ensure!(refused.0 == -95, "a message to a pool in need of a check: {refused:?}");
-    let checked = appliance.call("POST", "/v1/pool/check", &Value::Null)?;
+    let checked = checked(&appliance)?;
     ensure!(checked["damage"] == 0 && checked["leaks"] == 0 && checked["mappings"].as_u64() >= Some(2), "{checked}");
     ensure!(pool(&appliance)?["needs_check"] == true, "a check alone cleared it");
     let cleared = appliance.call("POST", "/v1/pool/clear-needs-check", &Value::Null)?;
@@ -68,6 +73,20 @@ fn damage_keeps_it(context: &Context) -> Result<()> {
     meta.read_exact_at(&mut flags, FLAGS_AT as u64)?;
     ensure!(flags[0] & 1 == 1, "needs_check was cleared on a damaged pool");
     Ok(())
+}
+
+/// What a check finds that runs beside everything else.
+fn checked(appliance: &Appliance) -> Result<Value> {
+    appliance.call("POST", "/v1/pool/check", &Value::Null)?;
+    let begun = Instant::now();
+    loop {
+        let state = appliance.call("GET", "/v1/pool/check", &Value::Null)?;
+        if state["running"].is_null() {
+            return Ok(state["last"]["report"].clone());
+        }
+        ensure!(begun.elapsed() < CHECK_TIME, "the check does not end: {state}");
+        sleep(Duration::from_millis(50));
+    }
 }
 
 fn pool(appliance: &Appliance) -> Result<Value> {

@@ -7,17 +7,16 @@ mod runs;
 mod text;
 
 use self::runs::{Run, Runs};
-use super::superblock::{self, SUPERBLOCK, Superblock};
-use super::trees::{DetailsRecord, Packed};
+use super::trees::Packed;
+use super::view::{Committed, Devices};
 use super::{Details, MetadataError};
 use crate::control::DeviceId;
 use alloc::vec::Vec;
 use pdata::block_manager::{Batch, BlockManager};
-use pdata::btree::{LeafPlaces, Leaves, NODE, Node, Place};
+use pdata::btree::{LeafPlaces, NODE, Node, Place};
 use platform::Runtime;
 use platform::block::Disk;
 use text::Text;
-use zerocopy::little_endian::U64;
 
 /// Leaves that are read together.
 const LEAVES_AT_ONCE: usize = 252;
@@ -71,19 +70,21 @@ pub async fn dump<E>(
     options: &Options,
     sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), DumpError<E>> {
-    let blocks = BlockManager::new(disk.clone(), runtime.bufs.clone(), 0);
-    let mut superblock = Superblock::open(&*blocks.read_raw(SUPERBLOCK).await.map_err(MetadataError::from)?, true)?;
+    let mut committed = Committed::on_disk(runtime, disk).await?;
     if options.metadata_snap {
-        let held = superblock.held_root().ok_or(MetadataError::NoSnapshotHeld)?;
-        let block = blocks.read(held, &superblock::KIND).await?;
-        superblock = Superblock::of_snapshot(&block.bytes())?;
+        committed = committed.snapshot().await?.ok_or(MetadataError::NoSnapshotHeld)?;
     }
-    let mut dump = Dump { blocks: &blocks, text: Text::new(options.format, sink), batch: Batch::default() };
-    dump.text.begin(&superblock).await?;
+    let mut dump = Dump {
+        committed: &committed,
+        blocks: &committed.blocks,
+        text: Text::new(options.format, sink),
+        batch: Batch::default(),
+    };
+    dump.text.begin(&committed.superblock).await?;
     let mappings = if options.skip_mappings {
         Mappings::Skip
     } else if options.format == Format::Xml {
-        let runs = dump.find_runs(&superblock, options).await?;
+        let runs = dump.find_runs(options).await?;
         for run in runs.shared() {
             dump.definition(&runs, run).await?;
         }
@@ -91,7 +92,7 @@ pub async fn dump<E>(
     } else {
         Mappings::All
     };
-    dump.devices(&superblock, options, &mappings).await?;
+    dump.devices(options, &mappings).await?;
     dump.text.end().await
 }
 
@@ -104,6 +105,7 @@ enum Mappings {
 }
 
 struct Dump<'a, S> {
+    committed: &'a Committed,
     blocks: &'a BlockManager,
     text: Text<S>,
     batch: Batch,
@@ -111,9 +113,9 @@ struct Dump<'a, S> {
 
 impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Dump<'_, S> {
     /// Finds the leaves that devices share.
-    async fn find_runs(&self, superblock: &Superblock, options: &Options) -> Result<Runs, DumpError<E>> {
+    async fn find_runs(&self, options: &Options) -> Result<Runs, DumpError<E>> {
         let mut runs = Runs::default();
-        let mut devices = Devices::open(self.blocks, superblock, options).await?;
+        let mut devices = Wanted::open(self.committed, options).await?;
         while let Some((_, root, _)) = devices.next().await? {
             let mut places = LeafPlaces::open(self.blocks, root).await?;
             runs.begin_device();
@@ -140,13 +142,8 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Dump<'_, S> {
         self.text.end_definition().await
     }
 
-    async fn devices(
-        &mut self,
-        superblock: &Superblock,
-        options: &Options,
-        mappings: &Mappings,
-    ) -> Result<(), DumpError<E>> {
-        let mut devices = Devices::open(self.blocks, superblock, options).await?;
+    async fn devices(&mut self, options: &Options, mappings: &Mappings) -> Result<(), DumpError<E>> {
+        let mut devices = Wanted::open(self.committed, options).await?;
         while let Some((id, root, details)) = devices.next().await? {
             self.text.begin_device(id, &details).await?;
             if !matches!(mappings, Mappings::Skip) {
@@ -199,74 +196,34 @@ where
     text.flush_if_full().await
 }
 
-/// The devices of a superblock that are asked for, in order.
-struct Devices<'a> {
-    roots: Leaves<'a>,
-    details: Leaves<'a>,
-    /// Read ahead, the next last.
-    ready_roots: Vec<(u64, U64)>,
-    ready_details: Vec<(u64, DetailsRecord)>,
-    details_root: u64,
+/// The devices that are asked for, in order.
+struct Wanted<'a> {
+    devices: Devices<'a>,
     /// Asked for and not yet found; nothing if all are.
-    wanted: Option<Vec<u64>>,
+    missing: Option<Vec<DeviceId>>,
 }
 
-impl<'a> Devices<'a> {
-    async fn open(
-        blocks: &'a BlockManager,
-        superblock: &Superblock,
-        options: &Options,
-    ) -> Result<Devices<'a>, MetadataError> {
-        let wanted = options.devices.iter().map(|id| u64::from(id.get())).collect();
-        let details_root = superblock.details_root.get();
-        Ok(Devices {
-            roots: Leaves::open(blocks, superblock.mapping_root.get()).await?,
-            details: Leaves::open(blocks, details_root).await?,
-            ready_roots: Vec::new(),
-            ready_details: Vec::new(),
-            details_root,
-            wanted: Some(wanted).filter(|wanted: &Vec<u64>| !wanted.is_empty()),
-        })
+impl<'a> Wanted<'a> {
+    async fn open(committed: &'a Committed, options: &Options) -> Result<Wanted<'a>, MetadataError> {
+        let missing = Some(options.devices.clone()).filter(|devices| !devices.is_empty());
+        Ok(Wanted { devices: committed.devices().await?, missing })
     }
 
     /// The next device: its id, the root of its tree, and its details.
     async fn next(&mut self) -> Result<Option<(u64, u64, Details)>, MetadataError> {
-        loop {
-            let root = next_entry(&mut self.roots, &mut self.ready_roots).await?;
-            let details = next_entry(&mut self.details, &mut self.ready_details).await?;
-            match (root, details) {
-                (None, None) => return Ok(None),
-                (Some((id, root)), Some((same, record))) if id == same => {
-                    let Some(wanted) = &mut self.wanted else { return Ok(Some((id, root.get(), record.into()))) };
-                    if let Some(found) = wanted.iter().position(|wanted| *wanted == id) {
-                        wanted.remove(found);
-                        return Ok(Some((id, root.get(), record.into())));
-                    }
-                }
-                _ => return Err(self.differ().into()),
+        while let Some((id, root, details)) = self.devices.next_of_any_id().await? {
+            if let Some(missing) = &mut self.missing {
+                let Some(found) = missing.iter().position(|missing| u64::from(missing.get()) == id) else { continue };
+                missing.remove(found);
             }
+            return Ok(Some((id, root, details)));
         }
-    }
-
-    fn differ(&self) -> pdata::Error {
-        let what = "it has not the same devices as the mapping tree";
-        pdata::Error::Damaged { block: self.details_root, kind: "details tree", what }
+        Ok(None)
     }
 
     /// Every device asked for was found.
     fn finish<E>(self) -> Result<(), DumpError<E>> {
-        let missing = self.wanted.unwrap_or_default().first().and_then(|id| DeviceId::new(*id));
+        let missing = self.missing.unwrap_or_default().first().copied();
         missing.map_or(Ok(()), |id| Err(MetadataError::NoDevice(id).into()))
     }
-}
-
-async fn next_entry<T: pdata::btree::Value>(
-    leaves: &mut Leaves<'_>,
-    ready: &mut Vec<(u64, T)>,
-) -> Result<Option<(u64, T)>, MetadataError> {
-    while ready.is_empty() {
-        let Some(leaf) = leaves.next().await? else { return Ok(None) };
-        ready.extend(leaf.keys().zip(leaf.values()?.iter().copied()).rev());
-    }
-    Ok(ready.pop())
 }

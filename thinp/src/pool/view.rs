@@ -1,0 +1,68 @@
+//! Views of an open pool: who reads a moment of it while it goes on.
+
+use super::{Inner, Pool};
+use crate::control::{DeviceId, Mode, ViewInfo, ViewsInfo};
+use crate::error::Error;
+use crate::metadata::check::Report;
+use crate::metadata::space::DeviceSpace;
+use crate::metadata::view::{VIEWS_MAX, View};
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+impl Pool {
+    /// Opens a view of this moment; commits first if anything changed. `holder` tells everybody who has it. With
+    /// `bytes_per_second` it never reads faster, and has one request under way at a time.
+    pub async fn open_view(&self, holder: &str, bytes_per_second: Option<u64>) -> Result<View, Error> {
+        let (inner, holder) = (self.0.clone(), holder.to_string());
+        self.detached(async move {
+            inner.check_working()?;
+            inner.open_view(holder, bytes_per_second).await
+        })
+        .await
+    }
+
+    /// Checks all that a view shows.
+    pub async fn check_view(&self, view: &View) -> Result<Report, Error> {
+        Ok(view.check(self.0.check_memory_bytes()).await?)
+    }
+
+    /// What each device maps, and what it has alone, at the moment of a view.
+    pub async fn space(&self, view: &View) -> Result<Vec<DeviceSpace>, Error> {
+        Ok(view.space(self.0.check_memory_bytes()).await?)
+    }
+
+    /// Data blocks that deleting these devices, all of them, would have freed at the moment of a view.
+    pub async fn freed_by(&self, view: &View, devices: &[DeviceId]) -> Result<u64, Error> {
+        Ok(view.freed_by(devices, self.0.check_memory_bytes()).await?)
+    }
+
+    /// Which commit a view would show that is opened now ([`View::commit`]); none if something is uncommitted.
+    pub fn committed_state(&self) -> Option<u64> {
+        let metadata = &self.0.metadata;
+        (!metadata.any_changes()).then(|| metadata.commits())
+    }
+
+    /// The views that are open, and what they hold back.
+    pub fn views(&self) -> ViewsInfo {
+        let (metadata, now) = (&self.0.metadata, self.0.runtime.timers.now());
+        let views = metadata.views().into_iter();
+        let views = views.map(|(holder, since)| ViewInfo { holder, age: now - since }).collect();
+        ViewsInfo { views, views_max: VIEWS_MAX, held_back_blocks: metadata.held_back_blocks() }
+    }
+}
+
+impl Inner {
+    async fn open_view(self: &Rc<Self>, holder: String, bytes_per_second: Option<u64>) -> Result<View, Error> {
+        let held = self.commits.hold().await;
+        if self.mode() < Mode::ReadOnly {
+            self.commit_held(&held).await?;
+        }
+        // What changed since then is committed by the opening itself.
+        let opened = self.metadata.open_view(&holder, bytes_per_second, async || self.data.flush().await).await;
+        match opened {
+            Ok(view) => Ok(view),
+            Err(error) => Err(self.failed(error).await),
+        }
+    }
+}
