@@ -24,6 +24,10 @@ Looks at the metadata of thin pools, in image files or on block devices: those o
       --skip-mappings        only the superblock and the devices
       -o, --output FILE      write there instead of to standard output
 
+  space FILE                 print what each device maps, alone and with others, in data blocks; changes nothing
+      --delete N             only what deleting this device would free (may be repeated: all of them together)
+      --memory MIB           for the bits of data blocks (default 32); with less the leaves are read more often
+
   restore -i XML -o FILE     make a pool's metadata of a dump; what FILE held is lost
       -i, --input XML        the dump; - is standard input
       -o, --output FILE      the metadata device, or a file of its size
@@ -64,6 +68,15 @@ pub enum Command {
         /// Where to; standard output if not given.
         output: Option<PathBuf>,
     },
+    /// Account for space.
+    Space {
+        /// The metadata.
+        file: PathBuf,
+        /// Devices that might be deleted.
+        delete: Vec<DeviceId>,
+        /// Memory for the bits of data blocks.
+        memory_bytes: usize,
+    },
     /// Make metadata.
     Restore {
         /// The dump; `-` is standard input.
@@ -85,13 +98,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt
             "check" => check(parser),
             "dump" => dump(parser),
             "restore" => restore(parser),
+            "space" => space(parser),
             "help" => Ok(Command::Help),
-            other => Err(format!("{other}? check, dump or restore").into()),
+            other => Err(format!("{other}? check, dump, space or restore").into()),
         },
         Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
         Some(Arg::Long("version") | Arg::Short('V')) => Ok(Command::Version),
         Some(other) => Err(other.unexpected()),
-        None => Err("what is to be done? check, dump or restore".into()),
+        None => Err("what is to be done? check, dump, space or restore".into()),
     }
 }
 
@@ -137,6 +151,21 @@ fn dump(mut parser: Parser) -> Result<Command, lexopt::Error> {
         }
     }
     Ok(Command::Dump { file: file.ok_or_else(missing("the FILE to dump"))?, options, output })
+}
+
+fn space(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let (mut file, mut delete, mut memory_mib) = (None, Vec::new(), 32u32);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Long("delete") => delete.push(parser.value()?.parse_with(device)?),
+            Arg::Long("memory") => memory_mib = parser.value()?.parse()?,
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help),
+            Arg::Value(value) => take(&mut file, value)?,
+            other => return Err(other.unexpected()),
+        }
+    }
+    let memory_bytes = (memory_mib as usize).saturating_mul(1 << 20);
+    Ok(Command::Space { file: file.ok_or_else(missing("the FILE to account for"))?, delete, memory_bytes })
 }
 
 fn format(name: &str) -> Result<Format, &'static str> {
@@ -192,6 +221,8 @@ mod tests {
         };
         let line = "dump -f human_readable -m --dev-id 3 --dev-id=0 --skip-mappings -o x m.img";
         assert_eq!(read(line), Ok(Command::Dump { file: "m.img".into(), options, output: Some("x".into()) }));
+        let space = Command::Space { file: "m.img".into(), delete: vec![id(3), id(4)], memory_bytes: 1 << 20 };
+        assert_eq!(read("space --delete 3 m.img --delete 4 --memory 1"), Ok(space));
         let overrides = Overrides { transaction_id: Some(1), data_block_sectors: Some(128), data_blocks: Some(9) };
         let line = "restore -i - -o m.img --transaction-id 1 --data-block-size 128 --nr-data-blocks 9";
         let restore = Command::Restore { input: "-".into(), output: "m.img".into(), overrides, quiet: false };
@@ -203,7 +234,7 @@ mod tests {
     fn what_is_wrong_is_told() {
         let cases = [
             ("", "what is to be done"),
-            ("repair m.img", "repair? check, dump or restore"),
+            ("repair m.img", "repair? check, dump, space or restore"),
             ("check", "the FILE to check is missing"),
             ("check a b", "one file only"),
             ("dump -f json m", "there are xml, xml09 and human_readable"),

@@ -1,4 +1,4 @@
-//! `gossamer-pool`: check, dump and restore of thin-pool metadata on files and block devices.
+//! `gossamer-pool`: check, dump, space accounting and restore of thin-pool metadata on files and block devices.
 //!
 //! The work is done by [`thinp::metadata`]; here are only the command line, the files and the words of the verdict.
 #![forbid(unsafe_code)]
@@ -18,9 +18,11 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
+use thinp::control::DeviceId;
 use thinp::metadata::check::{Severity, check};
 use thinp::metadata::dump::{self, DumpError, Options};
 use thinp::metadata::restore::{self, Overrides};
+use thinp::metadata::space;
 
 /// Most bytes of I/O buffers.
 const BUFFER_BYTES: usize = 4 << 20;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Version => say(concat!("gossamer-pool ", env!("CARGO_PKG_VERSION"))).map(|()| true),
         Command::Check { file, quiet, memory_bytes } => run_check(&file, quiet, memory_bytes),
         Command::Dump { file, options, output } => run_dump(&file, &options, output.as_deref()).map(|()| true),
+        Command::Space { file, delete, memory_bytes } => run_space(&file, &delete, memory_bytes).map(|()| true),
         Command::Restore { input, output, overrides, quiet } => {
             run_restore(&input, &output, &overrides, quiet).map(|()| true)
         }
@@ -113,6 +116,20 @@ fn run_dump(file: &Path, options: &Options, output: Option<&Path>) -> Result<(),
         Err(DumpError::Sink(error)) if output.is_none() && error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|error| format!("{}: {error}", file.display())),
     }
+}
+
+fn run_space(file: &Path, delete: &[DeviceId], memory_bytes: usize) -> Result<(), String> {
+    let (disk, failed) = (open(file, true)?, |error| format!("{}: {error}", file.display()));
+    if !delete.is_empty() {
+        let freed = block_on_ready(space::freed_by(&runtime(), &disk, delete, memory_bytes)).map_err(failed)?;
+        return say(&freed.to_string());
+    }
+    say("DEV MAPPED EXCLUSIVE SHARED")?;
+    for found in block_on_ready(space::of_devices(&runtime(), &disk, memory_bytes)).map_err(failed)? {
+        let (mapped, exclusive) = (found.mapped_blocks, found.exclusive_blocks);
+        say(&format!("{} {mapped} {exclusive} {}", found.device, found.shared_blocks()))?;
+    }
+    Ok(())
 }
 
 fn run_restore(input: &PathBuf, output: &Path, overrides: &Overrides, quiet: bool) -> Result<(), String> {

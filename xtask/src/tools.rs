@@ -60,7 +60,7 @@ struct Cost {
     memory_kib: u64,
 }
 
-/// Measures check and dump of ten million mappings beside `thin_check` and `thin_dump` 1.x, each in turn on one core. True
+/// Measures check, dump and space accounting of ten million mappings beside `thin_check`, `thin_dump` and `thin_ls` 1.x, each in turn on one core. True
 /// if ours are as fast and stay within their memory.
 pub fn bench(root: &Path, shared: &Path) -> Result<bool> {
     let ours = build(root)?;
@@ -71,7 +71,9 @@ pub fn bench(root: &Path, shared: &Path) -> Result<bool> {
     let check = compare("check", &theirs.join("thin_check"), &["-q"], &ours, &["check", "-q"], &image)?;
     let null = ["-o", "/dev/null"];
     let dump = compare("dump", &theirs.join("thin_dump"), &null, &ours, &["dump", "-o", "/dev/null"], &image)?;
-    Ok(check && dump)
+    let fields = ["-o", "DEV,MAPPED_BLOCKS,EXCLUSIVE_BLOCKS,SHARED_BLOCKS"];
+    let space = compare("space", &theirs.join("thin_ls"), &fields, &ours, &["space"], &image)?;
+    Ok(check && dump && space)
 }
 
 fn compare(
