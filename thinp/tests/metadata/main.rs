@@ -11,6 +11,7 @@ mod hostile;
 mod image;
 mod judge;
 mod model;
+mod passes;
 mod random;
 mod restores;
 mod space;

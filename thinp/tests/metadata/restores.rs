@@ -23,7 +23,7 @@ fn onto(disk: &MemDisk, dump: &[u8], overrides: &Overrides, piece: usize) -> Res
     block_on_ready(restore::restore(&runtime(), &Disk::new(disk.clone()), 64, overrides, source))
 }
 
-fn restored(dump: &str, blocks: u64) -> Result<(MemDisk, Restored)> {
+pub fn restored(dump: &str, blocks: u64) -> Result<(MemDisk, Restored)> {
     let disk = MemDisk::new(blocks * 8);
     // What was there must not shine through.
     disk.poke(0, &[0xa5; 200 * 4096]);
