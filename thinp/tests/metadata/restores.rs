@@ -4,10 +4,13 @@ use crate::dumps::{shared_pool, text, thin_dump_09, xml};
 use crate::golden::image;
 use crate::harness::*;
 use crate::judge::Judge;
-use platform::block::{BlockDevice, Disk};
+use platform::block::{BlockDevice, Disk, IoError, Op};
+use platform::layers::Fault;
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
+use std::cell::Cell;
 use std::process::Command;
+use std::rc::Rc;
 use thinp::metadata::dump::{Format, Options};
 use thinp::metadata::restore::{self, Overrides, RestoreError, Restored};
 
@@ -15,12 +18,16 @@ type Result<T> = std::result::Result<T, RestoreError<&'static str>>;
 
 /// Restores `dump` in pieces of `piece` bytes.
 fn onto(disk: &MemDisk, dump: &[u8], overrides: &Overrides, piece: usize) -> Result<Restored> {
+    onto_device(Disk::new(disk.clone()), dump, overrides, piece)
+}
+
+fn onto_device(disk: Disk, dump: &[u8], overrides: &Overrides, piece: usize) -> Result<Restored> {
     let mut pieces = dump.chunks(piece);
     let source = async |out: &mut Vec<u8>| {
         out.extend_from_slice(pieces.next().unwrap_or_default());
         Ok::<(), &str>(())
     };
-    block_on_ready(restore::restore(&runtime(), &Disk::new(disk.clone()), 64, overrides, source))
+    block_on_ready(restore::restore(&runtime(), &disk, 64, overrides, source))
 }
 
 pub fn restored(dump: &str, blocks: u64) -> Result<(MemDisk, Restored)> {
@@ -133,6 +140,38 @@ fn snapshots_cost_no_leaves() {
     // Each device has a root of its own.
     assert!(shared <= alone + 5, "{shared} blocks, {alone} without snapshots");
     assert!(expanded >= alone + 5 * leaves, "{expanded} blocks written out for every device");
+}
+
+#[test]
+fn a_disk_that_fails_holds_no_half_of_a_pool() {
+    let dump = xml(&shared_pool(&Dice::new(seed())).0, Format::Xml);
+    let (mut blank, mut whole) = (0, 0);
+    for failing in 0.. {
+        let disk = MemDisk::new(4096 * 8);
+        disk.poke(0, &[0xa5; 200 * 4096]);
+        let left = Cell::new(failing);
+        let fails = Fault::new(Rc::new(disk.clone()), move |request| {
+            if left.get() > 0 || !matches!(request.op, Op::Write { .. } | Op::Flush) {
+                left.set(left.get() - i32::from(matches!(request.op, Op::Write { .. } | Op::Flush)));
+                return None;
+            }
+            Some(IoError::Device { op: request.op, sector: request.sector })
+        });
+        match onto_device(Disk::new(fails), dump.as_bytes(), &Overrides::default(), 4096) {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, RestoreError::Metadata(_)), "{error:?}"),
+        }
+        if report(&disk).is_err() {
+            blank += 1;
+        } else {
+            check(&disk);
+            assert_eq!(xml(&disk, Format::Xml), xml(&restored(&dump, 4096).unwrap().0, Format::Xml));
+            whole += 1;
+        }
+    }
+    // Only the last flush, of the superblock, fails with a pool on the disk.
+    println!("{blank} failures left no pool, {whole} a whole one");
+    assert!(blank > 5 && whole <= 1, "{blank}, {whole}");
 }
 
 #[test]
