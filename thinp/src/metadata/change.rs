@@ -39,6 +39,13 @@ impl Turns {
         !self.in_pieces.get() && !self.spoilt.get()
     }
 
+    /// The transaction is spoilt for good: whoever waits for a way out is told that there is none.
+    pub fn give_up(&self) {
+        self.spoilt.set(true);
+        self.spoilt_alone.set(false);
+        self.end.notify_all();
+    }
+
     /// The transaction is spoilt, and there was nothing else in it.
     pub fn spoilt_alone(&self) -> bool {
         self.spoilt.get() && self.spoilt_alone.get()

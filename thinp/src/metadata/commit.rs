@@ -60,8 +60,17 @@ impl Metadata {
     }
 
     /// Drops the transaction, goes back to what was committed and sets needs_check on disk. Reservations and holds of data
-    /// blocks stay. If this fails the metadata is of no further use.
+    /// blocks stay. If this fails the metadata is of no further use: nothing is changed or looked up any more.
     pub async fn abort(&self) -> Result<()> {
+        let aborted = self.try_abort().await;
+        if aborted.is_err() {
+            self.set_read_only(true);
+            self.turns.give_up();
+        }
+        aborted
+    }
+
+    async fn try_abort(&self) -> Result<()> {
         let change = self.turn().await;
         for device in self.devices.borrow_mut().values_mut() {
             device.aborted_with_changes |= device.changed;

@@ -7,7 +7,7 @@ use platform::block::{IoError, Op, Request};
 use platform::layers::Fault;
 use platform::mem::MemDisk;
 use platform::time::Duration;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::string::ToString;
 
@@ -251,4 +251,50 @@ fn trap_30_ro_has_several_meanings_and_one_needs_a_check() {
         thin.flush().await.unwrap_err();
         assert_eq!(ro(&pool), (Mode::ReadOnly, true));
     });
+}
+
+/// A device with 4,000 blocks mapped: more metadata than the smallest cache holds.
+fn large_device() -> (MemDisk, MemDisk) {
+    run_blank(14, 4096, async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        for block in 0..4000 {
+            world.write(&thin, block * BLOCK, 1, 0x11).await.unwrap();
+        }
+        pool.close().await.unwrap();
+        (world.meta.contents(), world.data.contents())
+    })
+}
+
+/// Whatever is under way when the metadata disk goes for good is answered: also what waits for the end of a change that
+/// no abort can undo.
+#[test]
+fn no_request_waits_for_an_abort_that_fails() {
+    let disks = large_device();
+    let mut failed = 0;
+    for seed in 0..50 {
+        failed += run(seed, disks.0.fork(), disks.1.fork(), async move |world| {
+            let left = Rc::new(Cell::new(u64::MAX));
+            let goes = left.clone();
+            let meta = Fault::new(Rc::new(world.meta.clone()), move |request| {
+                goes.set(goes.get().saturating_sub(1));
+                (goes.get() == 0).then_some(IoError::Device { op: request.op, sector: request.sector })
+            });
+            let options = PoolOptions { cache_blocks: 1, ..PoolOptions::default() };
+            let pool = Pool::open(&world.runtime, world.slow(meta), world.data_disk(), options).await.unwrap();
+            let thin = pool.open_thin(id(0), None).await.unwrap();
+            left.set(1 + world.below(24));
+            let (discarded, spawner) = (thin.clone(), world.runtime.spawner.clone());
+            let mut requests = std::vec![spawner.spawn(async move { discarded.discard(0, 2000 * BLOCK).await })];
+            for _ in 0..8 {
+                let (reader, thin, at) = (world.clone(), thin.clone(), world.below(4000) * BLOCK);
+                requests.push(spawner.spawn(async move { reader.read(&thin, at, 1).await.map(drop) }));
+            }
+            let mut errors = 0;
+            for request in requests {
+                errors += u64::from(request.await.unwrap().is_err());
+            }
+            errors
+        });
+    }
+    assert!(failed > 50, "{failed}");
 }
