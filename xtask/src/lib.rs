@@ -4,6 +4,7 @@
 //!   `qemu/`; [`console`] runs it and watches its serial console.
 //! - [`qmp`] speaks to a running QEMU.
 //! - [`nbd`] serves disks with a volatile cache that a simulated power cut loses; [`http`] is a small client.
+//! - [`thin_dump`] reads what the tool of that name says.
 //! - [`mutants`] builds products with a fault put in, which the tests must notice.
 //! - [`packages`] installs what is missing; [`process`] runs other programs so that none is left behind.
 //! - [`run`], [`suite`], [`fuzz`], [`bench`], [`tidy`] and [`tools`] are the chores themselves.
@@ -30,6 +31,7 @@ pub mod process;
 pub mod qmp;
 pub mod run;
 pub mod suite;
+pub mod thin_dump;
 pub mod tidy;
 pub mod tools;
 

@@ -10,7 +10,6 @@ mod crc32c;
 mod iscsi;
 mod runner;
 mod tests;
-mod thin_xml;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

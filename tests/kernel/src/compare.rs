@@ -10,9 +10,10 @@ use platform::block::SECTOR_BYTES;
 use platform::mem::MemDisk;
 use thinp::control::Mode;
 use xtask::process;
+use xtask::thin_dump::Dump;
 
 use crate::disks::first_difference;
-use crate::dump::{Dump, Names, metadata_counts};
+use crate::dump::{Names, metadata_counts};
 use crate::history::Played;
 use crate::ours::data_counts;
 use crate::script::{Op, Step};
@@ -187,8 +188,9 @@ fn facts(tools: &Tools, scratch: &Path, played: &Played, side: &Side) -> Result<
 
 /// Compares what two pools say, and tells the first difference.
 fn dumps(ours: &Dump, linux: &Dump) -> Result<()> {
-    let (a, b) = (&ours.superblock, &linux.superblock);
-    ensure!(a == b, "time, transaction id, block size: ours {a:?}, Linux {b:?}");
+    let pool = |dump: &Dump| [dump.time, dump.transaction_id, dump.data_block_sectors, dump.data_blocks];
+    let (a, b) = (pool(ours), pool(linux));
+    ensure!(a == b, "time, transaction id, block size, data blocks: ours {a:?}, Linux {b:?}");
     let ids = |dump: &Dump| dump.devices.keys().copied().collect::<Vec<_>>();
     ensure!(ids(ours) == ids(linux), "devices: ours {:?}, Linux {:?}", ids(ours), ids(linux));
     for ((id, a), b) in ours.devices.iter().zip(linux.devices.values()) {

@@ -1,84 +1,9 @@
-//! What a pool's metadata says, by `thin_dump` 1.x, by the stored counts, and without regard to where things happen to lie.
+//! What two pools hold, without regard to where things happen to lie.
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Context as _, Result, bail, ensure};
-
-/// A device's details and mappings.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Device {
-    /// Mapped blocks, transaction id, creation time, snapshotted time.
-    pub details: [u64; 4],
-    /// Data block and time of each mapped virtual block.
-    pub mappings: BTreeMap<u64, (u64, u64)>,
-}
-
-/// A pool, or its metadata snapshot.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Dump {
-    /// Time, transaction id, sectors in a data block.
-    pub superblock: [u64; 3],
-    /// By id.
-    pub devices: BTreeMap<u64, Device>,
-}
-
-impl Dump {
-    /// Reads the XML of thin_dump 1.x, one element a line; shared parts come as `def` and `ref`.
-    pub fn parse(xml: &str) -> Result<Dump> {
-        let mut dump = Dump::default();
-        let mut shared: HashMap<&str, BTreeMap<u64, (u64, u64)>> = HashMap::new();
-        let (mut device, mut def) = (None, None);
-        for line in xml.lines().map(str::trim) {
-            let Some((tag, rest)) = line.strip_prefix('<').and_then(|line| line.split_once([' ', '>'])) else {
-                continue;
-            };
-            let number = |key: &str| attribute(rest, key)?.parse::<u64>().with_context(|| format!("{key} in {line}"));
-            let run = |from: &str, to: &str, length: u64| -> Result<BTreeMap<u64, (u64, u64)>> {
-                let (from, to, time) = (number(from)?, number(to)?, number("time")?);
-                Ok((0..length).map(|i| (from + i, (to + i, time))).collect())
-            };
-            let mappings = match tag {
-                "superblock" => {
-                    dump.superblock = [number("time")?, number("transaction")?, number("data_block_size")?];
-                    continue;
-                }
-                "device" => {
-                    let keys = ["mapped_blocks", "transaction", "creation_time", "snap_time"];
-                    let mut details = [0; 4];
-                    for (detail, key) in details.iter_mut().zip(keys) {
-                        *detail = number(key)?;
-                    }
-                    (device, def) = (Some(number("dev_id")?), None);
-                    dump.devices.insert(number("dev_id")?, Device { details, mappings: BTreeMap::new() });
-                    continue;
-                }
-                "def" => {
-                    (device, def) = (None, Some(attribute(rest, "name")?));
-                    // It may be empty: a device without mappings and its snapshot.
-                    shared.entry(attribute(rest, "name")?).or_default();
-                    continue;
-                }
-                "ref" => shared.get(attribute(rest, "name")?).cloned().context("a ref to what is not there")?,
-                "single_mapping" => run("origin_block", "data_block", 1)?,
-                "range_mapping" => run("origin_begin", "data_begin", number("length")?)?,
-                _ => continue,
-            };
-            match (device, def) {
-                (Some(id), _) => dump.devices.entry(id).or_default().mappings.extend(mappings),
-                (None, Some(name)) => shared.entry(name).or_default().extend(mappings),
-                (None, None) => bail!("a mapping of no device: {line}"),
-            }
-        }
-        ensure!(xml.contains("</superblock>"), "the dump is cut short");
-        Ok(dump)
-    }
-}
-
-fn attribute<'a>(text: &'a str, key: &str) -> Result<&'a str> {
-    let start = format!("{key}=\"");
-    let at = text.find(&start).with_context(|| format!("no {key} in {text}"))? + start.len();
-    text[at..].split('"').next().with_context(|| format!("no end of {key} in {text}"))
-}
+use anyhow::{Context as _, Result};
+use xtask::thin_dump::Dump;
 
 /// Calls data blocks by the order in which one meets them, so that pools that were given other blocks for the same
 /// contents are the same, and the stored count of each with it.
@@ -159,16 +84,6 @@ mod tests {
     <ref name="1"/>
   </device>
 </superblock>"#;
-
-    #[test]
-    fn dumps_are_read() {
-        let dump = Dump::parse(XML).unwrap();
-        assert_eq!(dump.superblock, [1, 4, 128]);
-        assert_eq!(dump.devices[&7].details, [3, 3, 0, 1]);
-        assert_eq!(dump.devices[&7].mappings, BTreeMap::from([(0, (5, 0)), (2, (8, 1)), (3, (9, 1))]));
-        assert_eq!(dump.devices[&9].mappings, BTreeMap::from([(0, (5, 0))]));
-        assert!(Dump::parse("<superblock time=\"1\"").is_err());
-    }
 
     #[test]
     fn what_lies_elsewhere_is_the_same_and_what_is_shared_otherwise_is_not() {

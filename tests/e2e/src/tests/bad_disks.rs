@@ -7,13 +7,13 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use xtask::process;
+use xtask::thin_dump::Dump;
 
 use crate::appliance::{Appliance, Site};
 use crate::context::Context;
 use crate::crc32c;
 use crate::iscsi::Session;
 use crate::runner::Test;
-use crate::thin_xml::Pool;
 
 pub const TESTS: &[Test] = &[
     Test::new("bad_disks::metadata_disk_too_small", metadata_disk_too_small),
@@ -73,10 +73,11 @@ fn tree_root_with_a_bad_checksum(context: &Context) -> Result<()> {
 fn damaged_records(context: &Context) -> Result<()> {
     const RESERVED: u64 = (1 << 24) - 1;
     let site = used_pool(context)?;
-    let pool = Pool::parse(&context.thin_dump(&site.meta, false)?)?;
-    let page = pool.devices.get(&RESERVED).and_then(|map| map.get(&0)).context("no reserved device")?;
+    let pool = Dump::parse(&context.thin_dump(&site.meta, false)?)?;
+    let (page, _) =
+        pool.devices.get(&RESERVED).and_then(|device| device.mappings.get(&0)).context("no reserved device")?;
     let data = File::options().read(true).write(true).open(&site.data)?;
-    let at = page * pool.block_sectors * 512 + 70;
+    let at = page * pool.data_block_sectors * 512 + 70;
     let mut byte = [0];
     data.read_exact_at(&mut byte, at)?;
     data.write_all_at(&[!byte[0]], at)?;
@@ -107,7 +108,7 @@ fn blank_metadata_beside_used_data(context: &Context) -> Result<()> {
 fn a_larger_data_disk_changes_nothing(context: &Context) -> Result<()> {
     let site = used_pool(context)?;
     let before = fs::read(&site.meta)?;
-    let blocks = Pool::parse(&context.thin_dump(&site.meta, false)?)?.data_blocks;
+    let blocks = Dump::parse(&context.thin_dump(&site.meta, false)?)?.data_blocks;
     File::options().write(true).open(&site.data)?.set_len(DATA_BYTES * 2)?;
     let appliance = site.start()?;
     let pool = appliance.call("GET", "/v1/pool", &Value::Null)?;

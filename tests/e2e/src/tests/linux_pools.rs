@@ -14,12 +14,12 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use xtask::dice::Dice;
 use xtask::process;
+use xtask::thin_dump::{Device, Dump};
 
 use crate::appliance::{Appliance, Site};
 use crate::context::{Backend, Context};
 use crate::iscsi::{BLOCK_BYTES, Session};
 use crate::runner::Test;
-use crate::thin_xml::Pool;
 
 macro_rules! golden_tests {
     ($($function:ident: $case:literal;)*) => {
@@ -66,7 +66,7 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// A golden pool on its stamped data disk.
 struct Golden {
     site: Site,
-    pool: Pool,
+    pool: Dump,
     /// Virtual blocks that will be read, by device.
     chosen: BTreeMap<u64, Vec<u64>>,
     dice: Dice,
@@ -77,13 +77,13 @@ impl Golden {
         let folder = context.golden()?;
         let meta = context.scratch.join("meta.img");
         unpack(&folder.join(format!("{case}.meta.zst")), &meta)?;
-        let pool = Pool::parse(&context.thin_dump(&meta, false)?)?;
+        let pool = Dump::parse(&context.thin_dump(&meta, false)?)?;
         let mut dice = Dice::new(context.seed);
         let emulated = context.backend != Backend::Hosted;
         let read_bytes_max = if emulated { READ_BYTES_MAX_EMULATED } else { READ_BYTES_MAX };
-        let blocks_max = read_bytes_max * context.effort / (pool.block_sectors * BLOCK_BYTES as u64);
-        let choose = |(id, map): (&u64, &BTreeMap<u64, u64>)| {
-            let mut blocks: Vec<u64> = map.keys().copied().collect();
+        let blocks_max = read_bytes_max * context.effort / (pool.data_block_sectors * BLOCK_BYTES as u64);
+        let choose = |(id, device): (&u64, &Device)| {
+            let mut blocks: Vec<u64> = device.mappings.keys().copied().collect();
             while blocks.len() as u64 > blocks_max {
                 blocks.swap_remove(dice.below(blocks.len() as u64) as usize);
             }
@@ -98,9 +98,9 @@ impl Golden {
 
     /// What is found in one virtual block before anything is written.
     fn expected(&self, id: u64, block: u64) -> Vec<u8> {
-        let sectors = self.pool.block_sectors;
-        match self.pool.devices[&id].get(&block) {
-            Some(data_block) => stamps(data_block * sectors..(data_block + 1) * sectors),
+        let sectors = self.pool.data_block_sectors;
+        match self.pool.devices[&id].mappings.get(&block) {
+            Some((data_block, _)) => stamps(data_block * sectors..(data_block + 1) * sectors),
             None => vec![0; sectors as usize * BLOCK_BYTES],
         }
     }
@@ -108,8 +108,8 @@ impl Golden {
     /// Sizes and exports the device, and logs in to it.
     fn attach(&self, appliance: &Appliance, id: u64) -> Result<Session> {
         let name = format!("thin-{id}");
-        let blocks = self.pool.devices[&id].keys().last().map_or(0, |last| last + 1) + HOLES as u64;
-        let size_bytes = blocks * self.pool.block_sectors * BLOCK_BYTES as u64;
+        let blocks = self.pool.devices[&id].mappings.keys().last().map_or(0, |last| last + 1) + HOLES as u64;
+        let size_bytes = blocks * self.pool.data_block_sectors * BLOCK_BYTES as u64;
         appliance.call("PATCH", &format!("/v1/volumes/{name}"), &json!({ "size_bytes": size_bytes }))?;
         appliance.export(&name)?;
         appliance.login(&name)
@@ -118,7 +118,7 @@ impl Golden {
     /// Every block that was chosen, and some that are not mapped, hold what they should.
     fn check_reads(&mut self, appliance: &Appliance, id: u64) -> Result<()> {
         let mut session = self.attach(appliance, id)?;
-        let map = &self.pool.devices[&id];
+        let map = &self.pool.devices[&id].mappings;
         let end = map.keys().last().map_or(0, |last| last + 1) + HOLES as u64;
         let mut blocks = self.chosen[&id].clone();
         blocks.extend((0..HOLES).map(|_| self.dice.below(end)).filter(|block| !map.contains_key(block)));
@@ -130,7 +130,7 @@ impl Golden {
     }
 
     fn check_block(&self, session: &mut Session, id: u64, block: u64) -> Result<()> {
-        let sectors = self.pool.block_sectors;
+        let sectors = self.pool.data_block_sectors;
         let found = session.read(block * sectors, sectors as usize)?;
         let expected = self.expected(id, block);
         if let Some(at) = (0..sectors as usize).find(|at| found[at * 512..][..512] != expected[at * 512..][..512]) {
@@ -138,7 +138,7 @@ impl Golden {
                 "device {id}, block {block}, sector {at} in it: found {:x?}, expected {:x?} (data block {:?})",
                 &found[at * 512..][..16],
                 &expected[at * 512..][..16],
-                self.pool.devices[&id].get(&block)
+                self.pool.devices[&id].mappings.get(&block)
             );
         }
         Ok(())
@@ -147,8 +147,8 @@ impl Golden {
     /// One device gets a few sectors written into each of several blocks; the rest of each block stays as it was.
     fn write_into(&mut self, appliance: &Appliance, id: u64) -> Result<()> {
         let mut session = self.attach(appliance, id)?;
-        let sectors = self.pool.block_sectors;
-        let end = self.pool.devices[&id].keys().last().map_or(0, |last| last + 1) + HOLES as u64;
+        let sectors = self.pool.data_block_sectors;
+        let end = self.pool.devices[&id].mappings.keys().last().map_or(0, |last| last + 1) + HOLES as u64;
         let mut written = BTreeMap::new();
         for _ in 0..WRITES / WRITTEN_DEVICES as u64 {
             let chosen = &self.chosen[&id];
@@ -158,7 +158,7 @@ impl Golden {
                 count => chosen[self.dice.below(count) as usize],
             };
             // Of a large data disk only the chosen blocks are stamped.
-            if self.pool.devices[&id].contains_key(&block) && chosen.binary_search(&block).is_err() {
+            if self.pool.devices[&id].mappings.contains_key(&block) && chosen.binary_search(&block).is_err() {
                 continue;
             }
             let len = self.dice.between(1, 8);
@@ -187,7 +187,8 @@ fn golden(context: &Context, case: &str) -> Result<()> {
     check_status(context, &appliance, case)?;
     appliance.call("POST", "/v1/pool/adopt", &Value::Null)?;
     check_names(&appliance, &golden.pool)?;
-    let mapped: Vec<u64> = golden.pool.devices.iter().filter(|(_, map)| !map.is_empty()).map(|(id, _)| *id).collect();
+    let mapped: Vec<u64> =
+        golden.pool.devices.iter().filter(|(_, device)| !device.mappings.is_empty()).map(|(id, _)| *id).collect();
     for id in &mapped {
         golden.check_reads(&appliance, *id)?;
     }
@@ -198,9 +199,12 @@ fn golden(context: &Context, case: &str) -> Result<()> {
     appliance.power_off()?;
 
     context.thin_check(&golden.site.meta)?;
-    let after = Pool::parse(&context.thin_dump(&golden.site.meta, false)?)?;
-    for (id, map) in golden.pool.devices.iter().filter(|(id, _)| !written.contains(id)) {
-        ensure!(after.devices.get(id) == Some(map), "device {id}, which was only read, is mapped otherwise now");
+    let after = Dump::parse(&context.thin_dump(&golden.site.meta, false)?)?;
+    for (id, device) in golden.pool.devices.iter().filter(|(id, _)| !written.contains(id)) {
+        ensure!(
+            after.devices.get(id).map(|after| &after.mappings) == Some(&device.mappings),
+            "device {id}, which was only read, is mapped otherwise now"
+        );
     }
     ensure!(
         context.thin_dump(&golden.site.meta, true).ok() == held,
@@ -276,7 +280,7 @@ fn check_status(context: &Context, appliance: &Appliance, case: &str) -> Result<
 }
 
 /// Devices without a record are found under their ids.
-fn check_names(appliance: &Appliance, pool: &Pool) -> Result<()> {
+fn check_names(appliance: &Appliance, pool: &Dump) -> Result<()> {
     let found: BTreeSet<String> = appliance.volumes()?.into_iter().collect();
     let expected: BTreeSet<String> = pool.devices.keys().map(|id| format!("thin-{id}")).collect();
     ensure!(found == expected, "volumes are {found:?}, devices are {expected:?}");
@@ -309,13 +313,13 @@ fn linux_reads_a_pool_made_here(context: &Context) -> Result<()> {
     context.thin_check(&site.meta)?;
 
     // What was read here is what the mappings say, and what the mappings say is what Linux reads.
-    let pool = Pool::parse(&context.thin_dump(&site.meta, false)?)?;
+    let pool = Dump::parse(&context.thin_dump(&site.meta, false)?)?;
     let data = File::open(&site.data)?;
     for (id, content) in &contents {
-        let block_bytes = pool.block_sectors as usize * BLOCK_BYTES;
+        let block_bytes = pool.data_block_sectors as usize * BLOCK_BYTES;
         for (block, found) in (0u64..).zip(content.chunks(block_bytes)) {
             let mut expected = vec![0; block_bytes];
-            if let Some(at) = pool.devices[id].get(&block) {
+            if let Some((at, _)) = pool.devices[id].mappings.get(&block) {
                 data.read_exact_at(&mut expected, at * block_bytes as u64)?;
             }
             ensure!(found == expected, "device {id}, block {block}: read otherwise than it is mapped");
@@ -324,7 +328,7 @@ fn linux_reads_a_pool_made_here(context: &Context) -> Result<()> {
     let mut judge = Command::new(context.lab("kernel-read-pool")?);
     let ended = process::succeed(judge.arg(&site.meta).arg(&site.data), LIMIT)?;
     for id in contents.keys() {
-        let line = format!("thin {id}: {} blocks, same", pool.devices[id].len());
+        let line = format!("thin {id}: {} blocks, same", pool.devices[id].mappings.len());
         ensure!(ended.text().contains(&line), "no line `{line}` in:\n{}", ended.text());
     }
     Ok(())
@@ -363,15 +367,15 @@ fn stamps(sectors: std::ops::Range<u64>) -> Vec<u8> {
     bytes
 }
 
-fn stamp(path: &Path, pool: &Pool, chosen: &BTreeMap<u64, Vec<u64>>) -> Result<()> {
+fn stamp(path: &Path, pool: &Dump, chosen: &BTreeMap<u64, Vec<u64>>) -> Result<()> {
     let file = File::create(path)?;
-    let block_bytes = pool.block_sectors * BLOCK_BYTES as u64;
+    let block_bytes = pool.data_block_sectors * BLOCK_BYTES as u64;
     file.set_len(pool.data_blocks * block_bytes)?;
     let whole = pool.data_blocks * block_bytes <= STAMP_WHOLE_BYTES_MAX;
-    let read = || chosen.iter().flat_map(|(id, blocks)| blocks.iter().map(|block| pool.devices[id][block]));
+    let read = || chosen.iter().flat_map(|(id, blocks)| blocks.iter().map(|block| pool.devices[id].mappings[block].0));
     let blocks: BTreeSet<u64> = if whole { (0..pool.data_blocks).collect() } else { read().collect() };
     for block in blocks {
-        let sectors = block * pool.block_sectors..(block + 1) * pool.block_sectors;
+        let sectors = block * pool.data_block_sectors..(block + 1) * pool.data_block_sectors;
         file.write_all_at(&stamps(sectors), block * block_bytes)?;
     }
     Ok(())

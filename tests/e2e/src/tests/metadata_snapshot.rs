@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use xtask::process;
+use xtask::thin_dump::Dump;
 
 use crate::appliance::{Appliance, IQN, METADATA_TARGET, Site};
 use crate::context::Context;
 use crate::iscsi::{BLOCK_BYTES, Session};
 use crate::runner::Test;
-use crate::thin_xml::Pool;
 
 pub const TESTS: &[Test] =
     &[Test::new("metadata_snapshot::is_the_metadata_of_that_moment", is_the_metadata_of_that_moment)];
@@ -135,10 +135,10 @@ fn copy_export(appliance: &Appliance, to: &Path) -> Result<PathBuf> {
 }
 
 fn check_dump(xml: &str, before: u64, after: u64) -> Result<()> {
-    let pool = Pool::parse(xml)?;
+    let pool = Dump::parse(xml)?;
     // The reserved device's mappings are in it too; the volume is the device with blocks of the writer's order.
-    let (_, mapped) =
-        pool.devices.iter().find(|(_, map)| map.contains_key(&block_of(0))).context("no volume in the dump")?;
+    let mut volumes = pool.devices.values().map(|device| &device.mappings);
+    let mapped = volumes.find(|mappings| mappings.contains_key(&block_of(0))).context("no volume in the dump")?;
     let missing = (0..before).filter(|n| !mapped.contains_key(&block_of(*n))).count();
     ensure!(missing == 0, "{missing} of {before} blocks acknowledged before the request are not in the dump");
     let writes_begun = after as usize;
