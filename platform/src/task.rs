@@ -149,6 +149,16 @@ impl Executor {
         self.0.live.get()
     }
 
+    /// Drops all tasks where they are, as a power cut does, and those that they start meanwhile.
+    fn drop_tasks(&self) {
+        loop {
+            let futures: Vec<_> = self.0.tasks.borrow_mut().iter_mut().filter_map(|slot| slot.future.take()).collect();
+            if futures.is_empty() {
+                return;
+            }
+        }
+    }
+
     fn next_ready(&self) -> Option<usize> {
         let mut ready = self.0.ready.0.lock();
         match &self.0.chooser {
@@ -182,6 +192,13 @@ impl Executor {
                 self.0.vacant.borrow_mut().push(index);
             }
         }
+    }
+}
+
+impl Drop for Executor {
+    /// Tasks hold spawners, and these the tasks: without this neither would ever be freed.
+    fn drop(&mut self) {
+        self.drop_tasks();
     }
 }
 
@@ -275,6 +292,21 @@ mod tests {
         while executor.run_ready(1) {}
         assert_eq!(*log.borrow(), [0, 1, 2, 10, 11, 12, 20, 21, 22]);
         assert_eq!(executor.live(), 0);
+    }
+
+    #[test]
+    fn tasks_end_with_their_executor() {
+        let executor = Executor::new();
+        let (spawner, witness) = (executor.spawner(), Rc::new(()));
+        let held = witness.clone();
+        executor.spawner().spawn(async move {
+            let _held = (held, spawner);
+            core::future::pending::<()>().await;
+        });
+        executor.run_ready(1);
+        assert_eq!(Rc::strong_count(&witness), 2);
+        drop(executor);
+        assert_eq!(Rc::strong_count(&witness), 1);
     }
 
     #[test]

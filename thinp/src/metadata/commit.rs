@@ -165,6 +165,7 @@ impl Metadata {
         core.tm.inc(copy.details_root.get());
         core.superblock.borrow_mut().held_root.set(block);
         core.changed.set(true);
+        log::trace!("metadata snapshot reserved");
         self.commit_in(&change, &flush_data).await?;
         Ok(block)
     }

@@ -108,6 +108,7 @@ impl Metadata {
         check_growth(core.data.nr_blocks(), blocks, super::trees::DATA_BLOCKS_MAX, self.needs_check())?;
         change.begin_apart();
         core.data.grow(&core.tm, blocks).await?;
+        log::trace!("pool grown");
         core.changed.set(true);
         core.tm.settle_some().await?;
         change.done();
@@ -121,6 +122,7 @@ impl Metadata {
         check_growth(core.tm.nr_blocks(), blocks, super::state::disk_blocks(&self.disk), self.needs_check())?;
         change.begin_apart();
         core.tm.grow(blocks).await?;
+        log::trace!("pool grown");
         core.changed.set(true);
         change.done();
         Ok(())

@@ -42,6 +42,7 @@ impl Metadata {
         let root = self.own(&change, device).await?;
         core.tree.mappings().delete(&core.tm, root).await?;
         self.forget(core, device).await?;
+        log::trace!("device deleted");
         core.tm.settle_some().await?;
         change.done();
         Ok(Progress::Complete)
@@ -112,6 +113,7 @@ impl Metadata {
             let left = device.details.mapped_blocks.saturating_sub(shrunk.entries);
             device.details.mapped_blocks = if shrunk.root.is_some() { left } else { 0 };
         })?;
+        log::trace!("step of a long delete");
         core.tm.settle_some().await?;
         change.done();
         if shrunk.root.is_some() && shrunk.entries == 0 { self.remove_few(change, device).await } else { Ok(()) }
@@ -143,6 +145,7 @@ impl Metadata {
         };
         core.superblock.borrow_mut().held_root.set(block);
         core.changed.set(true);
+        log::trace!("metadata snapshot released");
         self.commit_in(&change, flush_data).await?;
         Ok(if rest.is_none() { Progress::Complete } else { Progress::Partial })
     }

@@ -132,6 +132,7 @@ impl Metadata {
         let (root, _) = mappings.insert(&core.tm, root, a.0, value_b).await?;
         let (root, _) = mappings.insert(&core.tm, root, b.0, value_a).await?;
         self.update(device, |device| device.root = root)?;
+        log::trace!("mappings swapped");
         core.tm.settle_some().await?;
         change.done();
         Ok(())
@@ -167,6 +168,9 @@ impl Metadata {
             let most = usize::try_from(most - removed.mappings).unwrap_or(usize::MAX).min(at_once);
             at =
                 self.remove_run(&change, device, first, end.0 - 1, most, &floor, &mut removed).await?.saturating_add(1);
+        }
+        if removed.mappings > 0 {
+            log::trace!("mappings discarded");
         }
         Ok(removed)
     }

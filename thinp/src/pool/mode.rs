@@ -298,6 +298,7 @@ impl Inner {
         if self.mode() < Mode::ReadOnly {
             log::error!("pool: {error}; the transaction is aborted");
             self.state.mode.set(Mode::ReadOnly);
+            log::trace!("transaction aborted");
             self.keep(self.passdown.take());
             match self.metadata.abort().await {
                 Ok(()) => self.metadata.set_read_only(true),

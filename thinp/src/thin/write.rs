@@ -176,6 +176,9 @@ impl Device {
         )
         .await;
         results.0.and(results.1).and(results.2)?;
+        if let Filling::Copy(_) = filling {
+            log::trace!("sharing broken");
+        }
         self.pool.change(async || self.pool.metadata.insert(self.id, piece.block, to).await).await?;
         reserved.mapped();
         Ok(())

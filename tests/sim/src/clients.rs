@@ -1,0 +1,224 @@
+//! Clients that read and write volumes, and judge every answer by the model.
+
+use crate::initiator::{Broken, Outcome, Session};
+use crate::life::Life;
+use crate::model::{BLOCK, Presence, Word, word};
+use crate::recover::words_of;
+use platform::time::Duration;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Blocks written one after the other.
+struct Run {
+    block: u64,
+    left: u64,
+}
+
+/// A client with at most one session.
+pub struct Client {
+    life: Rc<Life>,
+    name: String,
+    number: u64,
+    run: Option<Run>,
+}
+
+impl Client {
+    pub fn new(life: Rc<Life>, number: u64) -> Client {
+        Client { life, name: format!("client-{number}"), number, run: None }
+    }
+
+    /// Works until the life is over.
+    pub async fn work(mut self) {
+        while self.life.goes_on() {
+            let Some(volume) = self.any_volume() else {
+                self.pause(2000).await;
+                continue;
+            };
+            self.life.model.borrow_mut().volume(&volume).users += 1;
+            self.visit(&volume).await.expect("a network that works");
+            if let Some(volume) = self.life.model.borrow_mut().volumes.get_mut(&volume) {
+                volume.users -= 1;
+            }
+        }
+    }
+
+    fn below(&self, limit: u64) -> u64 {
+        self.life.world.below(limit)
+    }
+
+    async fn pause(&self, most_micros: u64) {
+        let micros = self.below(most_micros);
+        self.life.runtime.timers.sleep(Duration::from_micros(micros)).await;
+    }
+
+    /// A volume that can be logged in to.
+    fn any_volume(&self) -> Option<String> {
+        let model = self.life.model.borrow();
+        let usable = model.volumes.iter().filter(|(_, v)| v.presence == Presence::There && v.exported.known() == Some(&true));
+        let names: Vec<&String> = usable.map(|(name, _)| name).collect();
+        (!names.is_empty()).then(|| names[self.below(names.len() as u64) as usize].clone())
+    }
+
+    /// A session with some commands.
+    async fn visit(&mut self, volume: &str) -> Result<(), Broken> {
+        let session = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume).await?;
+        let mut session = session.unwrap_or_else(|why| panic!("volume {volume} refuses a login: {why:?}"));
+        self.run = None;
+        for _ in 0..1 + self.below(30) {
+            if !self.life.goes_on() {
+                break;
+            }
+            self.command(&mut session, volume).await?;
+            if self.life.world.once_in(4) {
+                self.pause(500).await;
+            }
+        }
+        session.logout().await
+    }
+
+    async fn command(&mut self, session: &mut Session, volume: &str) -> Result<(), Broken> {
+        let size = *self.life.model.borrow_mut().volume(volume).size_sectors.known().expect("nobody resizes it");
+        if self.run.is_none() && self.below(100) < self.life.shape.runs {
+            self.run = Some(Run { block: self.below(size / BLOCK), left: 20 + self.below(200) });
+        }
+        if let Some(run) = &mut self.run {
+            let sector = run.block % (size / BLOCK) * BLOCK + self.life.world.below(BLOCK);
+            (run.block, run.left) = (run.block + 1, run.left - 1);
+            if run.left == 0 {
+                self.run = None;
+            }
+            return self.write(session, volume, sector..sector + 1, false).await;
+        }
+        match self.below(100) {
+            0..50 => self.write(session, volume, self.some_sectors(size), self.life.world.once_in(12)).await,
+            50..53 => self.write_zeroes(session, volume, self.some_sectors(size)).await,
+            53..68 => self.read(session, volume, self.some_sectors(size)).await,
+            68..84 => self.unmap(session, volume, self.sectors_to_unmap(size)).await,
+            _ => self.flush(session, volume).await,
+        }
+    }
+
+    /// A part of a block, a whole one, or across a boundary.
+    fn some_sectors(&self, size: u64) -> Range<u64> {
+        let blocks = size / BLOCK;
+        // The first blocks more often than the others.
+        let first = self.below(blocks).min(self.below(blocks)) * BLOCK;
+        let (at, len) = match self.below(10) {
+            0..7 => (first + self.below(BLOCK), 1 + self.below(12)),
+            7..9 => (first, BLOCK),
+            _ => (first + self.below(BLOCK), 1 + self.below(BLOCK + 20)),
+        };
+        at..(at + len).min(size)
+    }
+
+    /// Mostly whole blocks, now and then many.
+    fn sectors_to_unmap(&self, size: u64) -> Range<u64> {
+        let blocks = size / BLOCK;
+        let first = self.below(blocks);
+        let count = if self.life.world.once_in(6) { 1 + self.below(blocks) } else { 1 + self.below(3) };
+        let skew = if self.life.world.once_in(3) { self.below(BLOCK) } else { 0 };
+        let begin = first * BLOCK + skew;
+        begin..((first + count) * BLOCK + skew / 2).min(size).max(begin + 1)
+    }
+
+    /// Keeps others away from some sectors; false if somebody is there.
+    fn claim(&self, volume: &str, sectors: &Range<u64>) -> bool {
+        self.life.model.borrow_mut().claim(volume, sectors)
+    }
+
+    fn release(&self, volume: &str, sectors: &Range<u64>) {
+        self.life.model.borrow_mut().release(volume, sectors);
+    }
+
+    /// Whether a command ended well; if not there must be a reason for it.
+    fn is_good(&self, what: &str, outcome: &Outcome) -> bool {
+        let good = matches!(outcome, Outcome::Good(_));
+        assert!(good || self.life.troubled.get(), "{what} fails for no reason: {outcome:?}");
+        good
+    }
+
+    async fn write(
+        &self,
+        session: &mut Session,
+        volume: &str,
+        sectors: Range<u64>,
+        fua: bool,
+    ) -> Result<(), Broken> {
+        if !self.claim(volume, &sectors) {
+            return Ok(());
+        }
+        let write = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), false);
+        let words = sectors.clone().map(|sector| word(write.number, sector));
+        let bytes: Vec<u8> = words.flat_map(|word| word.to_le_bytes().repeat(64)).collect();
+        let outcome = session.write(sectors.start, &bytes, fua).await?;
+        if self.is_good("a write", &outcome) {
+            self.life.model.borrow_mut().write_done(&write, fua);
+        }
+        self.release(volume, &sectors);
+        Ok(())
+    }
+
+    async fn write_zeroes(&self, session: &mut Session, volume: &str, sectors: Range<u64>) -> Result<(), Broken> {
+        if !self.claim(volume, &sectors) {
+            return Ok(());
+        }
+        let write = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), true);
+        let outcome = session.write_zeroes(sectors.start, (sectors.end - sectors.start) as u32).await?;
+        if self.is_good("a write of zeroes", &outcome) {
+            self.life.model.borrow_mut().write_done(&write, false);
+        }
+        self.release(volume, &sectors);
+        Ok(())
+    }
+
+    async fn unmap(&self, session: &mut Session, volume: &str, sectors: Range<u64>) -> Result<(), Broken> {
+        if !self.claim(volume, &sectors) {
+            return Ok(());
+        }
+        // Unmapped space reads as zero.
+        let write = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), true);
+        let outcome = session.unmap(sectors.start, (sectors.end - sectors.start) as u32).await?;
+        // In a read-only pool it succeeds and does nothing (reference 9.1, trap 26).
+        let read_only = self.life.model.borrow().needs_check.known() != Some(&false);
+        if self.is_good("an unmap", &outcome) && !read_only {
+            self.life.model.borrow_mut().write_done(&write, false);
+        }
+        self.release(volume, &sectors);
+        Ok(())
+    }
+
+    async fn read(&self, session: &mut Session, volume: &str, sectors: Range<u64>) -> Result<(), Broken> {
+        if !self.claim(volume, &sectors) {
+            return Ok(());
+        }
+        let outcome = session.read(sectors.start, (sectors.end - sectors.start) as u32).await?;
+        if let Outcome::Good(bytes) = &outcome {
+            assert_eq!(bytes.len() as u64, (sectors.end - sectors.start) * 512, "a read is answered in full");
+            self.compare(volume, sectors.start, words_of(bytes));
+        } else {
+            self.is_good("a read", &outcome);
+        }
+        self.release(volume, &sectors);
+        Ok(())
+    }
+
+    fn compare(&self, volume: &str, first: u64, words: impl Iterator<Item = Word>) {
+        let model = self.life.model.borrow();
+        for (sector, word) in (first..).zip(words) {
+            assert!(
+                model.may_read(volume, sector, word),
+                "sector {sector} of volume {volume} reads as {word:x}, not {}",
+                model.describe(volume, sector)
+            );
+        }
+    }
+
+    async fn flush(&self, session: &mut Session, volume: &str) -> Result<(), Broken> {
+        let begun = self.life.model.borrow_mut().now();
+        let outcome = session.flush().await?;
+        if self.is_good("a flush", &outcome) {
+            self.life.model.borrow_mut().flushed(volume, begun);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! Power cuts: at moments between two events of a run, what the disks might hold is taken apart from it, recovered, and
+//! compared with the model. The run itself notices nothing.
+
+use crate::disk::{Outstanding, SimDisk};
+use crate::events::{self, Counts, EVENTS};
+use crate::model::Model;
+use crate::recover::{self, Found, Remains, Wanted};
+use crate::world::mix;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use xtask::dice::Dice;
+
+/// Durable states seen, by all threads.
+pub type Seen = Arc<Mutex<HashSet<u64>>>;
+
+/// Of so many crash points one is recovered by a whole appliance, the others by a pool.
+const APPLIANCE_ONE_IN: u64 = 8;
+
+/// After so many recoveries by a pool one uses it, too.
+const USE_ONE_IN: u64 = 8;
+
+/// Blocks of a volume, beyond those in doubt, that a recovery reads.
+const SURE_BLOCKS: usize = 6;
+
+/// Crash points of one run that hit an event, before that event stops being sought.
+const SOUGHT: u64 = 60;
+
+/// What came of exploring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Crash points: something was unflushed, and the durable state was not seen before.
+    pub points: u64,
+    /// Of these, recovered by a whole appliance.
+    pub by_appliance: u64,
+    /// Of these, with so much of each in the open transaction.
+    pub hit: Counts,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Tally) {
+        self.points += other.points;
+        self.by_appliance += other.by_appliance;
+        self.hit.iter_mut().zip(other.hit).for_each(|(mine, other)| *mine += other);
+    }
+}
+
+/// Takes runs apart.
+pub struct Explorer {
+    meta: SimDisk,
+    data: SimDisk,
+    model: Rc<RefCell<Model>>,
+    dice: RefCell<Dice>,
+    seen: Seen,
+    tally: Rc<RefCell<Tally>>,
+    completions: Cell<u64>,
+}
+
+/// Which unflushed writes a power cut keeps.
+enum Fate {
+    All,
+    None,
+    /// Those of one disk.
+    Meta,
+    Data,
+    /// Those up to some moment, or from it on.
+    Before(u64),
+    After(u64),
+    /// Each request whole or not at all.
+    Whole,
+    /// Sector by sector.
+    Torn,
+    /// All but one.
+    AllBut,
+    Only,
+}
+
+impl Explorer {
+    pub fn new(
+        meta: &SimDisk,
+        data: &SimDisk,
+        model: &Rc<RefCell<Model>>,
+        seed: u64,
+        seen: &Seen,
+        tally: &Rc<RefCell<Tally>>,
+    ) -> Explorer {
+        Explorer {
+            meta: meta.clone(),
+            data: data.clone(),
+            model: model.clone(),
+            dice: RefCell::new(Dice::new(seed)),
+            seen: seen.clone(),
+            tally: tally.clone(),
+            completions: Cell::new(0),
+        }
+    }
+
+    fn below(&self, limit: u64) -> u64 {
+        self.dice.borrow_mut().below(limit)
+    }
+
+    /// Between two events of the run.
+    pub fn look(&self) {
+        let completions = self.meta.completions() + self.data.completions();
+        if self.completions.replace(completions) == completions {
+            return;
+        }
+        let (open, hit) = (events::open(), self.tally.borrow().hit);
+        let rare = open.iter().zip(hit).any(|(open, hit)| *open && hit < SOUGHT);
+        let times = if rare { 1 + self.below(6) } else { u64::from(self.below(4) == 0) };
+        for _ in 0..times {
+            self.cut_here();
+        }
+    }
+
+    fn cut_here(&self) {
+        let (unflushed, remains) = self.cut();
+        let state = mix(remains.meta.hash()) ^ remains.data.hash();
+        let is_new = self.seen.lock().expect("no thread panics while it holds this").insert(state);
+        if !unflushed || !is_new {
+            return;
+        }
+        let appliance = self.below(APPLIANCE_ONE_IN) == 0;
+        {
+            let mut tally = self.tally.borrow_mut();
+            tally.points += 1;
+            tally.by_appliance += u64::from(appliance);
+            let open = events::open();
+            tally.hit.iter_mut().zip(open).for_each(|(count, open)| *count += u64::from(open));
+        }
+        let (seed, wanted) = (self.below(u64::MAX), self.wanted(SURE_BLOCKS));
+        let use_it = self.below(USE_ONE_IN) == 0;
+        let found = events::muted(|| {
+            if appliance {
+                recover::by_appliance(remains, seed, wanted)
+            } else {
+                recover::by_pool(remains, seed, wanted, use_it)
+            }
+        });
+        recover::judge(&self.model.borrow(), &found);
+    }
+
+    /// The run ends with a power cut, and the next begins with what it left.
+    pub fn cut_for_good(&self) -> Remains {
+        let (_, remains) = self.cut();
+        let wanted = self.wanted(usize::MAX);
+        let found = events::muted(|| recover::by_pool(remains.clone(), self.below(u64::MAX), wanted, false));
+        let mut model = self.model.borrow_mut();
+        recover::judge(&model, &found);
+        settle(&mut model, &found);
+        remains
+    }
+
+    /// What a power cut might leave now, and whether it decides anything.
+    fn cut(&self) -> (bool, Remains) {
+        let (meta, data) = (self.meta.outstanding(), self.data.outstanding());
+        let fate = self.fate();
+        let salt = self.below(u64::MAX);
+        let some = |seed: u64| mix(seed ^ salt) & 1 == 0;
+        let all = meta.len() + data.len();
+        let chosen = self.below(all.max(1) as u64) as usize;
+        let keeps = |mine: &[Outstanding], first: usize, is_meta: bool, request: u64, sector: u64| {
+            let number = || first + mine.iter().position(|other| other.request == request).unwrap_or(0);
+            match fate {
+                Fate::All => true,
+                Fate::None => false,
+                Fate::Meta => is_meta,
+                Fate::Data => !is_meta,
+                Fate::Before(part) => mine.first().is_some_and(|oldest| request < oldest.request + part),
+                Fate::After(part) => mine.first().is_some_and(|oldest| request >= oldest.request + part),
+                Fate::Whole => some(request << 1 | u64::from(is_meta)),
+                Fate::Torn => some(request << 1 | u64::from(is_meta)) && some(sector) || some(!sector),
+                Fate::AllBut => number() != chosen,
+                Fate::Only => number() == chosen,
+            }
+        };
+        let remains = Remains {
+            meta: self.meta.cut(|request, sector| keeps(&meta, 0, true, request, sector)),
+            data: self.data.cut(|request, sector| keeps(&data, meta.len(), false, request, sector)),
+        };
+        (all > 0, remains)
+    }
+
+    fn fate(&self) -> Fate {
+        match self.below(16) {
+            0 => Fate::All,
+            1 => Fate::None,
+            2 | 3 => Fate::Meta,
+            4 => Fate::Data,
+            5 => Fate::Before(self.below(20)),
+            6 => Fate::After(self.below(20)),
+            7 | 8 => Fate::AllBut,
+            9 => Fate::Only,
+            10 | 11 => Fate::Torn,
+            _ => Fate::Whole,
+        }
+    }
+
+    /// The blocks to look at: those in doubt, and some others.
+    fn wanted(&self, sure_blocks: usize) -> Wanted {
+        let model = self.model.borrow();
+        let wanted = model.volumes.keys().map(|name| {
+            let (doubtful, sure) = model.blocks(name);
+            let sure: Vec<u64> = sure.into_iter().collect();
+            let mut blocks: BTreeSet<u64> = doubtful;
+            if sure.len() <= sure_blocks {
+                blocks.extend(sure);
+            } else {
+                blocks.extend((0..sure_blocks).map(|_| sure[self.below(sure.len() as u64) as usize]));
+            }
+            (name.clone(), blocks.into_iter().collect())
+        });
+        wanted.collect::<BTreeMap<_, _>>()
+    }
+}
+
+/// What was found after a power cut is what there is from now on.
+fn settle(model: &mut Model, found: &Found) {
+    model.restarted();
+    model.formatted |= found.adopted;
+    model.held.settle(found.held);
+    model.needs_check.settle(found.needs_check);
+    if !found.blank {
+        model.transaction_id.settle(found.transaction_id);
+        model.data_blocks.settle(found.data_blocks);
+        model.metadata_blocks.settle(found.metadata_blocks);
+    }
+    model.volumes.retain(|name, _| found.volumes.contains_key(name));
+    for (name, seen) in &found.volumes {
+        model.settle_volume(name, seen.deleting, seen.size_bytes.map_or(0, |bytes| bytes / 512), seen.exported);
+        for (block, words) in &seen.blocks {
+            model.settle_block(name, *block, words);
+        }
+    }
+}
+
+/// The events' names, and how often each was hit.
+pub fn table(tally: &Tally) -> impl Iterator<Item = (&'static str, u64)> {
+    EVENTS.iter().zip(tally.hit).map(|((_, name), hit)| (*name, hit))
+}

@@ -1,0 +1,78 @@
+//! One life of the appliance: clients work on it until it is powered off, or until the power fails.
+
+use crate::clients::Client;
+use crate::disk::SimDisk;
+use crate::http::Manager;
+use crate::manager;
+use crate::model::Model;
+use crate::shape::Shape;
+use crate::site::Site;
+use crate::world::World;
+use platform::Runtime;
+use platform::block::Disk;
+use platform::sync::Notify;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// What everybody in a life shares.
+pub struct Life {
+    pub world: World,
+    pub runtime: Runtime,
+    pub model: Rc<RefCell<Model>>,
+    pub meta: SimDisk,
+    pub data: SimDisk,
+    pub site: Site,
+    pub shape: Shape,
+    /// Requests until it ends.
+    left: Cell<u64>,
+    over: Notify,
+    /// A transaction was lost, or something else is wrong that explains errors.
+    pub troubled: Cell<bool>,
+}
+
+impl Life {
+    /// Counts a request; false if the life is over.
+    pub fn goes_on(&self) -> bool {
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(1));
+        if left == 1 {
+            self.over.notify_all();
+        }
+        left > 0
+    }
+}
+
+/// Lives until the requests are used up. `clean`: it is powered off in the end, else it ends in the middle of everything.
+pub async fn live(
+    world: World,
+    runtime: Runtime,
+    model: Rc<RefCell<Model>>,
+    meta: SimDisk,
+    data: SimDisk,
+    shape: Shape,
+    clean: bool,
+) {
+    let disks = (Disk::new(meta.clone()), Disk::new(data.clone()));
+    let (site, ended) = Site::start(&runtime, &world, disks.0, disks.1, shape.cache_blocks);
+    site.ready(&runtime).await.expect("the appliance serves the pool");
+    let (left, over) = (Cell::new(shape.requests), Notify::new());
+    let life = Rc::new(Life {
+        world, runtime, model, meta, data, site, shape, left, over, troubled: Cell::new(false)
+    });
+    manager::begin(&life).await;
+    let over = life.over.notified();
+    let mut tasks = vec![life.runtime.spawner.spawn(manager::work(life.clone()))];
+    for number in 0..shape.clients {
+        tasks.push(life.runtime.spawner.spawn(Client::new(life.clone(), number).work()));
+    }
+    if !clean {
+        return over.await;
+    }
+    for task in tasks {
+        task.await.expect("clients end");
+    }
+    let mut manager = Manager::connect(&life.site.http).expect("the appliance takes connections");
+    let off = manager.ask("POST", "/v1/power-off", None).await.expect("an answer");
+    assert!(off.is_ok(), "power-off: {off:?}");
+    ended.await.expect("the appliance ends");
+}

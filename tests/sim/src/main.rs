@@ -1,0 +1,33 @@
+//! The deterministic simulator: the whole appliance in one thread, with simulated disks, network and time, driven by
+//! simulated clients; one seed decides everything. See `docs/simulator.md`.
+#![forbid(unsafe_code)]
+
+mod clients;
+mod disk;
+mod events;
+mod explore;
+mod http;
+mod image;
+mod initiator;
+mod life;
+mod manager;
+mod model;
+mod net;
+mod recover;
+mod run;
+mod shape;
+mod site;
+mod world;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run::command() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("sim: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

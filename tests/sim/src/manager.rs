@@ -1,0 +1,283 @@
+//! The manager: makes, snapshots, resizes and deletes volumes, holds metadata snapshots, grows the pool, and sets right
+//! what went wrong. An operation is a line in [`work`] and a function.
+
+use crate::http::{Answer, Manager};
+use crate::life::Life;
+use crate::model::{BLOCK, Presence};
+use platform::time::Duration;
+use serde_json::Value;
+use std::rc::Rc;
+
+/// Makes a pool ready: adopted, with a first volume.
+pub async fn begin(life: &Rc<Life>) {
+    let mut worker = Worker::new(life.clone());
+    // The power failed between the pool's making and that of its records.
+    if worker.pool().await["adopted"] == false {
+        let adopted = worker.ask("POST", "/v1/pool/adopt", None).await;
+        assert!(adopted.is_ok(), "an empty pool can be adopted: {adopted:?}");
+    }
+    life.model.borrow_mut().formatted = true;
+    worker.recover().await;
+    worker.create().await;
+}
+
+/// Manages until the life is over.
+pub async fn work(life: Rc<Life>) {
+    let mut worker = Worker::new(life.clone());
+    while life.goes_on() {
+        match life.world.below(100) {
+            0..12 => worker.create().await,
+            12..34 => worker.snapshot().await,
+            34..50 => worker.delete().await,
+            50..58 => worker.resize().await,
+            58..66 => worker.reserve().await,
+            66..74 => worker.release().await,
+            74..78 => worker.set_transaction_id().await,
+            78..84 => worker.grow().await,
+            84..88 => worker.export().await,
+            88..94 => worker.look().await,
+            94..96 => worker.spoil(),
+            _ => worker.recover().await,
+        }
+        let micros = life.world.below(3000);
+        life.runtime.timers.sleep(Duration::from_micros(micros)).await;
+    }
+}
+
+struct Worker {
+    life: Rc<Life>,
+    manager: Manager,
+}
+
+impl Worker {
+    fn new(life: Rc<Life>) -> Worker {
+        let manager = Manager::connect(&life.site.http).expect("the appliance takes connections");
+        Worker { life, manager }
+    }
+
+    async fn ask(&mut self, method: &str, path: &str, body: Option<&str>) -> Answer {
+        self.manager.ask(method, path, body).await.expect("a network that works")
+    }
+
+    async fn pool(&mut self) -> Value {
+        self.ask("GET", "/v1/pool", None).await.body
+    }
+
+    /// The volume as the appliance has it; `None` if it has none of that name.
+    async fn volume(&mut self, name: &str) -> Option<Value> {
+        let answer = self.ask("GET", &format!("/v1/volumes/{name}"), None).await;
+        match answer.status {
+            200 => Some(answer.body),
+            404 => None,
+            other => panic!("GET of volume {name} ends with {other}: {}", answer.body),
+        }
+    }
+
+    /// One of the volumes that are there and fit.
+    fn any_volume(&self, fits: impl Fn(&crate::model::Volume) -> bool) -> Option<String> {
+        let model = self.life.model.borrow();
+        let names: Vec<&String> = model.volumes.iter().filter(|(_, volume)| fits(volume)).map(|(name, _)| name).collect();
+        (!names.is_empty()).then(|| names[self.life.world.below(names.len() as u64) as usize].clone())
+    }
+
+    fn new_name(&self) -> Option<String> {
+        let mut model = self.life.model.borrow_mut();
+        let room = model.volumes.len() < self.life.shape.volumes;
+        room.then(|| format!("v{}", model.now()))
+    }
+
+    async fn create(&mut self) {
+        let Some(name) = self.new_name() else { return };
+        let most = self.life.shape.volume_blocks;
+        let size_sectors = (most - self.life.world.below(most / 2)) * BLOCK;
+        let body = format!(r#"{{"name":"{name}","size_bytes":{}}}"#, size_sectors * 512);
+        let begun = self.life.model.borrow_mut().begin_volume(&name, size_sectors, None);
+        let answer = self.ask("POST", "/v1/volumes", Some(&body)).await;
+        self.made(&name, begun, &answer).await;
+    }
+
+    async fn snapshot(&mut self) {
+        let Some(origin) = self.any_volume(|volume| volume.presence == Presence::There) else { return };
+        let Some(name) = self.new_name() else { return };
+        let begun = {
+            let mut model = self.life.model.borrow_mut();
+            let size_sectors = *model.volume(&origin).size_sectors.known().expect("nobody else resizes");
+            model.begin_volume(&name, size_sectors, Some(&origin))
+        };
+        let body = format!(r#"{{"name":"{name}"}}"#);
+        let answer = self.ask("POST", &format!("/v1/volumes/{origin}/snapshots"), Some(&body)).await;
+        self.made(&name, begun, &answer).await;
+    }
+
+    /// A volume was made, or not.
+    async fn made(&mut self, name: &str, begun: u64, answer: &Answer) {
+        self.expect_reason("making a volume", answer);
+        if !answer.is_ok() && self.volume(name).await.is_none() {
+            return self.life.model.borrow_mut().volume_gone(name);
+        }
+        self.life.model.borrow_mut().volume_made(name, begun);
+        self.set_export(name, true).await;
+    }
+
+    /// An error must have a reason.
+    fn expect_reason(&self, what: &str, answer: &Answer) {
+        assert!(answer.is_ok() || self.life.troubled.get(), "{what} fails for no reason: {answer:?}");
+    }
+
+    async fn set_export(&mut self, name: &str, exported: bool) {
+        self.life.model.borrow_mut().volume(name).exported.may_become(exported);
+        let path = format!("/v1/volumes/{name}/export");
+        let answer = match exported {
+            true => self.ask("PUT", &path, Some(r#"{"initiators":"all"}"#)).await,
+            false => self.ask("DELETE", &path, None).await,
+        };
+        self.expect_reason("an export", &answer);
+        if answer.is_ok() {
+            self.life.model.borrow_mut().volume(name).exported.settle(exported);
+        } else if let Some(volume) = self.volume(name).await {
+            self.life.model.borrow_mut().volume(name).exported.settle(!volume["export"].is_null());
+        }
+    }
+
+    async fn export(&mut self) {
+        let Some(name) = self.any_volume(|volume| volume.presence == Presence::There && volume.users == 0) else { return };
+        let exported = self.life.model.borrow_mut().volume(&name).exported.known() == Some(&true);
+        self.set_export(&name, !exported).await;
+    }
+
+    async fn delete(&mut self) {
+        let Some(name) = self.any_volume(|volume| volume.users == 0 && volume.presence != Presence::Coming) else { return };
+        self.life.model.borrow_mut().volume(&name).presence = Presence::Going;
+        let answer = self.ask("DELETE", &format!("/v1/volumes/{name}"), None).await;
+        if answer.status == 404 || answer.is_ok() {
+            return self.life.model.borrow_mut().volume_gone(&name);
+        }
+        // A deletion that a power cut interrupted goes on by itself, and is EBUSY meanwhile.
+        assert!(answer.status == 409 || self.life.troubled.get(), "a delete fails for no reason: {answer:?}");
+        if self.volume(&name).await.is_none() {
+            self.life.model.borrow_mut().volume_gone(&name);
+        }
+    }
+
+    async fn resize(&mut self) {
+        let fits = |volume: &crate::model::Volume| volume.presence == Presence::There && volume.users == 0;
+        let Some(name) = self.any_volume(fits) else { return };
+        let size_sectors = {
+            let mut model = self.life.model.borrow_mut();
+            let size = &mut model.volume(&name).size_sectors;
+            let larger = size.known().expect("nobody else resizes") + (1 + self.life.world.below(4)) * BLOCK;
+            size.may_become(larger);
+            // Nobody else may use it meanwhile.
+            model.volume(&name).users += 1;
+            larger
+        };
+        let body = format!(r#"{{"size_bytes":{}}}"#, size_sectors * 512);
+        let answer = self.ask("PATCH", &format!("/v1/volumes/{name}"), Some(&body)).await;
+        self.expect_reason("a resize", &answer);
+        let size_bytes = if answer.is_ok() { Some(size_sectors * 512) } else { self.size_bytes(&name).await };
+        let mut model = self.life.model.borrow_mut();
+        model.volume(&name).users -= 1;
+        if let Some(bytes) = size_bytes {
+            model.volume(&name).size_sectors.settle(bytes / 512);
+        }
+    }
+
+    async fn size_bytes(&mut self, name: &str) -> Option<u64> {
+        self.volume(name).await.and_then(|volume| volume["size_bytes"].as_u64())
+    }
+
+    async fn reserve(&mut self) {
+        self.life.model.borrow_mut().held.may_become(true);
+        let answer = self.ask("POST", "/v1/pool/metadata-snapshot", None).await;
+        self.settle_held(&answer).await;
+    }
+
+    async fn release(&mut self) {
+        self.life.model.borrow_mut().held.may_become(false);
+        let answer = self.ask("DELETE", "/v1/pool/metadata-snapshot", None).await;
+        self.settle_held(&answer).await;
+    }
+
+    async fn settle_held(&mut self, answer: &Answer) {
+        // Holding twice and releasing nothing are errors that are to be expected.
+        let expected = matches!(answer.status, 201 | 204 | 400 | 409);
+        assert!(expected || self.life.troubled.get(), "a metadata snapshot fails for no reason: {answer:?}");
+        let held = !self.pool().await["held_root"].is_null();
+        let mut model = self.life.model.borrow_mut();
+        assert!(model.held.allows(&held), "a metadata snapshot is held: {held}, not {:?}", model.held);
+        model.held.settle(held);
+    }
+
+    async fn set_transaction_id(&mut self) {
+        let Some(current) = self.life.model.borrow().transaction_id.known().copied() else { return };
+        let new = current + 1 + self.life.world.below(9);
+        self.life.model.borrow_mut().transaction_id.may_become(new);
+        let answer = self.ask("POST", "/v1/pool/message", Some(&format!("set_transaction_id {current} {new}"))).await;
+        self.expect_reason("a message", &answer);
+        let found = self.pool().await["transaction_id"].as_u64().expect("a number");
+        assert!(!answer.is_ok() || found == new, "the transaction id is {found} after it was set to {new}");
+        self.life.model.borrow_mut().transaction_id.settle(found);
+    }
+
+    async fn grow(&mut self) {
+        let (metadata, data) = {
+            let mut model = self.life.model.borrow_mut();
+            let (Some(metadata), Some(data)) = (model.metadata_blocks.known(), model.data_blocks.known()) else { return };
+            let metadata = metadata + self.life.world.below(3);
+            let data = data + self.life.world.below(4);
+            if data > self.life.shape.data_blocks * 2 || metadata > self.life.shape.metadata_blocks * 3 / 2 {
+                return;
+            }
+            model.metadata_blocks.may_become(metadata);
+            model.data_blocks.may_become(data);
+            (metadata, data)
+        };
+        self.life.meta.grow(metadata * 8);
+        self.life.data.grow(data * BLOCK);
+        let answer = self.ask("POST", "/v1/pool/grow", None).await;
+        self.expect_reason("growing", &answer);
+        let pool = self.pool().await;
+        let number = |name: &str| pool[name].as_u64().expect("a number");
+        let mut model = self.life.model.borrow_mut();
+        let found = (number("metadata_total_blocks"), number("data_total_blocks"));
+        assert!(!answer.is_ok() || found == (metadata, data), "grown to {found:?}, not {:?}", (metadata, data));
+        model.metadata_blocks.settle(found.0);
+        model.data_blocks.settle(found.1);
+    }
+
+    /// What the appliance tells of its volumes is so.
+    async fn look(&mut self) {
+        let answer = self.ask("GET", "/v1/volumes", None).await;
+        assert!(answer.is_ok() || self.life.troubled.get(), "a list of volumes fails for no reason: {answer:?}");
+        let Some(volumes) = answer.body["volumes"].as_array() else { return };
+        let names: Vec<&str> = volumes.iter().filter_map(|volume| volume["name"].as_str()).collect();
+        let model = self.life.model.borrow();
+        let there = |name: &&str| model.volumes.contains_key(*name);
+        assert!(names.iter().all(there), "the appliance has {names:?}, the model {:?}", model.volumes.keys());
+        for (name, volume) in &model.volumes {
+            let listed = names.contains(&name.as_str());
+            assert!(listed || volume.presence != Presence::There, "volume {name} is not listed");
+        }
+    }
+
+    /// Has the next flush of the data disk fail, which may well be that of a commit.
+    fn spoil(&mut self) {
+        if self.life.shape.aborts {
+            self.life.troubled.set(true);
+            self.life.data.set_faults(|faults| faults.fail_next_flush = true);
+        }
+    }
+
+    /// Does what an administrator does after a lost transaction.
+    async fn recover(&mut self) {
+        if self.pool().await["needs_check"] != true {
+            return;
+        }
+        self.life.troubled.set(true);
+        self.life.model.borrow_mut().needs_check.may_become(false);
+        let answer = self.ask("POST", "/v1/pool/clear-needs-check", None).await;
+        let needs_check = self.pool().await["needs_check"] == true;
+        assert!(!answer.is_ok() || !needs_check, "needs_check is there after it was cleared");
+        self.life.model.borrow_mut().needs_check.settle(needs_check);
+    }
+}

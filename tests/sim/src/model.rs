@@ -1,0 +1,405 @@
+//! What the appliance was told and what it answered: the model that everything found is compared with.
+//!
+//! Of each sector the model keeps what it may hold: "old or new, nothing else". What a completed flush, FUA write or
+//! snapshot covers is new. The same goes for everything that the management interface changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Sectors in a data block of every pool here.
+pub const BLOCK: u64 = 128;
+
+/// What a sector holds: one number, over and over. It tells which write it is from, and for which sector.
+pub type Word = u64;
+
+/// No write leaves this: the sector is a mixture.
+pub const MIXED: Word = u64::MAX;
+
+/// The word of a sector in write number `write`.
+pub fn word(write: u64, sector: u64) -> Word {
+    write << 24 | sector
+}
+
+/// The words of a data block.
+pub type Words = [Word; BLOCK as usize];
+
+/// A value that may be changing: what it may be after a power cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Maybe<T>(Vec<T>);
+
+impl<T: Clone + PartialEq> Maybe<T> {
+    pub fn is(value: T) -> Maybe<T> {
+        Maybe(vec![value])
+    }
+
+    /// The change to `value` begins.
+    pub fn may_become(&mut self, value: T) {
+        if !self.0.contains(&value) {
+            self.0.push(value);
+        }
+    }
+
+    /// It is known to be this.
+    pub fn settle(&mut self, value: T) {
+        self.0 = vec![value];
+    }
+
+    pub fn allows(&self, value: &T) -> bool {
+        self.0.contains(value)
+    }
+
+    /// The value, if there is only one that it can be.
+    pub fn known(&self) -> Option<&T> {
+        if let [value] = &self.0[..] { Some(value) } else { None }
+    }
+}
+
+/// What a write left in a sector, or may have.
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    word: Word,
+    /// When the initiator was told that it is done.
+    done: Option<u64>,
+    write: u64,
+}
+
+/// The contents of a volume.
+#[derive(Clone, Default)]
+struct Contents {
+    /// By block, of all sectors about which there is no doubt; zeroes where there is nothing.
+    base: BTreeMap<u64, Rc<Words>>,
+    /// By sector, oldest first; the first is durable.
+    doubtful: BTreeMap<u64, Vec<Version>>,
+}
+
+impl Contents {
+    fn base(&self, sector: u64) -> Word {
+        self.base.get(&(sector / BLOCK)).map_or(0, |words| words[(sector % BLOCK) as usize])
+    }
+
+    fn set_base(&mut self, sector: u64, word: Word) {
+        let words = self.base.entry(sector / BLOCK).or_insert_with(|| Rc::new([0; BLOCK as usize]));
+        Rc::make_mut(words)[(sector % BLOCK) as usize] = word;
+    }
+
+    fn push(&mut self, sector: u64, version: Version) {
+        let base = Version { word: self.base(sector), done: Some(0), write: 0 };
+        self.doubtful.entry(sector).or_insert_with(|| vec![base]).push(version);
+    }
+
+    /// What was done by `at` is durable.
+    fn durable(&mut self, at: u64, sectors: Range<u64>) {
+        let mut settled = Vec::new();
+        for (sector, versions) in self.doubtful.range_mut(sectors) {
+            let last = versions.iter().rposition(|version| version.done.is_some_and(|done| done <= at));
+            versions.drain(..last.unwrap_or(0));
+            if let [only] = versions[..] {
+                settled.push((*sector, only.word));
+            }
+        }
+        for (sector, word) in settled {
+            self.doubtful.remove(&sector);
+            self.set_base(sector, word);
+        }
+    }
+}
+
+/// Whether a volume is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Being made: it may be there.
+    Coming,
+    There,
+    /// Being deleted: it may be there, whole or in part.
+    Going,
+}
+
+/// A volume.
+pub struct Volume {
+    pub presence: Presence,
+    pub size_sectors: Maybe<u64>,
+    pub exported: Maybe<bool>,
+    /// Sessions, logins included.
+    pub users: usize,
+    contents: Contents,
+    /// Sectors on which somebody works.
+    claims: Vec<Range<u64>>,
+    /// It is being made as a snapshot of this one.
+    follows: Option<String>,
+}
+
+/// Everything that is known of a pool.
+pub struct Model {
+    pub volumes: BTreeMap<String, Volume>,
+    /// A metadata snapshot is held.
+    pub held: Maybe<bool>,
+    pub transaction_id: Maybe<u64>,
+    pub data_blocks: Maybe<u64>,
+    pub metadata_blocks: Maybe<u64>,
+    pub needs_check: Maybe<bool>,
+    /// The pool was served once, so it exists.
+    pub formatted: bool,
+    writes: u64,
+    clock: u64,
+    /// The last loss of a transaction.
+    lost_at: u64,
+}
+
+/// A write under way.
+pub struct Write {
+    pub volume: String,
+    pub sectors: Range<u64>,
+    pub number: u64,
+    begun: u64,
+}
+
+impl Model {
+    pub fn new(metadata_blocks: u64, data_blocks: u64) -> Model {
+        Model {
+            volumes: BTreeMap::new(),
+            held: Maybe::is(false),
+            transaction_id: Maybe::is(0),
+            data_blocks: Maybe::is(data_blocks),
+            metadata_blocks: Maybe::is(metadata_blocks),
+            needs_check: Maybe::is(false),
+            formatted: false,
+            writes: 0,
+            clock: 0,
+            lost_at: 0,
+        }
+    }
+
+    pub fn volume(&mut self, name: &str) -> &mut Volume {
+        self.volumes.get_mut(name).expect("who names a volume knows that it is in the model")
+    }
+
+    /// A moment later than all before.
+    pub fn now(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Keeps others away from some sectors of a volume; false if somebody is there.
+    pub fn claim(&mut self, name: &str, sectors: &Range<u64>) -> bool {
+        let claims = &mut self.volume(name).claims;
+        let free = claims.iter().all(|claim| claim.end <= sectors.start || sectors.end <= claim.start);
+        if free {
+            claims.push(sectors.clone());
+        }
+        free
+    }
+
+    pub fn release(&mut self, name: &str, sectors: &Range<u64>) {
+        if let Some(volume) = self.volumes.get_mut(name) {
+            volume.claims.retain(|claim| claim != sectors);
+        }
+    }
+
+    /// A write of words of its own, or of zeroes, is about to be sent.
+    pub fn begin_write(&mut self, name: &str, sectors: Range<u64>, zeroes: bool) -> Write {
+        self.writes += 1;
+        let (number, begun) = (self.writes, self.now());
+        // A snapshot on its way may have it or not.
+        let follows = |volume: &Volume| volume.follows.as_deref() == Some(name);
+        for (_, volume) in self.volumes.iter_mut().filter(|(own, volume)| *own == name || follows(volume)) {
+            for sector in sectors.clone() {
+                let word = if zeroes { 0 } else { word(number, sector) };
+                volume.contents.push(sector, Version { word, done: None, write: number });
+            }
+        }
+        Write { volume: name.to_owned(), sectors, number, begun }
+    }
+
+    /// A write was acknowledged.
+    pub fn write_done(&mut self, write: &Write, durable: bool) {
+        let now = self.now();
+        // Done while a transaction was lost: nobody knows whether it was in that.
+        if write.begun <= self.lost_at {
+            return;
+        }
+        let contents = &mut self.volume(&write.volume).contents;
+        for (_, versions) in contents.doubtful.range_mut(write.sectors.clone()) {
+            for version in versions.iter_mut().filter(|version| version.write == write.number) {
+                version.done = Some(now);
+            }
+        }
+        if durable {
+            contents.durable(now, write.sectors.clone());
+        }
+    }
+
+    /// A flush that was sent at `begun` was acknowledged.
+    pub fn flushed(&mut self, name: &str, begun: u64) {
+        self.volume(name).contents.durable(begun, 0..u64::MAX);
+    }
+
+    /// The pool lost what was not committed.
+    pub fn transaction_lost(&mut self) {
+        self.lost_at = self.now();
+        self.needs_check.may_become(true);
+        for volume in self.volumes.values_mut() {
+            for versions in volume.contents.doubtful.values_mut() {
+                versions.iter_mut().skip(1).for_each(|version| version.done = None);
+            }
+        }
+    }
+
+    /// A volume is about to be made.
+    pub fn begin_volume(&mut self, name: &str, size_sectors: u64, of: Option<&str>) -> u64 {
+        let begun = self.now();
+        let mut contents = of.map_or_else(Contents::default, |of| self.volume(of).contents.clone());
+        contents.durable(begun, 0..u64::MAX);
+        // What was not done yet may come into it for a while, and never becomes sure.
+        contents.doubtful.values_mut().for_each(|versions| versions.iter_mut().skip(1).for_each(|v| v.done = None));
+        let volume = Volume {
+            presence: Presence::Coming,
+            size_sectors: Maybe::is(size_sectors),
+            exported: Maybe::is(false),
+            users: 0,
+            contents,
+            claims: Vec::new(),
+            follows: of.map(str::to_owned),
+        };
+        self.volumes.insert(name.to_owned(), volume);
+        begun
+    }
+
+    /// It is there for good. A snapshot made durable what its origin had been told at `begun`.
+    pub fn volume_made(&mut self, name: &str, begun: u64) {
+        let volume = self.volume(name);
+        volume.presence = Presence::There;
+        if let Some(origin) = volume.follows.take() {
+            self.flushed(&origin, begun);
+        }
+    }
+
+    /// It is not there.
+    pub fn volume_gone(&mut self, name: &str) {
+        self.volumes.remove(name);
+    }
+
+    /// What a sector may hold while the appliance runs.
+    pub fn may_read(&self, name: &str, sector: u64, found: Word) -> bool {
+        let contents = &self.volumes[name].contents;
+        let Some(versions) = contents.doubtful.get(&sector) else { return contents.base(sector) == found };
+        let last_done = versions.iter().rposition(|version| version.done.is_some()).unwrap_or(0);
+        versions[last_done..].iter().any(|version| version.word == found)
+    }
+
+    /// What it may hold after a power cut.
+    pub fn may_remain(&self, name: &str, sector: u64, found: Word) -> bool {
+        let contents = &self.volumes[name].contents;
+        match contents.doubtful.get(&sector) {
+            Some(versions) => versions.iter().any(|version| version.word == found),
+            None => contents.base(sector) == found,
+        }
+    }
+
+    /// What it may hold after a power cut, for people.
+    pub fn describe(&self, name: &str, sector: u64) -> String {
+        let contents = &self.volumes[name].contents;
+        match contents.doubtful.get(&sector) {
+            Some(versions) => format!("{versions:x?}"),
+            None => format!("{:x}", contents.base(sector)),
+        }
+    }
+
+    /// Blocks with sectors in doubt, and those without that may hold something.
+    pub fn blocks(&self, name: &str) -> (BTreeSet<u64>, BTreeSet<u64>) {
+        let contents = &self.volumes[name].contents;
+        let doubtful: BTreeSet<u64> = contents.doubtful.keys().map(|sector| sector / BLOCK).collect();
+        let sure = contents.base.keys().filter(|block| !doubtful.contains(block)).copied().collect();
+        (doubtful, sure)
+    }
+
+    /// Takes over what was found of a volume after a power cut.
+    pub fn settle_volume(&mut self, name: &str, deleting: bool, size_sectors: u64, exported: bool) {
+        let volume = self.volume(name);
+        volume.presence = if deleting { Presence::Going } else { Presence::There };
+        volume.size_sectors.settle(size_sectors);
+        volume.exported.settle(exported);
+    }
+
+    /// Takes over what was found in a block after a power cut.
+    pub fn settle_block(&mut self, name: &str, block: u64, words: &Words) {
+        let contents = &mut self.volume(name).contents;
+        for (sector, word) in (block * BLOCK..).zip(words) {
+            if contents.doubtful.remove(&sector).is_some() {
+                contents.set_base(sector, *word);
+            }
+        }
+    }
+
+    /// A new life of the appliance: nobody works on anything.
+    pub fn restarted(&mut self) {
+        for volume in self.volumes.values_mut() {
+            (volume.users, volume.follows) = (0, None);
+            volume.claims.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> Model {
+        let mut model = Model::new(64, 64);
+        let begun = model.begin_volume("v", 1000, None);
+        model.volume_made("v", begun);
+        model
+    }
+
+    #[test]
+    fn a_write_is_old_or_new_until_it_is_flushed() {
+        let mut model = model();
+        let write = model.begin_write("v", 5..6, false);
+        let new = word(write.number, 5);
+        assert!(model.may_read("v", 5, 0) && model.may_read("v", 5, new) && !model.may_read("v", 5, MIXED));
+        model.write_done(&write, false);
+        assert!(!model.may_read("v", 5, 0) && model.may_remain("v", 5, 0) && model.may_remain("v", 5, new));
+        let begun = model.now();
+        model.flushed("v", begun);
+        assert!(!model.may_remain("v", 5, 0) && model.may_remain("v", 5, new));
+    }
+
+    #[test]
+    fn a_flush_does_not_cover_what_was_done_after_it_began() {
+        let mut model = model();
+        let begun = model.now();
+        let write = model.begin_write("v", 5..6, false);
+        model.write_done(&write, false);
+        model.flushed("v", begun);
+        assert!(model.may_remain("v", 5, 0));
+    }
+
+    #[test]
+    fn a_snapshot_has_what_was_done_and_may_have_what_is_under_way() {
+        let mut model = model();
+        let first = model.begin_write("v", 0..1, false);
+        model.write_done(&first, false);
+        let second = model.begin_write("v", 1..2, false);
+        let begun = model.begin_volume("s", 1000, Some("v"));
+        let third = model.begin_write("v", 2..3, false);
+        model.volume_made("s", begun);
+        for (write, sector, old) in [(&first, 0, false), (&second, 1, true), (&third, 2, true)] {
+            assert_eq!(model.may_remain("s", sector, 0), old);
+            assert!(model.may_remain("s", sector, word(write.number, sector)));
+        }
+        let later = model.begin_write("v", 0..1, false);
+        assert!(!model.may_read("s", 0, word(later.number, 0)));
+        assert!(!model.may_remain("v", 0, 0), "the snapshot made it durable");
+    }
+
+    #[test]
+    fn a_lost_transaction_puts_everything_in_doubt_again() {
+        let mut model = model();
+        let done = model.begin_write("v", 0..1, false);
+        model.write_done(&done, false);
+        let begun = model.begin_write("v", 1..2, false);
+        model.transaction_lost();
+        model.write_done(&begun, false);
+        assert!(model.may_read("v", 0, 0) && model.may_read("v", 1, 0));
+    }
+}

@@ -1,0 +1,309 @@
+//! What a power cut left, looked at from outside: by the checker, by a pool opened over it, by a whole appliance.
+
+use crate::disk::QuickDisk;
+use crate::http::Manager;
+use crate::image::Image;
+use crate::initiator::{Outcome, Session};
+use crate::model::{BLOCK, MIXED, Model, Presence, Word, Words};
+use crate::site::Site;
+use crate::world::World;
+use appliance::catalog::{Catalog, VolumeRecord};
+use platform::Runtime;
+use platform::block::{Bufs, Disk};
+use std::collections::{BTreeMap, BTreeSet};
+use thinp::control::{DeviceId, Mode};
+use thinp::metadata::check::check;
+use thinp::records::Records;
+use thinp::{Pool, PoolOptions, Thin};
+
+/// Buffers of a recovery.
+const BUFS_BYTES: usize = 6 << 20;
+
+/// Memory of the checker's counts.
+const CHECK_BYTES: usize = 1 << 20;
+
+/// Metadata blocks that a recovery keeps in memory.
+const CACHE_BLOCKS: usize = 64;
+
+/// What to read: some blocks of each volume.
+pub type Wanted = BTreeMap<String, Vec<u64>>;
+
+/// A volume as it was found.
+pub struct FoundVolume {
+    pub size_bytes: Option<u64>,
+    pub exported: bool,
+    /// Its record says that it is being deleted.
+    pub deleting: bool,
+    pub mapped_blocks: u64,
+    /// What was wanted could be read; else the volume cannot be logged in to.
+    pub readable: bool,
+    pub blocks: Vec<(u64, Words)>,
+}
+
+/// A pool as it was found.
+#[derive(Default)]
+pub struct Found {
+    /// There is no superblock yet.
+    pub blank: bool,
+    /// It has records.
+    pub adopted: bool,
+    pub needs_check: bool,
+    pub held: bool,
+    pub transaction_id: u64,
+    pub data_blocks: u64,
+    pub metadata_blocks: u64,
+    pub volumes: BTreeMap<String, FoundVolume>,
+}
+
+/// The disks that a power cut left.
+#[derive(Clone)]
+pub struct Remains {
+    pub meta: Image,
+    pub data: Image,
+}
+
+/// The word that fills each sector.
+pub fn words_of(bytes: &[u8]) -> impl Iterator<Item = Word> {
+    bytes.chunks_exact(512).map(|sector| {
+        let (first, rest) = sector.split_first_chunk::<8>().expect("a sector");
+        let same = rest.chunks_exact(8).all(|word| word == first);
+        if same { Word::from_le_bytes(*first) } else { MIXED }
+    })
+}
+
+/// Opens a pool over the remains, checks all of its metadata, and reads what is wanted. With `use_it` the pool is used
+/// afterwards, and checked again.
+pub fn by_pool(remains: Remains, seed: u64, wanted: Wanted, use_it: bool) -> Found {
+    World::new(seed).run(BUFS_BYTES, async move |runtime| {
+        let (meta, data) = (QuickDisk::new(remains.meta), QuickDisk::new(remains.data));
+        let (meta, data) = (Disk::new(meta), Disk::new(data));
+        let mut found = Found { blank: is_blank(&runtime, &meta).await, ..Found::default() };
+        if !found.blank {
+            expect_sound(&runtime, &meta).await;
+        }
+        let options = PoolOptions { cache_blocks: CACHE_BLOCKS, ..PoolOptions::default() };
+        let pool = Pool::open(&runtime, meta.clone(), data, options).await.expect("the pool opens");
+        if found.blank {
+            return found;
+        }
+        look_at_pool(&runtime, &pool, &wanted, &mut found).await;
+        if use_it && pool.status().mode == Mode::Write {
+            use_pool(&runtime, &pool).await;
+            pool.close().await.expect("the pool closes");
+            expect_sound(&runtime, &meta).await;
+        }
+        found
+    })
+}
+
+async fn is_blank(runtime: &Runtime, meta: &Disk) -> bool {
+    let (read, page) = meta.read(0, runtime.bufs.alloc(4096).expect("buffers")).await;
+    read.expect("a disk without faults");
+    page.iter().all(|byte| *byte == 0)
+}
+
+/// All of the metadata is as it should be: every tree, every count of both space maps, every total.
+async fn expect_sound(runtime: &Runtime, meta: &Disk) {
+    let report = check(runtime, meta, CHECK_BYTES).await.expect("there is a superblock");
+    let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+    assert!(problems.is_empty(), "the metadata is not sound: {}", problems.join("; "));
+}
+
+async fn look_at_pool(runtime: &Runtime, pool: &Pool, wanted: &Wanted, found: &mut Found) {
+    let status = pool.status();
+    (found.needs_check, found.held) = (status.needs_check, status.held_root.is_some());
+    (found.data_blocks, found.metadata_blocks) = (status.data_total_blocks, status.metadata_total_blocks);
+    found.transaction_id = status.transaction_id;
+    let devices = pool.devices().await.expect("devices");
+    let Some(records) = Records::find(pool).await.expect("the records can be read") else {
+        assert!(devices.is_empty(), "devices without records: {devices:?}");
+        return;
+    };
+    found.adopted = true;
+    let mut pages = Vec::new();
+    for page in 0..records.pages() {
+        pages.push(records.read(page).await.expect("the records can be read"));
+    }
+    let catalog = Catalog::decode(&pages, Records::PAGE_CAPACITY_BYTES).expect("the records make sense");
+    let ids: BTreeSet<DeviceId> = devices.iter().map(|(id, _)| *id).filter(|id| *id != records.device()).collect();
+    let differences = catalog.reconcile(&ids, |_| [0; 16]);
+    assert!(differences.is_empty(), "records and devices do not agree: {differences:?}");
+    for (id, details) in devices.into_iter().filter(|(id, _)| ids.contains(id)) {
+        let record = catalog.of(id).expect("records and devices agree");
+        let blocks = if record.deleting { Vec::new() } else { read_blocks(runtime, pool, id, wanted.get(&record.name)).await };
+        found.volumes.insert(record.name.clone(), found_volume(record, details.mapped_blocks, blocks));
+    }
+}
+
+fn found_volume(record: &VolumeRecord, mapped_blocks: u64, blocks: Vec<(u64, Words)>) -> FoundVolume {
+    let (size_bytes, exported, deleting) = (record.size_bytes, record.export.is_some(), record.deleting);
+    FoundVolume { size_bytes, exported, deleting, mapped_blocks, readable: true, blocks }
+}
+
+async fn read_blocks(runtime: &Runtime, pool: &Pool, id: DeviceId, wanted: Option<&Vec<u64>>) -> Vec<(u64, Words)> {
+    let thin = pool.open_thin(id, None).await.expect("the device opens");
+    let mut blocks = Vec::new();
+    for block in wanted.into_iter().flatten() {
+        let buf = runtime.bufs.alloc(BLOCK as usize * 512).expect("buffers");
+        let (read, buf) = thin.read(block * BLOCK, buf).await;
+        read.expect("a mapped block can be read");
+        blocks.push((*block, words(&buf)));
+    }
+    blocks
+}
+
+fn words(bytes: &[u8]) -> Words {
+    let mut words = [0; BLOCK as usize];
+    words.iter_mut().zip(words_of(bytes)).for_each(|(place, word)| *place = word);
+    words
+}
+
+/// What an appliance would do next. It may run out of space; it must not break anything.
+async fn use_pool(runtime: &Runtime, pool: &Pool) {
+    let id = |n: u64| DeviceId::new(n).expect("a small id");
+    let taken: BTreeSet<DeviceId> =
+        pool.devices().await.expect("devices").into_iter().map(|(device, _)| device).collect();
+    let mut free = (100..).map(id).filter(|id| !taken.contains(id));
+    let (new, copy) = (free.next().expect("an id"), free.next().expect("an id"));
+    if pool.create_thin(new).await.is_err() {
+        return;
+    }
+    let thin = pool.open_thin(new, None).await.expect("a device just made");
+    write_some(runtime, &thin, 3).await;
+    if pool.create_snap(copy, new).await.is_ok() {
+        write_some(runtime, &thin, 1).await;
+    }
+    drop(thin);
+    pool.delete(new).await.expect("what was made can be deleted");
+}
+
+/// Writes a little, or nothing if there is no space: then writes fail after a minute, which costs nothing here.
+async fn write_some(runtime: &Runtime, thin: &Thin, blocks: u64) {
+    for block in 0..blocks {
+        let mut buf = runtime.bufs.alloc(512).expect("buffers");
+        buf.fill(1);
+        if thin.write(block * BLOCK, Bufs::from_iter([buf]), false).await.is_err() {
+            return;
+        }
+    }
+    thin.flush().await.expect("what was written can be flushed");
+}
+
+/// Starts an appliance over the remains, looks at everything that managers and initiators can see, and powers it off.
+pub fn by_appliance(remains: Remains, seed: u64, wanted: Wanted) -> Found {
+    let world = World::new(seed);
+    let inside = world.clone();
+    let found = world.run(BUFS_BYTES * 4, async move |runtime| {
+        let (meta, data) = (Disk::new(QuickDisk::new(remains.meta)), Disk::new(QuickDisk::new(remains.data)));
+        let mut found = Found { blank: is_blank(&runtime, &meta).await, ..Found::default() };
+        let (site, ended) = Site::start(&runtime, &inside, meta.clone(), data, CACHE_BLOCKS);
+        site.ready(&runtime).await.expect("the appliance serves the pool");
+        if !found.blank {
+            look_at_appliance(&site, &wanted, &mut found).await;
+        }
+        let mut manager = Manager::connect(&site.http).expect("the appliance takes connections");
+        let off = manager.ask("POST", "/v1/power-off", None).await.expect("an answer");
+        assert!(off.is_ok(), "power-off: {off:?}");
+        ended.await.expect("the appliance ends");
+        expect_sound(&runtime, &meta).await;
+        found
+    });
+    world.end();
+    found
+}
+
+async fn look_at_appliance(site: &Site, wanted: &Wanted, found: &mut Found) {
+    let mut manager = Manager::connect(&site.http).expect("the appliance takes connections");
+    let pool = manager.ask("GET", "/v1/pool", None).await.expect("an answer").body;
+    let number = |name: &str| pool[name].as_u64().unwrap_or_else(|| panic!("{name} in {pool}"));
+    found.adopted = pool["adopted"] == true;
+    found.needs_check = pool["needs_check"] == true;
+    found.held = !pool["held_root"].is_null();
+    found.transaction_id = number("transaction_id");
+    (found.data_blocks, found.metadata_blocks) = (number("data_total_blocks"), number("metadata_total_blocks"));
+    let volumes = manager.ask("GET", "/v1/volumes", None).await.expect("an answer").body;
+    for volume in volumes["volumes"].as_array().expect("a list of volumes") {
+        let name = volume["name"].as_str().expect("a name").to_owned();
+        let exported = !volume["export"].is_null();
+        let read = if exported { read_over_network(site, &name, wanted.get(&name)).await } else { Some(Vec::new()) };
+        let (size_bytes, mapped_bytes) = (volume["size_bytes"].as_u64(), volume["mapped_bytes"].as_u64());
+        let mapped_blocks = mapped_bytes.expect("mapped_bytes") / (BLOCK * 512);
+        // A volume that was being deleted is shown until that is done, and cannot be logged in to.
+        let (readable, blocks) = (read.is_some(), read.unwrap_or_default());
+        let volume = FoundVolume { size_bytes, exported, deleting: false, mapped_blocks, readable, blocks };
+        found.volumes.insert(name, volume);
+    }
+}
+
+async fn read_over_network(site: &Site, name: &str, wanted: Option<&Vec<u64>>) -> Option<Vec<(u64, Words)>> {
+    let mut session = Session::login(&site.iscsi, "recovery", 1, name).await.expect("a network that works").ok()?;
+    let mut blocks = Vec::new();
+    for block in wanted.into_iter().flatten() {
+        match session.read(block * BLOCK, BLOCK as u32).await.expect("a network that works") {
+            Outcome::Good(bytes) => blocks.push((*block, words(&bytes))),
+            other => panic!("block {block} of {name} cannot be read: {other:?}"),
+        }
+    }
+    session.logout().await.expect("a network that works");
+    Some(blocks)
+}
+
+/// What was found is what the model allows.
+pub fn judge(model: &Model, found: &Found) {
+    if found.blank {
+        assert!(!model.formatted, "the superblock is gone");
+        return;
+    }
+    assert!(found.adopted || !model.formatted, "the records are gone");
+    assert!(model.held.allows(&found.held), "a metadata snapshot is held: {}, not {:?}", found.held, model.held);
+    assert!(
+        model.transaction_id.allows(&found.transaction_id),
+        "transaction id {}, not {:?}",
+        found.transaction_id,
+        model.transaction_id
+    );
+    assert!(model.needs_check.allows(&found.needs_check), "needs_check: {}, not {:?}", found.needs_check, model.needs_check);
+    for (what, allowed, blocks) in
+        [("data", &model.data_blocks, found.data_blocks), ("metadata", &model.metadata_blocks, found.metadata_blocks)]
+    {
+        assert!(allowed.allows(&blocks), "{blocks} blocks of {what}, not {allowed:?}");
+    }
+    for name in found.volumes.keys() {
+        assert!(model.volumes.contains_key(name), "volume {name} is there, which was deleted or never made");
+    }
+    for (name, volume) in &model.volumes {
+        let Some(seen) = found.volumes.get(name) else {
+            assert!(volume.presence != Presence::There, "volume {name} is gone");
+            continue;
+        };
+        let partly = seen.deleting || !seen.readable;
+        if volume.presence == Presence::Going && partly {
+            continue;
+        }
+        assert!(!partly, "volume {name} is not served, or being deleted, which nobody asked for");
+        judge_volume(model, name, seen);
+    }
+}
+
+fn judge_volume(model: &Model, name: &str, seen: &FoundVolume) {
+    let volume = &model.volumes[name];
+    let size_sectors = seen.size_bytes.map(|bytes| bytes / 512);
+    assert!(
+        size_sectors.is_some_and(|sectors| volume.size_sectors.allows(&sectors)),
+        "volume {name} has {size_sectors:?} sectors, not {:?}",
+        volume.size_sectors
+    );
+    assert!(volume.exported.allows(&seen.exported), "volume {name} is exported: {}", seen.exported);
+    let (doubtful, sure) = model.blocks(name);
+    let most = (doubtful.len() + sure.len()) as u64;
+    assert!(seen.mapped_blocks <= most, "volume {name} has {} mapped blocks, at most {most} were written", seen.mapped_blocks);
+    for (block, words) in &seen.blocks {
+        for (sector, word) in (block * BLOCK..).zip(words) {
+            assert!(
+                model.may_remain(name, sector, *word),
+                "sector {sector} of volume {name} holds {word:x} after a power cut, not {}",
+                model.describe(name, sector)
+            );
+        }
+    }
+}

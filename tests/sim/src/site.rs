@@ -1,0 +1,55 @@
+//! An appliance in the simulation, put together as `hosted` does it, and how its clients reach it.
+
+use crate::http::{Manager, TOKEN};
+use crate::net::Port;
+use crate::world::World;
+use appliance::settings::Settings;
+use appliance::{Parts, Secrets};
+use platform::Runtime;
+use platform::block::Disk;
+use platform::task::JoinHandle;
+use platform::time::Duration;
+use std::rc::Rc;
+
+/// An appliance that runs.
+pub struct Site {
+    pub iscsi: Port,
+    pub http: Port,
+}
+
+impl Site {
+    /// Starts one on these disks; the handle resolves when it has powered off.
+    pub fn start(runtime: &Runtime, world: &World, meta: Disk, data: Disk, cache_blocks: usize) -> (Site, JoinHandle<()>) {
+        let (iscsi, http) = (Port::new(world), Port::new(world));
+        let (settings, warnings) = Settings::parse("token=given");
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let parts = Parts {
+            runtime: runtime.clone(),
+            disks: vec![("meta".into(), meta), ("data".into(), data)],
+            iscsi: iscsi.clone(),
+            http: http.clone(),
+            settings,
+            secrets: Secrets { token: Some(TOKEN.into()), identity: None },
+            cache_blocks,
+            console: Rc::new(|_| ()),
+            stop: Box::pin(std::future::pending()),
+        };
+        let ended = runtime.spawner.spawn(async move { appliance::run(parts).await });
+        (Site { iscsi, http }, ended)
+    }
+
+    /// Waits until the pool is served. The error is why it never will be.
+    pub async fn ready(&self, runtime: &Runtime) -> Result<(), String> {
+        loop {
+            let mut manager = Manager::connect(&self.http).expect("the appliance takes connections");
+            let health = manager.ask("GET", "/healthz", None).await.expect("a network that works");
+            match (health.body["status"].as_str(), health.body["reason"].as_str()) {
+                (Some("unavailable"), Some(reason)) if reason.ends_with("the pool is being opened") => {
+                    runtime.timers.sleep(Duration::from_millis(1)).await;
+                }
+                (Some("unavailable"), reason) => return Err(reason.unwrap_or("no reason").to_owned()),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
