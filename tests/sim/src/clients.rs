@@ -2,33 +2,27 @@
 
 use crate::initiator::{Broken, Outcome, Session};
 use crate::life::Life;
-use crate::model::{BLOCK, Presence, Word, word};
+use crate::model::{BLOCK, Word, word};
 use crate::recover::words_of;
 use platform::time::Duration;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
-
-/// Blocks written one after the other.
-struct Run {
-    block: u64,
-    left: u64,
-}
 
 /// A client with at most one session.
 pub struct Client {
     life: Rc<Life>,
     name: String,
     number: u64,
-    run: Option<Run>,
 }
 
 impl Client {
     pub fn new(life: Rc<Life>, number: u64) -> Client {
-        Client { life, name: format!("client-{number}"), number, run: None }
+        Client { life, name: format!("client-{number}"), number }
     }
 
     /// Works until the life is over.
-    pub async fn work(mut self) {
+    pub async fn work(self) {
         while self.life.goes_on() {
             let Some(volume) = self.any_volume() else {
                 self.pause(2000).await;
@@ -40,6 +34,23 @@ impl Client {
                 volume.users -= 1;
             }
         }
+    }
+
+    /// Writes a sector in each of some blocks of a new volume, in any order.
+    pub async fn fill(self, volume: &str) {
+        let session = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume).await;
+        let mut session = session.expect("a network that works").expect("a volume that was just exported");
+        let size = *self.life.model.borrow_mut().volume(volume).size_sectors.known().expect("nobody resizes it");
+        let mut written = BTreeSet::new();
+        while (written.len() as u64) < self.life.shape.filled_blocks {
+            let sector = self.below(size);
+            if !written.insert(sector / BLOCK) {
+                continue;
+            }
+            self.write(&mut session, volume, sector..sector + 1, false).await.expect("a network that works");
+        }
+        self.flush(&mut session, volume).await.expect("a network that works");
+        session.logout().await.expect("a network that works");
     }
 
     fn below(&self, limit: u64) -> u64 {
@@ -54,21 +65,21 @@ impl Client {
     /// A volume that can be logged in to.
     fn any_volume(&self) -> Option<String> {
         let model = self.life.model.borrow();
-        let usable = model.volumes.iter().filter(|(_, v)| v.presence == Presence::There && v.exported.known() == Some(&true));
+        let usable = model.volumes.iter().filter(|(_, volume)| volume.is_usable());
         let names: Vec<&String> = usable.map(|(name, _)| name).collect();
         (!names.is_empty()).then(|| names[self.below(names.len() as u64) as usize].clone())
     }
 
     /// A session with some commands.
-    async fn visit(&mut self, volume: &str) -> Result<(), Broken> {
+    async fn visit(&self, volume: &str) -> Result<(), Broken> {
         let session = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume).await?;
         let mut session = session.unwrap_or_else(|why| panic!("volume {volume} refuses a login: {why:?}"));
-        self.run = None;
+        let filling = self.life.shape.filled_blocks > 0 && self.life.world.once_in(2);
         for _ in 0..1 + self.below(30) {
             if !self.life.goes_on() {
                 break;
             }
-            self.command(&mut session, volume).await?;
+            self.command(&mut session, volume, filling).await?;
             if self.life.world.once_in(4) {
                 self.pause(500).await;
             }
@@ -76,18 +87,12 @@ impl Client {
         session.logout().await
     }
 
-    async fn command(&mut self, session: &mut Session, volume: &str) -> Result<(), Broken> {
+    async fn command(&self, session: &mut Session, volume: &str, filling: bool) -> Result<(), Broken> {
         let size = *self.life.model.borrow_mut().volume(volume).size_sectors.known().expect("nobody resizes it");
-        if self.run.is_none() && self.below(100) < self.life.shape.runs {
-            self.run = Some(Run { block: self.below(size / BLOCK), left: 20 + self.below(200) });
-        }
-        if let Some(run) = &mut self.run {
-            let sector = run.block % (size / BLOCK) * BLOCK + self.life.world.below(BLOCK);
-            (run.block, run.left) = (run.block + 1, run.left - 1);
-            if run.left == 0 {
-                self.run = None;
-            }
-            return self.write(session, volume, sector..sector + 1, false).await;
+        if filling {
+            // Mostly into blocks that are not mapped yet.
+            let sector = self.below(size);
+            return self.write(session, volume, sector..sector + 1, self.life.world.once_in(12)).await;
         }
         match self.below(100) {
             0..50 => self.write(session, volume, self.some_sectors(size), self.life.world.once_in(12)).await,

@@ -155,6 +155,11 @@ impl SimDisk {
         self.0.size_sectors.set(size_sectors.max(self.0.size_sectors.get()));
     }
 
+    /// Its size now.
+    pub fn size_sectors(&self) -> u64 {
+        self.0.size_sectors.get()
+    }
+
     /// How many requests were completed.
     pub fn completions(&self) -> u64 {
         self.0.state.borrow().completions

@@ -2,7 +2,7 @@
 //! compared with the model. The run itself notices nothing.
 
 use crate::disk::{Outstanding, SimDisk};
-use crate::events::{self, Counts, EVENTS};
+use crate::events::{self, Counts, EVENTS, Event};
 use crate::model::Model;
 use crate::recover::{self, Found, Remains, Wanted};
 use crate::world::mix;
@@ -108,7 +108,11 @@ impl Explorer {
         }
         let (open, hit) = (events::open(), self.tally.borrow().hit);
         let rare = open.iter().zip(hit).any(|(open, hit)| *open && hit < SOUGHT);
-        let times = if rare { 1 + self.below(6) } else { u64::from(self.below(4) == 0) };
+        let times = match rare {
+            _ if open[Event::Abort as usize] => 8 + self.below(12),
+            true => 1 + self.below(6),
+            false => u64::from(self.below(4) == 0),
+        };
         for _ in 0..times {
             self.cut_here();
         }

@@ -2,6 +2,7 @@
 
 use crate::clients::Client;
 use crate::disk::SimDisk;
+use crate::explore::Explorer;
 use crate::http::Manager;
 use crate::manager;
 use crate::model::Model;
@@ -50,16 +51,26 @@ pub async fn live(
     meta: SimDisk,
     data: SimDisk,
     shape: Shape,
+    explorer: Rc<Explorer>,
     clean: bool,
 ) {
+    let watch = move |world: &World| {
+        let explorer = explorer.clone();
+        world.watch(move || explorer.look());
+    };
+    watch(&world);
     let disks = (Disk::new(meta.clone()), Disk::new(data.clone()));
     let (site, ended) = Site::start(&runtime, &world, disks.0, disks.1, shape.cache_blocks);
     site.ready(&runtime).await.expect("the appliance serves the pool");
     let (left, over) = (Cell::new(shape.requests), Notify::new());
-    let life = Rc::new(Life {
-        world, runtime, model, meta, data, site, shape, left, over, troubled: Cell::new(false)
-    });
-    manager::begin(&life).await;
+    let troubled = Cell::new(shape.tight);
+    let life = Rc::new(Life { world, runtime, model, meta, data, site, shape, left, over, troubled });
+    if let Some(first) = manager::begin(&life).await {
+        life.world.look_away();
+        Client::new(life.clone(), shape.clients).fill(&first).await;
+        manager::snapshots(&life, shape.filled_blocks / 60).await;
+        watch(&life.world);
+    }
     let over = life.over.notified();
     let mut tasks = vec![life.runtime.spawner.spawn(manager::work(life.clone()))];
     for number in 0..shape.clients {

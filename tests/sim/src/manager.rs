@@ -8,25 +8,39 @@ use platform::time::Duration;
 use serde_json::Value;
 use std::rc::Rc;
 
-/// Makes a pool ready: adopted, with a first volume.
-pub async fn begin(life: &Rc<Life>) {
+/// Makes a pool ready: adopted, with a first volume, which is returned if the pool is new.
+pub async fn begin(life: &Rc<Life>) -> Option<String> {
     let mut worker = Worker::new(life.clone());
     // The power failed between the pool's making and that of its records.
     if worker.pool().await["adopted"] == false {
         let adopted = worker.ask("POST", "/v1/pool/adopt", None).await;
         assert!(adopted.is_ok(), "an empty pool can be adopted: {adopted:?}");
     }
-    life.model.borrow_mut().formatted = true;
+    let is_new = !std::mem::replace(&mut life.model.borrow_mut().formatted, true);
     worker.recover().await;
-    worker.create().await;
+    worker.create(life.shape.volume_blocks).await;
+    let model = life.model.borrow();
+    model.volumes.keys().next().filter(|_| is_new).cloned()
+}
+
+/// Takes some snapshots.
+pub async fn snapshots(life: &Rc<Life>, count: u64) {
+    let mut worker = Worker::new(life.clone());
+    for _ in 0..count {
+        worker.snapshot().await;
+    }
 }
 
 /// Manages until the life is over.
 pub async fn work(life: Rc<Life>) {
     let mut worker = Worker::new(life.clone());
     while life.goes_on() {
+        let in_doubt = life.model.borrow().needs_check.known() != Some(&false);
+        if in_doubt && life.world.once_in(3) {
+            worker.recover().await;
+        }
         match life.world.below(100) {
-            0..12 => worker.create().await,
+            0..12 => worker.create(life.shape.volume_blocks - life.world.below(life.shape.volume_blocks / 2)).await,
             12..34 => worker.snapshot().await,
             34..50 => worker.delete().await,
             50..58 => worker.resize().await,
@@ -36,8 +50,7 @@ pub async fn work(life: Rc<Life>) {
             78..84 => worker.grow().await,
             84..88 => worker.export().await,
             88..94 => worker.look().await,
-            94..96 => worker.spoil(),
-            _ => worker.recover().await,
+            _ => worker.spoil(),
         }
         let micros = life.world.below(3000);
         life.runtime.timers.sleep(Duration::from_micros(micros)).await;
@@ -86,10 +99,9 @@ impl Worker {
         room.then(|| format!("v{}", model.now()))
     }
 
-    async fn create(&mut self) {
+    async fn create(&mut self, blocks: u64) {
         let Some(name) = self.new_name() else { return };
-        let most = self.life.shape.volume_blocks;
-        let size_sectors = (most - self.life.world.below(most / 2)) * BLOCK;
+        let size_sectors = blocks * BLOCK;
         let body = format!(r#"{{"name":"{name}","size_bytes":{}}}"#, size_sectors * 512);
         let begun = self.life.model.borrow_mut().begin_volume(&name, size_sectors, None);
         let answer = self.ask("POST", "/v1/volumes", Some(&body)).await;
@@ -222,9 +234,9 @@ impl Worker {
     async fn grow(&mut self) {
         let (metadata, data) = {
             let mut model = self.life.model.borrow_mut();
-            let (Some(metadata), Some(data)) = (model.metadata_blocks.known(), model.data_blocks.known()) else { return };
-            let metadata = metadata + self.life.world.below(3);
-            let data = data + self.life.world.below(4);
+            // The disks may have grown before a power cut, and the pool not.
+            let metadata = self.life.meta.size_sectors() / 8 + self.life.world.below(3);
+            let data = self.life.data.size_sectors() / BLOCK + self.life.world.below(4);
             if data > self.life.shape.data_blocks * 2 || metadata > self.life.shape.metadata_blocks * 3 / 2 {
                 return;
             }

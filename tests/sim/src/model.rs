@@ -129,6 +129,14 @@ pub struct Volume {
     follows: Option<String>,
 }
 
+impl Volume {
+    /// It can be logged in to, and nobody is changing it.
+    pub fn is_usable(&self) -> bool {
+        let settled = self.exported.known() == Some(&true) && self.size_sectors.known().is_some();
+        self.presence == Presence::There && settled
+    }
+}
+
 /// Everything that is known of a pool.
 pub struct Model {
     pub volumes: BTreeMap<String, Volume>,

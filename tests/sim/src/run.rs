@@ -112,11 +112,13 @@ fn run(seed: u64, seen: &Seen) -> (u64, Tally) {
         let lost = model.clone();
         events::when_aborted(Some(Rc::new(move || lost.borrow_mut().transaction_lost())));
         let explorer = Rc::new(Explorer::new(&meta, &data, &model, world.seed(), seen, &tally));
-        let looking = explorer.clone();
-        world.watch(move || looking.look());
-        let (inside, known) = (world.clone(), model.clone());
-        world.run(BUFS_BYTES, async move |runtime| live(inside, runtime, known, meta, data, shape, clean).await);
+        let (inside, known, looking) = (world.clone(), model.clone(), explorer.clone());
+        world.run(BUFS_BYTES, async move |runtime| {
+            live(inside, runtime, known, meta, data, shape, looking, clean).await;
+        });
         remains = explorer.cut_for_good();
+        world.note(remains.meta.hash());
+        world.note(remains.data.hash());
         world.end();
     }
     events::when_aborted(None);

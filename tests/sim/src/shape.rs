@@ -12,72 +12,56 @@ pub struct Shape {
     pub volume_blocks: u64,
     /// Volumes at a time.
     pub volumes: usize,
+    /// Blocks of the first volume that are written before anything else.
+    pub filled_blocks: u64,
     /// Clients that read and write, each with one session.
     pub clients: u64,
     /// Requests of one life of the appliance.
     pub requests: u64,
     /// Lives: each but the last ends with a power cut.
     pub lives: u64,
-    /// Writes in long runs, a sector a block, are so many times as likely.
-    pub runs: u64,
+    /// Space may run out, so that operations fail.
+    pub tight: bool,
     /// Now and then a flush fails, and a transaction is lost.
     pub aborts: bool,
 }
 
+/// What most have in common.
+const USUAL: Shape = Shape {
+    metadata_blocks: 300,
+    data_blocks: 300,
+    cache_blocks: 32,
+    volume_blocks: 20,
+    volumes: 8,
+    filled_blocks: 0,
+    clients: 4,
+    requests: 300,
+    lives: 3,
+    tight: false,
+    aborts: false,
+};
+
 /// Pools that differ in kind.
-const SHAPES: [Shape; 4] = [
-    // Hardly any data, room for metadata.
-    Shape {
-        metadata_blocks: 200,
-        data_blocks: 48,
-        cache_blocks: 16,
-        volume_blocks: 20,
-        volumes: 6,
-        clients: 3,
-        requests: 220,
-        lives: 3,
-        runs: 1,
-        aborts: true,
-    },
+const SHAPES: [Shape; 5] = [
+    // Transactions are lost.
+    Shape { volume_blocks: 16, cache_blocks: 16, aborts: true, ..USUAL },
+    // Hardly any data.
+    Shape { metadata_blocks: 200, data_blocks: 40, tight: true, ..USUAL },
     // Hardly any metadata: deletes and releases take several steps.
     Shape {
         metadata_blocks: 130,
-        data_blocks: 700,
+        data_blocks: 900,
         cache_blocks: 24,
-        volume_blocks: 330,
-        volumes: 5,
-        clients: 3,
-        requests: 300,
-        lives: 3,
-        runs: 10,
-        aborts: false,
+        volume_blocks: 340,
+        volumes: 16,
+        filled_blocks: 290,
+        tight: true,
+        ..USUAL
     },
     // Trees of several leaves.
-    Shape {
-        metadata_blocks: 400,
-        data_blocks: 1200,
-        cache_blocks: 40,
-        volume_blocks: 600,
-        volumes: 5,
-        clients: 4,
-        requests: 500,
-        lives: 2,
-        runs: 20,
-        aborts: false,
-    },
+    Shape { metadata_blocks: 400, data_blocks: 1500, volume_blocks: 330, volumes: 8, filled_blocks: 246, ..USUAL },
     // Many snapshots of small volumes.
-    Shape {
-        metadata_blocks: 300,
-        data_blocks: 160,
-        cache_blocks: 32,
-        volume_blocks: 12,
-        volumes: 12,
-        clients: 4,
-        requests: 260,
-        lives: 3,
-        runs: 1,
-        aborts: true,
-    },
+    Shape { data_blocks: 200, volume_blocks: 12, volumes: 14, ..USUAL },
 ];
 
 impl Shape {

@@ -56,12 +56,7 @@ impl World {
         self.below(one_in) == 0
     }
 
-    /// One of these.
-    pub fn pick<T: Copy>(&self, from: &[T]) -> Option<T> {
-        (!from.is_empty()).then(|| from[self.below(from.len() as u64) as usize])
-    }
-
-    /// Some bytes.
+    /// A seed for something of its own.
     pub fn seed(&self) -> u64 {
         self.below(u64::MAX)
     }
@@ -79,9 +74,14 @@ impl World {
         *self.0.between.borrow_mut() = Some(Rc::new(between));
     }
 
+    /// Undoes [`World::watch`].
+    pub fn look_away(&self) {
+        self.0.between.take();
+    }
+
     /// Lets go of everything that refers to what lives in this world.
     pub fn end(&self) {
-        self.0.between.take();
+        self.look_away();
         drop(self.0.events.take());
     }
 
@@ -150,9 +150,4 @@ pub fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
-}
-
-/// A world in which disks answer at once: for what is done with the disks that a power cut left.
-pub fn run_alone<T: 'static>(seed: u64, bufs_bytes: usize, main: impl AsyncFnOnce(Runtime) -> T + 'static) -> T {
-    World::new(seed).run(bufs_bytes, main)
 }
