@@ -24,6 +24,7 @@ use platform::mem::MemDisk;
 use platform::time::Duration;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// What discarded sectors hold.
@@ -51,6 +52,8 @@ struct State {
     /// By sector: completed ones in the order of their completion, then those under way.
     volatile: BTreeMap<u64, Vec<Version>>,
     requests: u64,
+    /// Where the writes under way go.
+    writing: BTreeMap<u64, Range<u64>>,
     completions: u64,
     bad: BTreeSet<u64>,
     overlays: BTreeMap<u64, Box<Sector>>,
@@ -123,6 +126,7 @@ impl SimDisk {
             durable: image,
             volatile: BTreeMap::new(),
             requests: 0,
+            writing: BTreeMap::new(),
             completions: 0,
             bad: BTreeSet::new(),
             overlays: BTreeMap::new(),
@@ -229,6 +233,7 @@ impl SimDisk {
             let astray = self.happens(|faults| faults.misdirected_writes);
             let room = self.0.size_sectors.get() - request.sectors;
             let first = if astray { self.0.world.below(room + 1) / 8 * 8 } else { request.sector };
+            state.writing.insert(number, first..first + if lost { 0 } else { request.sectors });
             for at in (0..request.sectors).filter(|_| !lost) {
                 let version = Version { request: number, content: contents(at), completed: None };
                 state.volatile.entry(first + at).or_default().push(version);
@@ -289,12 +294,17 @@ impl SimDisk {
     fn complete_write(&self, number: u64, fua: bool) -> Result<(), ()> {
         let failed = self.happens(|faults| faults.failed_writes);
         let mut state = self.0.state.borrow_mut();
-        let State { durable, current, volatile, completions, bad, overlays, .. } = &mut *state;
+        let State { durable, current, volatile, completions, bad, overlays, writing, .. } = &mut *state;
         *completions += 1;
-        for (sector, versions) in volatile.iter_mut() {
+        let sectors = writing.remove(&number).expect("what completes was begun");
+        let mut empty = Vec::new();
+        for (sector, versions) in volatile.range_mut(sectors) {
             let Some(at) = versions.iter().position(|version| version.request == number) else { continue };
             if failed && self.0.world.once_in(2) {
                 versions.remove(at);
+                if versions.is_empty() {
+                    empty.push(*sector);
+                }
                 continue;
             }
             let version = &mut versions[at];
@@ -311,8 +321,11 @@ impl SimDisk {
                 durable.write(*sector, &bytes);
                 versions.drain(..completed);
             }
+            if versions.is_empty() {
+                empty.push(*sector);
+            }
         }
-        volatile.retain(|_, versions| !versions.is_empty());
+        empty.iter().for_each(|sector| drop(volatile.remove(sector)));
         if failed { Err(()) } else { Ok(()) }
     }
 

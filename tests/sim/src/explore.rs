@@ -52,7 +52,8 @@ pub struct Explorer {
     data: SimDisk,
     model: Rc<RefCell<Model>>,
     dice: RefCell<Dice>,
-    seen: Seen,
+    /// `None`: it only cuts the power for good.
+    seen: Option<Seen>,
     tally: Rc<RefCell<Tally>>,
     completions: Cell<u64>,
 }
@@ -82,7 +83,7 @@ impl Explorer {
         data: &SimDisk,
         model: &Rc<RefCell<Model>>,
         seed: u64,
-        seen: &Seen,
+        seen: Option<&Seen>,
         tally: &Rc<RefCell<Tally>>,
     ) -> Explorer {
         Explorer {
@@ -90,7 +91,7 @@ impl Explorer {
             data: data.clone(),
             model: model.clone(),
             dice: RefCell::new(Dice::new(seed)),
-            seen: seen.clone(),
+            seen: seen.cloned(),
             tally: tally.clone(),
             completions: Cell::new(0),
         }
@@ -102,6 +103,7 @@ impl Explorer {
 
     /// Between two events of the run.
     pub fn look(&self) {
+        let Some(seen) = &self.seen else { return };
         let completions = self.meta.completions() + self.data.completions();
         if self.completions.replace(completions) == completions {
             return;
@@ -114,14 +116,14 @@ impl Explorer {
             false => u64::from(self.below(4) == 0),
         };
         for _ in 0..times {
-            self.cut_here();
+            self.cut_here(seen);
         }
     }
 
-    fn cut_here(&self) {
+    fn cut_here(&self, seen: &Seen) {
         let (unflushed, remains) = self.cut();
         let state = mix(remains.meta.hash()) ^ remains.data.hash();
-        let is_new = self.seen.lock().expect("no thread panics while it holds this").insert(state);
+        let is_new = seen.lock().expect("no thread panics while it holds this").insert(state);
         if !unflushed || !is_new {
             return;
         }
@@ -145,8 +147,10 @@ impl Explorer {
         recover::judge(&self.model.borrow(), &found);
     }
 
-    /// The run ends with a power cut, and the next begins with what it left.
-    pub fn cut_for_good(&self) -> Remains {
+    /// The run ends with a power cut, and the next begins with what it left. Whatever was explored before, it is the one
+    /// that this seed decides.
+    pub fn cut_for_good(&self, seed: u64) -> Remains {
+        self.dice.replace(Dice::new(seed));
         let (_, remains) = self.cut();
         let wanted = self.wanted(usize::MAX);
         let found = events::muted(|| recover::by_pool(remains.clone(), self.below(u64::MAX), wanted, false));
@@ -206,8 +210,7 @@ impl Explorer {
         let model = self.model.borrow();
         let wanted = model.volumes.keys().map(|name| {
             let (doubtful, sure) = model.blocks(name);
-            let sure: Vec<u64> = sure.into_iter().collect();
-            let mut blocks: BTreeSet<u64> = doubtful;
+            let mut blocks = BTreeSet::from_iter(doubtful);
             if sure.len() <= sure_blocks {
                 blocks.extend(sure);
             } else {

@@ -3,7 +3,7 @@
 //! Of each sector the model keeps what it may hold: "old or new, nothing else". What a completed flush, FUA write or
 //! snapshot covers is new. The same goes for everything that the management interface changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -314,10 +314,11 @@ impl Model {
     }
 
     /// Blocks with sectors in doubt, and those without that may hold something.
-    pub fn blocks(&self, name: &str) -> (BTreeSet<u64>, BTreeSet<u64>) {
+    pub fn blocks(&self, name: &str) -> (Vec<u64>, Vec<u64>) {
         let contents = &self.volumes[name].contents;
-        let doubtful: BTreeSet<u64> = contents.doubtful.keys().map(|sector| sector / BLOCK).collect();
-        let sure = contents.base.keys().filter(|block| !doubtful.contains(block)).copied().collect();
+        let mut doubtful: Vec<u64> = contents.doubtful.keys().map(|sector| sector / BLOCK).collect();
+        doubtful.dedup();
+        let sure = contents.base.keys().filter(|block| doubtful.binary_search(block).is_err()).copied().collect();
         (doubtful, sure)
     }
 

@@ -13,21 +13,35 @@ use anyhow::{Result, bail, ensure};
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
-use std::sync::Mutex;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 use xtask::dice::Dice;
 
 const USAGE: &str = "\
 usage: cargo xtask sim [options]
-  --seed S       the run of this seed, twice: the traces must be equal
+  --seed S       the run of this seed, and again without power cuts besides its own: the traces must be equal
   --seeds N      the runs of N seeds (default 20)
   --minutes M    so long, however many runs that are
   --points N     until there were so many crash points
   --first S      the first seed (default: another each time)
   --jobs N       threads (default 2)
+  --stop         end with the first failure
+  --ci           what CI runs: 100,000 crash points, of each kind enough, and 20 runs repeated
+  --effort N     with --ci, N times as much
   --verbose      what the appliance logs, too";
+
+/// Crash points of a CI run, which must be reached within [`CI_LIMIT`].
+const CI_POINTS: u64 = 100_000;
+const CI_LIMIT: Duration = Duration::from_secs(600);
+
+/// Of these, so many must hit each kind of event.
+const CI_HITS: u64 = 1000;
+
+/// Runs that are repeated.
+const CI_REPEATED: u64 = 20;
 
 /// Buffers of an appliance.
 const BUFS_BYTES: usize = 16 << 20;
@@ -39,6 +53,9 @@ struct Options {
     points: Option<u64>,
     first: u64,
     jobs: u64,
+    stop: bool,
+    /// Times as much as CI does.
+    ci: Option<u32>,
     verbose: bool,
 }
 
@@ -57,7 +74,7 @@ pub fn command() -> Result<bool> {
     }));
     match options.seed {
         Some(seed) => Ok(one(seed)),
-        None => many(&options),
+        None => Ok(many(&options)),
     }
 }
 
@@ -70,6 +87,8 @@ fn options() -> Result<Option<Options>> {
         points: None,
         first: Dice::fresh_seed() >> 24,
         jobs: 2,
+        stop: false,
+        ci: None,
         verbose: false,
     };
     let mut parser = lexopt::Parser::from_env();
@@ -81,6 +100,9 @@ fn options() -> Result<Option<Options>> {
             Long("points") => options.points = Some(parser.value()?.parse()?),
             Long("first") => options.first = parser.value()?.parse()?,
             Long("jobs") => options.jobs = parser.value()?.parse()?,
+            Long("stop") => options.stop = true,
+            Long("ci") => drop(options.ci.get_or_insert(1)),
+            Long("effort") => options.ci = Some(parser.value()?.parse()?),
             Long("verbose") => options.verbose = true,
             Long("help") | Short('h') => {
                 println!("{USAGE}");
@@ -90,14 +112,19 @@ fn options() -> Result<Option<Options>> {
         }
     }
     ensure!(options.jobs > 0, "--jobs 0 does nothing");
+    if let Some(effort) = options.ci {
+        options.points = Some(CI_POINTS * u64::from(effort));
+        options.limit = Some(CI_LIMIT * effort);
+    }
     if options.limit.is_none() && options.points.is_none() {
         options.seeds.get_or_insert(20);
     }
     Ok(Some(options))
 }
 
-/// The run of a seed.
-fn run(seed: u64, seen: &Seen) -> (u64, Tally) {
+/// The run of a seed. Power is cut between its events if what that leaves is to be `seen`; how the run goes on does not
+/// depend on it.
+fn run(seed: u64, seen: Option<&Seen>) -> (u64, Tally) {
     let world = World::new(seed);
     let shape = Shape::of(&world);
     let model = Rc::new(RefCell::new(Model::new(shape.metadata_blocks, shape.data_blocks)));
@@ -116,7 +143,7 @@ fn run(seed: u64, seen: &Seen) -> (u64, Tally) {
         world.run(BUFS_BYTES, async move |runtime| {
             live(inside, runtime, known, meta, data, shape, looking, clean).await;
         });
-        remains = explorer.cut_for_good();
+        remains = explorer.cut_for_good(world.seed());
         world.note(remains.meta.hash());
         world.note(remains.data.hash());
         world.end();
@@ -127,36 +154,36 @@ fn run(seed: u64, seen: &Seen) -> (u64, Tally) {
 }
 
 /// The run of a seed, or why it failed.
-fn try_run(seed: u64, seen: &Seen) -> Result<(u64, Tally), String> {
+fn try_run(seed: u64, seen: Option<&Seen>) -> Result<(u64, Tally), String> {
     WHY.take();
     panic::catch_unwind(AssertUnwindSafe(|| run(seed, seen))).map_err(|_| WHY.take())
 }
 
+/// As [`try_run`], and again, to see that nothing but the seed decides what happens.
+fn try_twice(seed: u64, seen: &Seen) -> Result<Tally, String> {
+    let (trace, tally) = try_run(seed, Some(seen))?;
+    let (again, _) = try_run(seed, None)?;
+    if trace == again { Ok(tally) } else { Err(format!("two runs of one seed differ: {trace:016x}, {again:016x}")) }
+}
+
 /// One line: the seed, the commit, what was found, how to see it again.
 fn failed(seed: u64, why: &str) -> String {
-    let commit = option_env!("GOSSAMER_COMMIT").unwrap_or("unknown");
-    format!("sim: FAILED seed {seed} commit {commit}: {why}; again: cargo xtask sim --seed {seed}")
+    let mut git = Command::new("git");
+    let asked = git.args(["rev-parse", "--short=12", "HEAD"]).current_dir(xtask::root()).output();
+    let commit = asked.ok().filter(|asked| asked.status.success()).map(|asked| asked.stdout).unwrap_or_default();
+    let commit = String::from_utf8_lossy(&commit);
+    format!("sim: FAILED seed {seed} commit {}: {why}; again: cargo xtask sim --seed {seed}", commit.trim())
 }
 
 fn one(seed: u64) -> bool {
-    let mut traces = Vec::new();
-    for _ in 0..2 {
-        match try_run(seed, &Seen::default()) {
-            Ok((trace, tally)) => {
-                println!("seed {seed}: trace {trace:016x}, {} crash points", tally.points);
-                traces.push(trace);
-            }
-            Err(why) => {
-                println!("{}", failed(seed, &why));
-                return false;
-            }
+    match try_twice(seed, &Seen::default()) {
+        Ok(tally) => println!("sim: seed {seed} is fine: {} crash points, and the same again", tally.points),
+        Err(ref why) => {
+            println!("{}", failed(seed, why));
+            return false;
         }
     }
-    let same = traces[0] == traces[1];
-    if !same {
-        println!("{}", failed(seed, "the two runs of the seed differ"));
-    }
-    same
+    true
 }
 
 /// What all threads add to.
@@ -164,10 +191,19 @@ fn one(seed: u64) -> bool {
 struct Sum {
     tally: Tally,
     runs: u64,
-    failed: u64,
+    failures: Vec<String>,
 }
 
-fn many(options: &Options) -> Result<bool> {
+impl Sum {
+    fn is_enough(&self, options: &Options, begun: Instant) -> bool {
+        options.seeds.is_some_and(|seeds| self.runs >= seeds)
+            || options.limit.is_some_and(|limit| begun.elapsed() > limit)
+            || options.points.is_some_and(|points| self.tally.points >= points)
+            || options.stop && !self.failures.is_empty()
+    }
+}
+
+fn many(options: &Options) -> bool {
     let begun = Instant::now();
     let (seen, sum, next) = (Seen::default(), Mutex::new(Sum::default()), AtomicU64::new(0));
     println!("sim: seeds from {}", options.first);
@@ -176,20 +212,19 @@ fn many(options: &Options) -> Result<bool> {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    let enough = options.seeds.is_some_and(|seeds| number >= seeds)
-                        || options.limit.is_some_and(|limit| begun.elapsed() > limit)
-                        || options.points.is_some_and(|points| sum.lock().expect("nobody panics").tally.points >= points);
-                    if enough {
+                    if options.seeds.is_some_and(|seeds| number >= seeds) || lock(&sum).is_enough(options, begun) {
                         return;
                     }
                     let seed = options.first.wrapping_add(number);
-                    let result = try_run(seed, &seen);
-                    let mut sum = sum.lock().expect("nobody panics");
+                    let twice = options.ci.is_some() && number < CI_REPEATED;
+                    let result =
+                        if twice { try_twice(seed, &seen) } else { try_run(seed, Some(&seen)).map(|(_, tally)| tally) };
+                    let mut sum = lock(&sum);
                     sum.runs += 1;
                     match result {
-                        Ok((_, tally)) => sum.tally.add(&tally),
+                        Ok(tally) => sum.tally.add(&tally),
                         Err(why) => {
-                            sum.failed += 1;
+                            sum.failures.push(failed(seed, &why));
                             println!("{}", failed(seed, &why));
                         }
                     }
@@ -197,9 +232,13 @@ fn many(options: &Options) -> Result<bool> {
             });
         }
     });
-    let sum = sum.into_inner().expect("nobody panics");
+    let sum = sum.into_inner().expect("no thread panics while it holds this");
     tell(&sum, begun.elapsed());
-    Ok(sum.failed == 0)
+    if let Some(effort) = options.ci { judge(&sum, effort.into()) } else { sum.failures.is_empty() }
+}
+
+fn lock(sum: &Mutex<Sum>) -> MutexGuard<'_, Sum> {
+    sum.lock().expect("no thread panics while it holds this")
 }
 
 fn tell(sum: &Sum, time: Duration) {
@@ -208,6 +247,25 @@ fn tell(sum: &Sum, time: Duration) {
         println!("{hit:>9} {name}");
     }
     let Tally { points, by_appliance, .. } = sum.tally;
-    let seconds = time.as_secs_f64();
-    println!("sim: {} runs, {points} crash points, {by_appliance} of them recovered by a whole appliance, in {seconds:.1} s", sum.runs);
+    let (runs, seconds) = (sum.runs, time.as_secs_f64());
+    println!(
+        "sim: {runs} runs, {points} crash points, {by_appliance} of them recovered by a whole appliance, in {seconds:.1} s"
+    );
+}
+
+/// The figures of CI, as tests that passed or failed.
+fn judge(sum: &Sum, effort: u64) -> bool {
+    let mut tests = vec![
+        ("every_run_is_as_the_model_has_it", sum.failures.is_empty()),
+        ("a_seed_decides_everything", sum.runs >= CI_REPEATED),
+        ("there_are_enough_crash_points", sum.tally.points >= CI_POINTS * effort),
+    ];
+    tests.extend(table(&sum.tally).map(|(name, hit)| (name, hit >= CI_HITS * effort)));
+    for (name, good) in &tests {
+        println!("test sim::{} ... {}", name.replace(' ', "_"), if *good { "ok" } else { "FAILED" });
+    }
+    let failed = tests.iter().filter(|(_, good)| !good).count();
+    let (result, passed) = (if failed == 0 { "ok" } else { "FAILED" }, tests.len() - failed);
+    println!("test result: {result}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out");
+    failed == 0
 }
