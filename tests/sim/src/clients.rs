@@ -73,7 +73,14 @@ impl Client {
     /// A session with some commands.
     async fn visit(&self, volume: &str) -> Result<(), Broken> {
         let session = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume).await?;
-        let mut session = session.unwrap_or_else(|why| panic!("volume {volume} refuses a login: {why:?}"));
+        let mut session = match session {
+            Ok(session) => session,
+            Err(why) => {
+                assert!(self.life.troubled.get(), "volume {volume} refuses a login: {why:?}");
+                self.pause(2000).await;
+                return Ok(());
+            }
+        };
         let filling = self.life.shape.filled_blocks > 0 && self.life.world.once_in(2);
         for _ in 0..1 + self.below(30) {
             if !self.life.goes_on() {
@@ -120,7 +127,7 @@ impl Client {
     fn sectors_to_unmap(&self, size: u64) -> Range<u64> {
         let blocks = size / BLOCK;
         let first = self.below(blocks);
-        let count = if self.life.world.once_in(6) { 1 + self.below(blocks) } else { 1 + self.below(3) };
+        let count = if self.life.world.once_in(6) { 1 + self.below(blocks.min(400)) } else { 1 + self.below(3) };
         let skew = if self.life.world.once_in(3) { self.below(BLOCK) } else { 0 };
         let begin = first * BLOCK + skew;
         begin..((first + count) * BLOCK + skew / 2).min(size).max(begin + 1)
@@ -142,13 +149,7 @@ impl Client {
         good
     }
 
-    async fn write(
-        &self,
-        session: &mut Session,
-        volume: &str,
-        sectors: Range<u64>,
-        fua: bool,
-    ) -> Result<(), Broken> {
+    async fn write(&self, session: &mut Session, volume: &str, sectors: Range<u64>, fua: bool) -> Result<(), Broken> {
         if !self.claim(volume, &sectors) {
             return Ok(());
         }

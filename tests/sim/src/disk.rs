@@ -343,7 +343,8 @@ impl SimDisk {
             let State { durable, volatile, completions, .. } = &mut *state;
             *completions += 1;
             for (sector, versions) in volatile.iter_mut() {
-                let covered = versions.iter().take_while(|version| version.completed.is_some_and(|n| n <= covers)).count();
+                let covered =
+                    versions.iter().take_while(|version| version.completed.is_some_and(|n| n <= covers)).count();
                 if let Some(version) = versions.drain(..covered).next_back() {
                     durable.write(*sector, &version.content.sector());
                     first |= *sector == 0;

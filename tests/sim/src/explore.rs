@@ -25,7 +25,7 @@ const USE_ONE_IN: u64 = 8;
 const SURE_BLOCKS: usize = 6;
 
 /// Crash points of one run that hit an event, before that event stops being sought.
-const SOUGHT: u64 = 60;
+const SOUGHT: u64 = 100;
 
 /// What came of exploring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,7 +111,8 @@ impl Explorer {
         let (open, hit) = (events::open(), self.tally.borrow().hit);
         let rare = open.iter().zip(hit).any(|(open, hit)| *open && hit < SOUGHT);
         let times = match rare {
-            _ if open[Event::Abort as usize] => 8 + self.below(12),
+            true if open[Event::Abort as usize] || open[Event::DeleteStep as usize] => 30 + self.below(30),
+            true if open[Event::Split as usize] || open[Event::Merge as usize] => 4 + self.below(8),
             true => 1 + self.below(6),
             false => u64::from(self.below(4) == 0),
         };
@@ -198,9 +199,9 @@ impl Explorer {
             4 => Fate::Data,
             5 => Fate::Before(self.below(20)),
             6 => Fate::After(self.below(20)),
-            7 | 8 => Fate::AllBut,
-            9 => Fate::Only,
-            10 | 11 => Fate::Torn,
+            7 => Fate::AllBut,
+            8 => Fate::Only,
+            9..12 => Fate::Torn,
             _ => Fate::Whole,
         }
     }

@@ -59,7 +59,8 @@ impl Manager {
         let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
         let status = status.unwrap_or_else(|| panic!("no status line: {head}"));
         let field = |name: &str| {
-            let found = head.split("\r\n").filter_map(|line| line.split_once(": ")).find(|(n, _)| n.eq_ignore_ascii_case(name));
+            let found =
+                head.split("\r\n").filter_map(|line| line.split_once(": ")).find(|(n, _)| n.eq_ignore_ascii_case(name));
             found.map(|(_, value)| value.to_owned())
         };
         let mut body = Vec::new();

@@ -36,7 +36,7 @@ impl Image {
     pub fn grow(&mut self, size_sectors: u64) {
         self.size_sectors = self.size_sectors.max(size_sectors);
         let chunks = size_sectors.div_ceil(CHUNK_PAGES * PAGE_SECTORS) as usize;
-        self.chunks.resize_with(chunks.max(self.chunks.len()), || Rc::new([const { None }; CHUNK_PAGES as usize]));
+        self.chunks.resize(chunks.max(self.chunks.len()), Rc::new([const { None }; CHUNK_PAGES as usize]));
     }
 
     pub fn size_sectors(&self) -> u64 {

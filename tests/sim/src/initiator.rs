@@ -48,8 +48,7 @@ impl Session {
     pub async fn login(port: &Port, name: &str, isid: u8, volume: &str) -> Result<Result<Session, (u8, u8)>, Broken> {
         let (stream, wire) = port.connect().ok_or(Broken)?;
         let (reader, writer) = stream.split();
-        let mut session =
-            Session { reader, writer, wire, command_sn: 1, task_tag: 1, segment_bytes: 8192 };
+        let mut session = Session { reader, writer, wire, command_sn: 1, task_tag: 1, segment_bytes: 8192 };
         let keys = format!(
             "InitiatorName=iqn.sim:{name}\0TargetName=iqn.2026-11.io.gossamer:{volume}\0MaxRecvDataSegmentLength={SEGMENT_BYTES}\0"
         );
@@ -117,7 +116,13 @@ impl Session {
     }
 
     async fn command(&mut self, cdb: [u8; 16], data: &[u8], read_bytes: u32) -> Result<Outcome, Broken> {
-        let direction = if read_bytes > 0 { 0x40 } else if data.is_empty() { 0 } else { 0x20 };
+        let direction = if read_bytes > 0 {
+            0x40
+        } else if data.is_empty() {
+            0
+        } else {
+            0x20
+        };
         let mut bytes = [0; 48];
         bytes[..2].copy_from_slice(&[opcode::SCSI_COMMAND, 0x81 | direction]);
         bytes[16..20].copy_from_slice(&self.task_tag.to_be_bytes());
@@ -137,7 +142,8 @@ impl Session {
                 opcode::R2T => {
                     let r2t = R2t::of(&bhs);
                     let from = r2t.offset_bytes.get() as usize;
-                    let asked = data.get(from..from + r2t.desired_bytes.get() as usize).expect("an R2T for what we have");
+                    let asked =
+                        data.get(from..from + r2t.desired_bytes.get() as usize).expect("an R2T for what we have");
                     self.send_data(tag, r2t.transfer_tag.get(), from, asked).await?;
                 }
                 opcode::DATA_IN => {

@@ -6,6 +6,7 @@ use crate::explore::Explorer;
 use crate::http::Manager;
 use crate::manager;
 use crate::model::Model;
+use crate::premade;
 use crate::shape::Shape;
 use crate::site::Site;
 use crate::world::World;
@@ -58,7 +59,11 @@ pub async fn live(
         let explorer = explorer.clone();
         world.watch(move || explorer.look());
     };
-    watch(&world);
+    // Adopting a pool takes several transactions.
+    let adopts = shape.premade && !model.borrow().formatted;
+    if !adopts {
+        watch(&world);
+    }
     let disks = (Disk::new(meta.clone()), Disk::new(data.clone()));
     let (site, ended) = Site::start(&runtime, &world, disks.0, disks.1, shape.cache_blocks);
     site.ready(&runtime).await.expect("the appliance serves the pool");
@@ -67,6 +72,9 @@ pub async fn live(
     let life = Rc::new(Life { world, runtime, model, meta, data, site, shape, left, over, troubled });
     if let Some(first) = manager::begin(&life).await {
         life.world.look_away();
+        if adopts {
+            manager::take_over(&life, premade::NAME, premade::MAPPINGS).await;
+        }
         Client::new(life.clone(), shape.clients).fill(&first).await;
         manager::snapshots(&life, shape.filled_blocks / 60).await;
         watch(&life.world);

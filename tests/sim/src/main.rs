@@ -13,6 +13,7 @@ mod life;
 mod manager;
 mod model;
 mod net;
+mod premade;
 mod recover;
 mod run;
 mod shape;

@@ -3,7 +3,7 @@
 
 use crate::http::{Answer, Manager};
 use crate::life::Life;
-use crate::model::{BLOCK, Presence};
+use crate::model::{BLOCK, Presence, Volume};
 use platform::time::Duration;
 use serde_json::Value;
 use std::rc::Rc;
@@ -21,6 +21,17 @@ pub async fn begin(life: &Rc<Life>) -> Option<String> {
     worker.create(life.shape.volume_blocks).await;
     let model = life.model.borrow();
     model.volumes.keys().next().filter(|_| is_new).cloned()
+}
+
+/// Uses a device of the pool that was made elsewhere.
+pub async fn take_over(life: &Rc<Life>, name: &str, mapped_blocks: u64) {
+    let mut worker = Worker::new(life.clone());
+    let size_sectors = mapped_blocks * BLOCK;
+    let begun = life.model.borrow_mut().begin_volume(name, size_sectors, None);
+    life.model.borrow_mut().volume(name).mapped_before = mapped_blocks;
+    let body = format!(r#"{{"size_bytes":{}}}"#, size_sectors * 512);
+    let sized = worker.ask("PATCH", &format!("/v1/volumes/{name}"), Some(&body)).await;
+    worker.made(name, begun, &sized).await;
 }
 
 /// Takes some snapshots.
@@ -87,9 +98,10 @@ impl Worker {
     }
 
     /// One of the volumes that are there and fit.
-    fn any_volume(&self, fits: impl Fn(&crate::model::Volume) -> bool) -> Option<String> {
+    fn any_volume(&self, fits: impl Fn(&Volume) -> bool) -> Option<String> {
         let model = self.life.model.borrow();
-        let names: Vec<&String> = model.volumes.iter().filter(|(_, volume)| fits(volume)).map(|(name, _)| name).collect();
+        let names: Vec<&String> =
+            model.volumes.iter().filter(|(_, volume)| fits(volume)).map(|(name, _)| name).collect();
         (!names.is_empty()).then(|| names[self.life.world.below(names.len() as u64) as usize].clone())
     }
 
@@ -152,13 +164,18 @@ impl Worker {
     }
 
     async fn export(&mut self) {
-        let Some(name) = self.any_volume(|volume| volume.presence == Presence::There && volume.users == 0) else { return };
+        let Some(name) = self.any_volume(|volume| volume.presence == Presence::There && volume.users == 0) else {
+            return;
+        };
         let exported = self.life.model.borrow_mut().volume(&name).exported.known() == Some(&true);
         self.set_export(&name, !exported).await;
     }
 
     async fn delete(&mut self) {
-        let Some(name) = self.any_volume(|volume| volume.users == 0 && volume.presence != Presence::Coming) else { return };
+        let idle = |volume: &Volume| volume.users == 0 && volume.presence != Presence::Coming;
+        // A large one, of which a delete is long, before others.
+        let large = self.any_volume(|volume| idle(volume) && volume.mapped_before > 0);
+        let Some(name) = large.or_else(|| self.any_volume(idle)) else { return };
         self.life.model.borrow_mut().volume(&name).presence = Presence::Going;
         let answer = self.ask("DELETE", &format!("/v1/volumes/{name}"), None).await;
         if answer.status == 404 || answer.is_ok() {
@@ -172,7 +189,7 @@ impl Worker {
     }
 
     async fn resize(&mut self) {
-        let fits = |volume: &crate::model::Volume| volume.presence == Presence::There && volume.users == 0;
+        let fits = |volume: &Volume| volume.presence == Presence::There && volume.users == 0;
         let Some(name) = self.any_volume(fits) else { return };
         let size_sectors = {
             let mut model = self.life.model.borrow_mut();

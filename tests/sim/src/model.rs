@@ -122,6 +122,8 @@ pub struct Volume {
     pub exported: Maybe<bool>,
     /// Sessions, logins included.
     pub users: usize,
+    /// Blocks that were mapped before the model knew of it.
+    pub mapped_before: u64,
     contents: Contents,
     /// Sectors on which somebody works.
     claims: Vec<Range<u64>>,
@@ -265,6 +267,7 @@ impl Model {
             size_sectors: Maybe::is(size_sectors),
             exported: Maybe::is(false),
             users: 0,
+            mapped_before: of.map_or(0, |of| self.volume(of).mapped_before),
             contents,
             claims: Vec::new(),
             follows: of.map(str::to_owned),

@@ -130,7 +130,8 @@ async fn look_at_pool(runtime: &Runtime, pool: &Pool, wanted: &Wanted, found: &m
     assert!(differences.is_empty(), "records and devices do not agree: {differences:?}");
     for (id, details) in devices.into_iter().filter(|(id, _)| ids.contains(id)) {
         let record = catalog.of(id).expect("records and devices agree");
-        let blocks = if record.deleting { Vec::new() } else { read_blocks(runtime, pool, id, wanted.get(&record.name)).await };
+        let blocks =
+            if record.deleting { Vec::new() } else { read_blocks(runtime, pool, id, wanted.get(&record.name)).await };
         found.volumes.insert(record.name.clone(), found_volume(record, details.mapped_blocks, blocks));
     }
 }
@@ -262,7 +263,12 @@ pub fn judge(model: &Model, found: &Found) {
         found.transaction_id,
         model.transaction_id
     );
-    assert!(model.needs_check.allows(&found.needs_check), "needs_check: {}, not {:?}", found.needs_check, model.needs_check);
+    assert!(
+        model.needs_check.allows(&found.needs_check),
+        "needs_check: {}, not {:?}",
+        found.needs_check,
+        model.needs_check
+    );
     for (what, allowed, blocks) in
         [("data", &model.data_blocks, found.data_blocks), ("metadata", &model.metadata_blocks, found.metadata_blocks)]
     {
@@ -295,8 +301,12 @@ fn judge_volume(model: &Model, name: &str, seen: &FoundVolume) {
     );
     assert!(volume.exported.allows(&seen.exported), "volume {name} is exported: {}", seen.exported);
     let (doubtful, sure) = model.blocks(name);
-    let most = (doubtful.len() + sure.len()) as u64;
-    assert!(seen.mapped_blocks <= most, "volume {name} has {} mapped blocks, at most {most} were written", seen.mapped_blocks);
+    let most = (doubtful.len() + sure.len()) as u64 + volume.mapped_before;
+    assert!(
+        seen.mapped_blocks <= most,
+        "volume {name} has {} mapped blocks, at most {most} were written",
+        seen.mapped_blocks
+    );
     for (block, words) in &seen.blocks {
         for (sector, word) in (block * BLOCK..).zip(words) {
             assert!(

@@ -6,14 +6,15 @@ use crate::explore::{Explorer, Seen, Tally, table};
 use crate::image::Image;
 use crate::life::live;
 use crate::model::{BLOCK, Model};
+use crate::premade;
 use crate::recover::Remains;
 use crate::shape::Shape;
 use crate::world::World;
 use anyhow::{Result, bail, ensure};
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
-use std::rc::Rc;
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
@@ -70,7 +71,11 @@ pub fn command() -> Result<bool> {
     events::listen(options.verbose);
     panic::set_hook(Box::new(|info| {
         let why = info.to_string().replace('\n', " ");
-        WHY.with_borrow_mut(|place| if place.is_empty() { *place = why });
+        WHY.with_borrow_mut(|place| {
+            if place.is_empty() {
+                *place = why
+            }
+        });
     }));
     match options.seed {
         Some(seed) => Ok(one(seed)),
@@ -129,8 +134,8 @@ fn run(seed: u64, seen: Option<&Seen>) -> (u64, Tally) {
     let shape = Shape::of(&world);
     let model = Rc::new(RefCell::new(Model::new(shape.metadata_blocks, shape.data_blocks)));
     let tally = Rc::new(RefCell::new(Tally::default()));
-    let mut remains =
-        Remains { meta: Image::new(shape.metadata_blocks * 8), data: Image::new(shape.data_blocks * BLOCK) };
+    let meta = if shape.premade { premade::metadata(&shape) } else { Image::new(shape.metadata_blocks * 8) };
+    let mut remains = Remains { meta, data: Image::new(shape.data_blocks * BLOCK) };
     for life in 1..=shape.lives {
         let clean = life == shape.lives || world.once_in(4);
         let (meta, data) = (SimDisk::new(&world, 1, remains.meta), SimDisk::new(&world, 2, remains.data));
@@ -176,6 +181,7 @@ fn failed(seed: u64, why: &str) -> String {
 }
 
 fn one(seed: u64) -> bool {
+    println!("sim: seed {seed}: {:?}", Shape::of(&World::new(seed)));
     match try_twice(seed, &Seen::default()) {
         Ok(tally) => println!("sim: seed {seed} is fine: {} crash points, and the same again", tally.points),
         Err(ref why) => {

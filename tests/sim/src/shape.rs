@@ -22,6 +22,8 @@ pub struct Shape {
     pub lives: u64,
     /// Space may run out, so that operations fail.
     pub tight: bool,
+    /// The pool is made elsewhere ([`crate::premade`]).
+    pub premade: bool,
     /// Now and then a flush fails, and a transaction is lost.
     pub aborts: bool,
 }
@@ -38,11 +40,12 @@ const USUAL: Shape = Shape {
     requests: 300,
     lives: 3,
     tight: false,
+    premade: false,
     aborts: false,
 };
 
 /// Pools that differ in kind.
-const SHAPES: [Shape; 5] = [
+const SHAPES: [Shape; 6] = [
     // Transactions are lost.
     Shape { volume_blocks: 16, cache_blocks: 16, aborts: true, ..USUAL },
     // Hardly any data.
@@ -60,14 +63,31 @@ const SHAPES: [Shape; 5] = [
     },
     // Trees of several leaves.
     Shape { metadata_blocks: 400, data_blocks: 1500, volume_blocks: 330, volumes: 8, filled_blocks: 246, ..USUAL },
+    // A delete that takes several transactions.
+    Shape {
+        metadata_blocks: 900,
+        data_blocks: 67_000,
+        volumes: 3,
+        clients: 1,
+        requests: 160,
+        premade: true,
+        lives: 2,
+        ..USUAL
+    },
     // Many snapshots of small volumes.
     Shape { data_blocks: 200, volume_blocks: 12, volumes: 14, ..USUAL },
 ];
 
+/// Indices into them: what is rare and cheap more often.
+const OFTEN: [usize; 9] = [0, 1, 2, 3, 3, 3, 4, 4, 5];
+
 impl Shape {
     /// The shape of a run in this world.
     pub fn of(world: &World) -> Shape {
-        let shape = SHAPES[world.below(SHAPES.len() as u64) as usize];
+        let shape = SHAPES[OFTEN[world.below(OFTEN.len() as u64) as usize]];
+        if shape.premade {
+            return shape;
+        }
         let vary = |n: u64| n - n / 8 + world.below(n / 4 + 1);
         Shape {
             metadata_blocks: vary(shape.metadata_blocks),

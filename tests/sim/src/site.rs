@@ -19,7 +19,13 @@ pub struct Site {
 
 impl Site {
     /// Starts one on these disks; the handle resolves when it has powered off.
-    pub fn start(runtime: &Runtime, world: &World, meta: Disk, data: Disk, cache_blocks: usize) -> (Site, JoinHandle<()>) {
+    pub fn start(
+        runtime: &Runtime,
+        world: &World,
+        meta: Disk,
+        data: Disk,
+        cache_blocks: usize,
+    ) -> (Site, JoinHandle<()>) {
         let (iscsi, http) = (Port::new(world), Port::new(world));
         let (settings, warnings) = Settings::parse("token=given");
         assert!(warnings.is_empty(), "{warnings:?}");
