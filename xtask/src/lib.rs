@@ -30,6 +30,7 @@ pub mod packages;
 pub mod process;
 pub mod qmp;
 pub mod run;
+pub mod sim;
 pub mod suite;
 pub mod thin_dump;
 pub mod tidy;

@@ -3,14 +3,14 @@
 
 use std::fs::File;
 use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 use xtask::dice::Dice;
 use xtask::nbd::{Flush, Server, Supply};
-use xtask::{bench, fuzz, image, mutants, run, suite, tidy, tools};
+use xtask::{bench, fuzz, image, run, sim, suite, tidy, tools};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND [options]
@@ -23,7 +23,8 @@ usage: cargo xtask COMMAND [options]
   pool       check, dump or restore metadata images: gossamer-pool
   fuzz       look for damaged metadata that upsets what reads it
   tidy       check the rules of the house
-  mutants    build an image with a fault put in
+  sim        the deterministic simulator: power cuts at every point
+  mutants    build an image with a fault put in, or have the simulator find it
   nbd        serve files as disks whose power can be cut
 `cargo xtask COMMAND --help` tells the options.";
 
@@ -66,18 +67,11 @@ fn command() -> Result<bool> {
             findings.iter().for_each(|finding| println!("{finding}"));
             Ok(findings.is_empty())
         }
-        "mutants" => mutant(&root, &mut parser).map(|()| true),
+        "sim" => sim::run(&root, parser.raw_args()?),
+        "mutants" => sim::mutants(&root, &mut parser),
         "nbd" => nbd(&mut parser).map(|()| true),
         other => bail!("{other}?\n{USAGE}"),
     }
-}
-
-fn mutant(root: &Path, parser: &mut lexopt::Parser) -> Result<()> {
-    match parser.next()? {
-        Some(Value(name)) => println!("{}", mutants::build_image(root, &name.string()?)?.display()),
-        _ => bail!("usage: cargo xtask mutants NAME, one of {}", mutants::names(root)?.join(", ")),
-    }
-    Ok(())
 }
 
 const NBD_USAGE: &str = "\

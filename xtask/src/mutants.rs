@@ -33,21 +33,29 @@ pub fn build_image(root: &Path, name: &str) -> Result<PathBuf> {
 
 /// Copies the tree and applies the mutant's patch to the copy; returns the copy.
 pub fn prepare(root: &Path, name: &str) -> Result<PathBuf> {
+    prepare_in(root, name, &folder(root, name).join("tree"))
+}
+
+/// As [`prepare`], with the copy in `tree`, where another mutant may have been before.
+pub fn prepare_in(root: &Path, name: &str, tree: &Path) -> Result<PathBuf> {
     let patch = root.join("tests/mutants").join(format!("{name}.patch"));
-    let tree = folder(root, name).join("tree");
-    copy_tree(root, &tree)?;
+    copy_tree(root, tree)?;
     let mut apply = Command::new("git");
     // The copy lies inside a repository, which is not the one to patch.
-    apply.args(["apply", "--whitespace=nowarn"]).arg(&patch).current_dir(&tree).env("GIT_CEILING_DIRECTORIES", &tree);
+    apply.args(["apply", "--whitespace=nowarn"]).arg(&patch).current_dir(tree).env("GIT_CEILING_DIRECTORIES", tree);
     apply.env("GIT_DIR", tree.join("no-repository"));
     process::succeed(&mut apply, GIT_LIMIT)
         .with_context(|| format!("{} does not fit the tree any more", patch.display()))?;
-    Ok(tree)
+    Ok(tree.to_path_buf())
+}
+
+/// Cargo's target directory of this tree.
+pub fn target(root: &Path) -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
 fn folder(root: &Path, name: &str) -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    target.join("mutants").join(name)
+    target(root).join("mutants").join(name)
 }
 
 /// Makes `tree` hold the files that git knows or would add, and no others. A file that is the same already is left

@@ -130,6 +130,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     test.args(["test", "--locked", "--no-fail-fast"]).env("EFFORT", options.effort.to_string());
     let mut stages = vec![Stage { name: "unit, property and tidy".into(), commands: vec![test] }];
     stages.push(kernel_comparison(&options)?);
+    stages.extend(simulator(&options, soak)?);
     // By its name: the build has replaced the file that this program was started from.
     let mut fuzz = process::tied(std::env::current_exe()?.with_file_name("xtask"));
     fuzz.args(["fuzz", "--seconds", &(FUZZ_SECONDS * options.effort).to_string()]);
@@ -154,6 +155,19 @@ fn kernel_comparison(options: &Options) -> Result<Stage> {
     let mut command = process::tied(std::env::current_exe()?.with_file_name("kernel-compare"));
     command.args(["--jobs", &options.jobs, "--effort", &options.effort.to_string()]);
     Ok(Stage { name: "kernel comparison".into(), commands: vec![command] })
+}
+
+/// The simulator's crash points, and whether it finds planted bugs: three of them in turn, or all.
+fn simulator(options: &Options, soak: bool) -> Result<[Stage; 2]> {
+    let mut crashes = process::tied(std::env::current_exe()?.with_file_name("sim"));
+    crashes.args(["--ci", "--jobs", &options.jobs, "--effort", &options.effort.to_string()]);
+    let mut mutants = process::tied(std::env::current_exe()?.with_file_name("xtask"));
+    mutants.args(["mutants", "--sim"]);
+    if !soak {
+        mutants.args(["--some", "3"]);
+    }
+    Ok([("simulator", crashes), ("mutants", mutants)]
+        .map(|(name, command)| Stage { name: name.into(), commands: vec![command] }))
 }
 
 fn end_to_end(options: &Options, image: &Path) -> Result<Vec<Stage>> {

@@ -29,11 +29,17 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("xtask", &[]),
     ("e2e", &["xtask"]),
     ("kernel-compare", &["platform", "thinp", "xtask"]),
+    ("sim", &["platform", "thinp", "export", "appliance", "xtask"]),
 ];
 
 /// Crates of the workspace that are no part of the design's house, and where they lie if not in a folder of their name.
-const OUTSIDE: &[(&str, &str)] =
-    &[("fuzz", "fuzz"), ("xtask", "xtask"), ("e2e", "tests/e2e"), ("kernel-compare", "tests/kernel")];
+const OUTSIDE: &[(&str, &str)] = &[
+    ("fuzz", "fuzz"),
+    ("xtask", "xtask"),
+    ("e2e", "tests/e2e"),
+    ("kernel-compare", "tests/kernel"),
+    ("sim", "tests/sim"),
+];
 
 /// Of these crates only the named modules may be used by the named crate: (user, used, module).
 const ONLY_MODULE: &[(&str, &str, &str)] = &[("mgmt", "thinp", "control"), ("drivers", "netstack", "device")];

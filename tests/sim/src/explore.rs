@@ -3,6 +3,7 @@
 
 use crate::disk::{Outstanding, SimDisk};
 use crate::events::{self, Counts, EVENTS, Event};
+use crate::judge;
 use crate::model::Model;
 use crate::recover::{self, Found, Remains, Wanted};
 use crate::world::mix;
@@ -21,6 +22,9 @@ const APPLIANCE_ONE_IN: u64 = 8;
 /// After so many recoveries by a pool one uses it, too.
 const USE_ONE_IN: u64 = 8;
 
+/// After so many recoveries `thin_check` is asked, too.
+const THIN_CHECK_ONE_IN: u64 = 300;
+
 /// Blocks of a volume, beyond those in doubt, that a recovery reads.
 const SURE_BLOCKS: usize = 6;
 
@@ -34,6 +38,8 @@ pub struct Tally {
     pub points: u64,
     /// Of these, recovered by a whole appliance.
     pub by_appliance: u64,
+    /// Of these, accepted by `thin_check`, where it is there.
+    pub thin_checked: u64,
     /// Of these, with so much of each in the open transaction.
     pub hit: Counts,
 }
@@ -42,6 +48,7 @@ impl Tally {
     pub fn add(&mut self, other: &Tally) {
         self.points += other.points;
         self.by_appliance += other.by_appliance;
+        self.thin_checked += other.thin_checked;
         self.hit.iter_mut().zip(other.hit).for_each(|(mine, other)| *mine += other);
     }
 }
@@ -138,6 +145,7 @@ impl Explorer {
         }
         let (seed, wanted) = (self.below(u64::MAX), self.wanted(SURE_BLOCKS));
         let use_it = self.below(USE_ONE_IN) == 0;
+        let metadata = (self.below(THIN_CHECK_ONE_IN) == 0).then(|| remains.meta.clone());
         let found = events::muted(|| {
             if appliance {
                 recover::by_appliance(remains, seed, wanted)
@@ -146,6 +154,8 @@ impl Explorer {
             }
         });
         recover::judge(&self.model.borrow(), &found);
+        let asked = metadata.filter(|_| !found.blank).is_some_and(|metadata| judge::accepts(&metadata));
+        self.tally.borrow_mut().thin_checked += u64::from(asked);
     }
 
     /// The run ends with a power cut, and the next begins with what it left. Whatever was explored before, it is the one

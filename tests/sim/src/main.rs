@@ -9,6 +9,7 @@ mod explore;
 mod http;
 mod image;
 mod initiator;
+mod judge;
 mod life;
 mod manager;
 mod model;

@@ -14,7 +14,7 @@ use thinp::metadata::{Metadata, OpenMode, VirtualBlock};
 pub const NAME: &str = "thin-0";
 
 /// Mappings: a step of a delete drops up to 256 leaves, of up to 252 mappings each.
-pub const MAPPINGS: u64 = 256 * 252 + 2000;
+pub const MAPPINGS: u64 = 2 * 256 * 252 + 2000;
 
 const BUFS_BYTES: usize = 8 << 20;
 

@@ -252,10 +252,11 @@ fn tell(sum: &Sum, time: Duration) {
     for (name, hit) in table(&sum.tally) {
         println!("{hit:>9} {name}");
     }
-    let Tally { points, by_appliance, .. } = sum.tally;
+    let Tally { points, by_appliance, thin_checked, .. } = sum.tally;
     let (runs, seconds) = (sum.runs, time.as_secs_f64());
     println!(
-        "sim: {runs} runs, {points} crash points, {by_appliance} of them recovered by a whole appliance, in {seconds:.1} s"
+        "sim: {runs} runs, {points} crash points ({by_appliance} recovered by a whole appliance, {thin_checked} accepted by \
+         thin_check 1.x) in {seconds:.1} s"
     );
 }
 

@@ -1,0 +1,40 @@
+//! `thin_check` 1.x of the lab, asked now and then whether it accepts what a power cut left.
+
+use crate::image::Image;
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use xtask::process;
+
+/// A small image takes milliseconds.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The program, if the folder beside the repository has it.
+fn program() -> Option<&'static PathBuf> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let shared = env::var_os("GOSSAMER_SHARED").map_or_else(|| xtask::root().join("../shared"), PathBuf::from);
+        let told = process::succeed(&mut Command::new(shared.join("lab/thin-tools")), LIMIT).ok()?;
+        let folder = PathBuf::from(String::from_utf8(told.stdout).ok()?.trim());
+        Some(folder.join("thin_check")).filter(|program| program.is_file())
+    };
+    PROGRAM.get_or_init(find).as_ref()
+}
+
+/// Asks it; true if it is there. It must have no objection.
+pub fn accepts(metadata: &Image) -> bool {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let Some(program) = program() else { return false };
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let file = env::temp_dir().join(format!("gossamer-sim-{}-{number}", std::process::id()));
+    fs::write(&file, metadata.to_bytes()).expect("a temporary file can be written");
+    let ended = process::run(Command::new(program).arg("-q").arg(&file), LIMIT);
+    fs::remove_file(&file).expect("the temporary file is ours");
+    let ended = ended.expect("thin_check runs");
+    assert!(ended.status.success(), "thin_check 1.x does not accept the metadata: {}", ended.text());
+    true
+}

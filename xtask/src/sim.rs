@@ -1,0 +1,108 @@
+//! `cargo xtask sim`: the simulator; and `cargo xtask mutants --sim`: whether it finds planted bugs.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use lexopt::prelude::*;
+
+use crate::{mutants, process};
+
+const USAGE: &str = "\
+usage: cargo xtask mutants NAME              build the image of a mutant
+       cargo xtask mutants --sim [NAME...]   have the simulator find mutants: these, or all
+  --some N   only N of them, others from minute to minute";
+
+/// A mutant must be found within a tenth of the crash points of a CI run.
+const POINTS: u64 = 10_000;
+
+/// Far more than so many crash points take.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// A build of a whole copy of the tree.
+const BUILD_LIMIT: Duration = Duration::from_secs(900);
+
+/// Builds the simulator of a tree and returns the program.
+fn build(tree: &Path, target: &Path) -> Result<PathBuf> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--locked", "--package", "sim"]).current_dir(tree).env("CARGO_TARGET_DIR", target);
+    process::succeed(&mut cargo, BUILD_LIMIT).context("building the simulator")?;
+    Ok(target.join("debug/sim"))
+}
+
+/// Runs the simulator with these arguments; true if it found nothing.
+pub fn run(root: &Path, arguments: impl IntoIterator<Item = OsString>) -> Result<bool> {
+    let program = build(root, &mutants::target(root))?;
+    let status = Command::new(&program).args(arguments).status().with_context(|| program.display().to_string())?;
+    Ok(status.success())
+}
+
+/// `cargo xtask mutants`; false if a mutant was not found.
+pub fn mutants(root: &Path, parser: &mut lexopt::Parser) -> Result<bool> {
+    let (mut hunt, mut some, mut chosen) = (false, None, Vec::new());
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("sim") => hunt = true,
+            Long("some") => some = Some(parser.value()?.parse()?),
+            Value(name) => chosen.push(name.string()?),
+            _ => bail!("{USAGE}"),
+        }
+    }
+    let known = mutants::names(root)?;
+    let unknown = chosen.iter().find(|name| !known.contains(name));
+    ensure!(unknown.is_none(), "no mutant {}: there are {}", unknown.map_or("", String::as_str), known.join(", "));
+    match (hunt, &chosen[..]) {
+        (false, [name]) => {
+            println!("{}", mutants::build_image(root, name)?.display());
+            Ok(true)
+        }
+        (false, _) => bail!("{USAGE}\none of {}", known.join(", ")),
+        (true, []) => hunt_all(root, &some.map_or(known.clone(), |some| in_turn(known, some))),
+        (true, _) => hunt_all(root, &chosen),
+    }
+}
+
+/// So many of the names, which ones the clock says.
+fn in_turn(mut names: Vec<String>, some: usize) -> Vec<String> {
+    let minutes = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 60;
+    let first = (minutes % names.len().max(1) as u64) as usize;
+    names.rotate_left(first);
+    names.truncate(some);
+    names
+}
+
+/// Each of the mutants, as a test that passes if the simulator finds it.
+fn hunt_all(root: &Path, names: &[String]) -> Result<bool> {
+    let mut missed = 0;
+    for name in names {
+        let begun = Instant::now();
+        let found = hunt_one(root, name)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        match found {
+            Some(line) => println!("{line}\ntest mutants::{name} ... ok ({seconds:.0} s)"),
+            None => {
+                missed += 1;
+                println!("test mutants::{name} ... FAILED ({seconds:.0} s): not found in {POINTS} crash points");
+            }
+        }
+    }
+    let (result, passed) = (if missed == 0 { "ok" } else { "FAILED" }, names.len() - missed);
+    println!("test result: {result}. {passed} passed; {missed} failed; 0 ignored; 0 measured; 0 filtered out");
+    Ok(missed == 0)
+}
+
+/// What the simulator says of a mutant; `None` if it finds nothing.
+fn hunt_one(root: &Path, name: &str) -> Result<Option<String>> {
+    // One copy for all: what a patch does not touch is built once.
+    let folder = mutants::target(root).join("mutants/sim");
+    let tree = mutants::prepare_in(root, name, &folder.join("tree"))?;
+    let program = build(&tree, &folder.join("target"))?;
+    let ended = process::run(Command::new(&program).args(["--stop", "--points", &POINTS.to_string()]), LIMIT)?;
+    let text = ended.text();
+    let line = text.lines().find(|line| line.starts_with("sim: FAILED")).map(str::to_owned);
+    ensure!(ended.status.success() || line.is_some(), "the simulator broke: {text}");
+    Ok(line)
+}
