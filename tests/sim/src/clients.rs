@@ -29,7 +29,8 @@ impl Client {
                 continue;
             };
             self.life.model.borrow_mut().volume(&volume).users += 1;
-            self.visit(&volume).await.expect("a network that works");
+            let visited = self.visit(&volume).await;
+            assert!(visited.is_ok() || self.life.shape.faults.network, "an answer is missing");
             if let Some(volume) = self.life.model.borrow_mut().volumes.get_mut(&volume) {
                 volume.users -= 1;
             }
@@ -72,7 +73,8 @@ impl Client {
 
     /// A session with some commands.
     async fn visit(&self, volume: &str) -> Result<(), Broken> {
-        let session = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume).await?;
+        let login = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume);
+        let session = self.life.patiently(login).await.ok_or(Broken)??;
         let mut session = match session {
             Ok(session) => session,
             Err(why) => {
@@ -86,12 +88,13 @@ impl Client {
             if !self.life.goes_on() {
                 break;
             }
-            self.command(&mut session, volume, filling).await?;
+            self.life.trouble_a_wire(&session.wire);
+            self.life.patiently(self.command(&mut session, volume, filling)).await.ok_or(Broken)??;
             if self.life.world.once_in(4) {
                 self.pause(500).await;
             }
         }
-        session.logout().await
+        self.life.patiently(session.logout()).await.ok_or(Broken)?
     }
 
     async fn command(&self, session: &mut Session, volume: &str, filling: bool) -> Result<(), Broken> {

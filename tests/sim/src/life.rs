@@ -6,13 +6,15 @@ use crate::explore::Explorer;
 use crate::http::Manager;
 use crate::manager;
 use crate::model::Model;
+use crate::net::Wire;
 use crate::premade;
-use crate::shape::Shape;
+use crate::shape::{Faults, Shape};
 use crate::site::Site;
 use crate::world::World;
 use platform::Runtime;
 use platform::block::Disk;
 use platform::sync::Notify;
+use platform::time::Duration;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -42,6 +44,35 @@ impl Life {
         }
         left > 0
     }
+
+    /// Waits for an answer, but not for ever: `None` if the network lost it.
+    pub async fn patiently<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+        self.runtime.timers.timeout(PATIENCE, answer).await.ok()
+    }
+
+    /// Where networks are bad: something may happen to this connection soon.
+    pub fn trouble_a_wire(&self, wire: &Wire) {
+        if self.shape.faults.network && self.world.once_in(50) {
+            let (wire, silently) = (wire.clone(), self.world.once_in(2));
+            let delay = Duration::from_micros(self.world.below(2000));
+            self.world.after(delay, move || if silently { wire.cut() } else { wire.reset() });
+        }
+    }
+}
+
+/// Longer than any answer takes: writes wait a minute for space, and each of several requests may hang for half of one.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+fn set_faults(meta: &SimDisk, data: &SimDisk, faults: &Faults) {
+    for disk in [meta, data].into_iter().filter(|_| faults.errors) {
+        disk.set_faults(|f| {
+            (f.failed_reads, f.failed_writes, f.failed_flushes) = (400, 600, 300);
+            (f.slow, f.hung, f.sectors_going_bad) = (30, 2000, 1500);
+        });
+    }
+    if faults.flips {
+        meta.set_faults(|f| (f.flipped_reads, f.flipped_sectors) = (60, 200));
+    }
 }
 
 /// Lives until the requests are used up. `clean`: it is powered off in the end, else it ends in the middle of everything.
@@ -66,9 +97,13 @@ pub async fn live(
     }
     let disks = (Disk::new(meta.clone()), Disk::new(data.clone()));
     let (site, ended) = Site::start(&runtime, &world, disks.0, disks.1, shape.cache_blocks);
-    site.ready(&runtime).await.expect("the appliance serves the pool");
+    set_faults(&meta, &data, &shape.faults);
+    if let Err(why) = site.ready(&runtime).await {
+        assert!(shape.faults.disks(), "the appliance does not serve the pool: {why}");
+        return;
+    }
     let (left, over) = (Cell::new(shape.requests), Notify::new());
-    let troubled = Cell::new(shape.tight);
+    let troubled = Cell::new(shape.tight || shape.faults.disks() || shape.faults.network);
     let life = Rc::new(Life { world, runtime, model, meta, data, site, shape, left, over, troubled });
     if let Some(first) = manager::begin(&life).await {
         life.world.look_away();

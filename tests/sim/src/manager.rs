@@ -8,15 +8,20 @@ use platform::time::Duration;
 use serde_json::Value;
 use std::rc::Rc;
 
+/// In place of the status of a request whose answer did not arrive.
+const UNANSWERED: u16 = 599;
+
 /// Makes a pool ready: adopted, with a first volume, which is returned if the pool is new.
 pub async fn begin(life: &Rc<Life>) -> Option<String> {
     let mut worker = Worker::new(life.clone());
     // The power failed between the pool's making and that of its records.
-    if worker.pool().await["adopted"] == false {
-        let adopted = worker.ask("POST", "/v1/pool/adopt", None).await;
-        assert!(adopted.is_ok(), "an empty pool can be adopted: {adopted:?}");
+    let mut adopted = worker.pool().await.is_some_and(|pool| pool["adopted"] == true);
+    if !adopted {
+        let answer = worker.ask("POST", "/v1/pool/adopt", None).await;
+        worker.expect_reason("adopting", &answer);
+        adopted = answer.is_ok();
     }
-    let is_new = !std::mem::replace(&mut life.model.borrow_mut().formatted, true);
+    let is_new = adopted && !std::mem::replace(&mut life.model.borrow_mut().formatted, adopted);
     worker.recover().await;
     worker.create(life.shape.volume_blocks).await;
     let model = life.model.borrow();
@@ -80,20 +85,39 @@ impl Worker {
     }
 
     async fn ask(&mut self, method: &str, path: &str, body: Option<&str>) -> Answer {
-        self.manager.ask(method, path, body).await.expect("a network that works")
+        self.life.trouble_a_wire(&self.manager.wire);
+        match self.life.patiently(self.manager.ask(method, path, body)).await {
+            Some(Ok(answer)) => answer,
+            // Nobody knows whether it was done.
+            _ => {
+                assert!(self.life.shape.faults.network, "an answer is missing");
+                self.manager = Manager::connect(&self.life.site.http).expect("the appliance takes connections");
+                Answer { status: UNANSWERED, body: Value::Null }
+            }
+        }
     }
 
-    async fn pool(&mut self) -> Value {
-        self.ask("GET", "/v1/pool", None).await.body
+    async fn pool(&mut self) -> Option<Value> {
+        let answer = self.ask("GET", "/v1/pool", None).await;
+        assert!(answer.is_ok() || self.life.troubled.get(), "the pool's state is not told: {answer:?}");
+        answer.is_ok().then_some(answer.body)
     }
 
-    /// The volume as the appliance has it; `None` if it has none of that name.
-    async fn volume(&mut self, name: &str) -> Option<Value> {
+    /// What a failed request left is to be seen at once: nothing is wrong with the disks, and it is not under way any more.
+    fn can_be_seen(&self, answer: &Answer) -> bool {
+        answer.status != UNANSWERED && !self.life.shape.faults.disks()
+    }
+
+    /// The volume as the appliance has it, or that it has none of that name; `None` if it does not tell.
+    async fn volume(&mut self, name: &str) -> Option<Option<Value>> {
         let answer = self.ask("GET", &format!("/v1/volumes/{name}"), None).await;
         match answer.status {
-            200 => Some(answer.body),
-            404 => None,
-            other => panic!("GET of volume {name} ends with {other}: {}", answer.body),
+            200 => Some(Some(answer.body)),
+            404 => Some(None),
+            other => {
+                assert!(self.life.troubled.get(), "GET of volume {name} ends with {other}: {}", answer.body);
+                None
+            }
         }
     }
 
@@ -136,8 +160,13 @@ impl Worker {
     /// A volume was made, or not.
     async fn made(&mut self, name: &str, begun: u64, answer: &Answer) {
         self.expect_reason("making a volume", answer);
-        if !answer.is_ok() && self.volume(name).await.is_none() {
-            return self.life.model.borrow_mut().volume_gone(name);
+        if !answer.is_ok() {
+            // If it can be seen it was made; if nobody can tell, it may be there after the next power cut.
+            match self.volume(name).await.filter(|_| self.can_be_seen(answer)) {
+                Some(Some(_)) => {}
+                Some(None) => return self.life.model.borrow_mut().volume_gone(name),
+                None => return,
+            }
         }
         self.life.model.borrow_mut().volume_made(name, begun);
         self.set_export(name, true).await;
@@ -158,7 +187,7 @@ impl Worker {
         self.expect_reason("an export", &answer);
         if answer.is_ok() {
             self.life.model.borrow_mut().volume(name).exported.settle(exported);
-        } else if let Some(volume) = self.volume(name).await {
+        } else if let Some(Some(volume)) = self.volume(name).await.filter(|_| self.can_be_seen(&answer)) {
             self.life.model.borrow_mut().volume(name).exported.settle(!volume["export"].is_null());
         }
     }
@@ -183,7 +212,7 @@ impl Worker {
         }
         // A deletion that a power cut interrupted goes on by itself, and is EBUSY meanwhile.
         assert!(answer.status == 409 || self.life.troubled.get(), "a delete fails for no reason: {answer:?}");
-        if self.volume(&name).await.is_none() {
+        if self.volume(&name).await == Some(None) && self.can_be_seen(&answer) {
             self.life.model.borrow_mut().volume_gone(&name);
         }
     }
@@ -203,16 +232,15 @@ impl Worker {
         let body = format!(r#"{{"size_bytes":{}}}"#, size_sectors * 512);
         let answer = self.ask("PATCH", &format!("/v1/volumes/{name}"), Some(&body)).await;
         self.expect_reason("a resize", &answer);
-        let size_bytes = if answer.is_ok() { Some(size_sectors * 512) } else { self.size_bytes(&name).await };
+        let mut size_bytes = answer.is_ok().then_some(size_sectors * 512);
+        if !answer.is_ok() && self.can_be_seen(&answer) {
+            size_bytes = self.volume(&name).await.flatten().and_then(|volume| volume["size_bytes"].as_u64());
+        }
         let mut model = self.life.model.borrow_mut();
         model.volume(&name).users -= 1;
         if let Some(bytes) = size_bytes {
             model.volume(&name).size_sectors.settle(bytes / 512);
         }
-    }
-
-    async fn size_bytes(&mut self, name: &str) -> Option<u64> {
-        self.volume(name).await.and_then(|volume| volume["size_bytes"].as_u64())
     }
 
     async fn reserve(&mut self) {
@@ -231,7 +259,11 @@ impl Worker {
         // Holding twice and releasing nothing are errors that are to be expected.
         let expected = matches!(answer.status, 201 | 204 | 400 | 409);
         assert!(expected || self.life.troubled.get(), "a metadata snapshot fails for no reason: {answer:?}");
-        let held = !self.pool().await["held_root"].is_null();
+        if !answer.is_ok() && !self.can_be_seen(answer) {
+            return;
+        }
+        let Some(pool) = self.pool().await else { return };
+        let held = !pool["held_root"].is_null();
         let mut model = self.life.model.borrow_mut();
         assert!(model.held.allows(&held), "a metadata snapshot is held: {held}, not {:?}", model.held);
         model.held.settle(held);
@@ -243,7 +275,11 @@ impl Worker {
         self.life.model.borrow_mut().transaction_id.may_become(new);
         let answer = self.ask("POST", "/v1/pool/message", Some(&format!("set_transaction_id {current} {new}"))).await;
         self.expect_reason("a message", &answer);
-        let found = self.pool().await["transaction_id"].as_u64().expect("a number");
+        if !answer.is_ok() && !self.can_be_seen(&answer) {
+            return;
+        }
+        let Some(pool) = self.pool().await else { return };
+        let found = pool["transaction_id"].as_u64().expect("a number");
         assert!(!answer.is_ok() || found == new, "the transaction id is {found} after it was set to {new}");
         self.life.model.borrow_mut().transaction_id.settle(found);
     }
@@ -265,7 +301,10 @@ impl Worker {
         self.life.data.grow(data * BLOCK);
         let answer = self.ask("POST", "/v1/pool/grow", None).await;
         self.expect_reason("growing", &answer);
-        let pool = self.pool().await;
+        if !answer.is_ok() && !self.can_be_seen(&answer) {
+            return;
+        }
+        let Some(pool) = self.pool().await else { return };
         let number = |name: &str| pool[name].as_u64().expect("a number");
         let mut model = self.life.model.borrow_mut();
         let found = (number("metadata_total_blocks"), number("data_total_blocks"));
@@ -299,14 +338,21 @@ impl Worker {
 
     /// Does what an administrator does after a lost transaction.
     async fn recover(&mut self) {
-        if self.pool().await["needs_check"] != true {
+        if self.pool().await.is_none_or(|pool| pool["needs_check"] != true) {
             return;
         }
         self.life.troubled.set(true);
+        let before = self.life.model.borrow().last_loss();
         self.life.model.borrow_mut().needs_check.may_become(false);
         let answer = self.ask("POST", "/v1/pool/clear-needs-check", None).await;
-        let needs_check = self.pool().await["needs_check"] == true;
-        assert!(!answer.is_ok() || !needs_check, "needs_check is there after it was cleared");
-        self.life.model.borrow_mut().needs_check.settle(needs_check);
+        if !answer.is_ok() && !self.can_be_seen(&answer) {
+            return;
+        }
+        let Some(pool) = self.pool().await else { return };
+        let needs_check = pool["needs_check"] == true;
+        let mut model = self.life.model.borrow_mut();
+        let again = model.last_loss() > before;
+        assert!(!answer.is_ok() || !needs_check || again, "needs_check is there after it was cleared");
+        model.needs_check.settle(needs_check);
     }
 }

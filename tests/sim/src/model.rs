@@ -244,6 +244,11 @@ impl Model {
         self.volume(name).contents.durable(begun, 0..u64::MAX);
     }
 
+    /// When a transaction was last lost.
+    pub fn last_loss(&self) -> u64 {
+        self.lost_at
+    }
+
     /// The pool lost what was not committed.
     pub fn transaction_lost(&mut self) {
         self.lost_at = self.now();

@@ -2,6 +2,24 @@
 
 use crate::world::World;
 
+/// What goes wrong in a run besides the power.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    /// Requests of both disks fail, sectors go bad, some requests are slow or hang for half a minute.
+    pub errors: bool,
+    /// Bits of what is read from the metadata disk are flipped, for once or for good.
+    pub flips: bool,
+    /// Connections are reset or go silent.
+    pub network: bool,
+}
+
+impl Faults {
+    /// A disk does not do what it should.
+    pub fn disks(&self) -> bool {
+        self.errors || self.flips
+    }
+}
+
 /// The pool and its clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -24,6 +42,8 @@ pub struct Shape {
     pub tight: bool,
     /// The pool is made elsewhere ([`crate::premade`]).
     pub premade: bool,
+    /// What else goes wrong.
+    pub faults: Faults,
     /// Now and then a flush fails, and a transaction is lost.
     pub aborts: bool,
 }
@@ -41,6 +61,7 @@ const USUAL: Shape = Shape {
     lives: 3,
     tight: false,
     premade: false,
+    faults: Faults { errors: false, flips: false, network: false },
     aborts: false,
 };
 
@@ -89,7 +110,9 @@ impl Shape {
             return shape;
         }
         let vary = |n: u64| n - n / 8 + world.below(n / 4 + 1);
+        let faults = Faults { errors: world.once_in(8), flips: world.once_in(12), network: world.once_in(4) };
         Shape {
+            faults,
             metadata_blocks: vary(shape.metadata_blocks),
             data_blocks: vary(shape.data_blocks),
             volume_blocks: vary(shape.volume_blocks),
