@@ -145,7 +145,7 @@ impl Worker {
     }
 
     async fn snapshot(&mut self) {
-        let Some(origin) = self.any_volume(|volume| volume.presence == Presence::There) else { return };
+        let Some(origin) = self.any_volume(Volume::is_settled) else { return };
         let Some(name) = self.new_name() else { return };
         let begun = {
             let mut model = self.life.model.borrow_mut();
@@ -193,7 +193,7 @@ impl Worker {
     }
 
     async fn export(&mut self) {
-        let Some(name) = self.any_volume(|volume| volume.presence == Presence::There && volume.users == 0) else {
+        let Some(name) = self.any_volume(|volume| volume.is_settled() && volume.users == 0) else {
             return;
         };
         let exported = self.life.model.borrow_mut().volume(&name).exported.known() == Some(&true);
@@ -218,7 +218,7 @@ impl Worker {
     }
 
     async fn resize(&mut self) {
-        let fits = |volume: &Volume| volume.presence == Presence::There && volume.users == 0;
+        let fits = |volume: &Volume| volume.is_settled() && volume.users == 0;
         let Some(name) = self.any_volume(fits) else { return };
         let size_sectors = {
             let mut model = self.life.model.borrow_mut();

@@ -132,10 +132,14 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// It can be logged in to, and nobody is changing it.
+    /// It is there for sure, and nobody knows of a change of its size.
+    pub fn is_settled(&self) -> bool {
+        self.presence == Presence::There && self.size_sectors.known().is_some()
+    }
+
+    /// It can be logged in to.
     pub fn is_usable(&self) -> bool {
-        let settled = self.exported.known() == Some(&true) && self.size_sectors.known().is_some();
-        self.presence == Presence::There && settled
+        self.is_settled() && self.exported.known() == Some(&true)
     }
 }
 
