@@ -118,7 +118,7 @@ impl Explorer {
         let (open, hit) = (events::open(), self.tally.borrow().hit);
         let rare = open.iter().zip(hit).any(|(open, hit)| *open && hit < SOUGHT);
         let times = match rare {
-            true if open[Event::Abort as usize] || open[Event::DeleteStep as usize] => 30 + self.below(30),
+            true if open[Event::Abort as usize] || open[Event::DeleteStep as usize] => 60 + self.below(60),
             true if open[Event::Split as usize] || open[Event::Merge as usize] => 4 + self.below(8),
             true => 1 + self.below(6),
             false => u64::from(self.below(4) == 0),

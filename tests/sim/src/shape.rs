@@ -100,7 +100,7 @@ const SHAPES: [Shape; 6] = [
 ];
 
 /// Indices into them: what is rare and cheap more often.
-const OFTEN: [usize; 9] = [0, 0, 1, 2, 3, 3, 4, 4, 5];
+const OFTEN: [usize; 11] = [0, 0, 1, 2, 3, 3, 4, 4, 4, 4, 5];
 
 impl Shape {
     /// The shape of a run in this world.
