@@ -90,7 +90,7 @@ impl Worker {
             Some(Ok(answer)) => answer,
             // Nobody knows whether it was done.
             _ => {
-                assert!(self.life.shape.faults.network, "an answer is missing");
+                assert!(self.manager.wire.is_troubled(), "an answer is missing: {method} {path}");
                 self.manager = Manager::connect(&self.life.site.http).expect("the appliance takes connections");
                 Answer { status: UNANSWERED, body: Value::Null }
             }

@@ -85,17 +85,27 @@ impl Pipe {
 
 /// What the network does to a connection.
 #[derive(Clone)]
-pub struct Wire([Rc<Pipe>; 2]);
+pub struct Wire {
+    pipes: [Rc<Pipe>; 2],
+    troubled: Rc<Cell<bool>>,
+}
 
 impl Wire {
     /// Both sides see a reset.
     pub fn reset(&self) {
-        self.0.iter().for_each(|pipe| pipe.break_off());
+        self.troubled.set(true);
+        self.pipes.iter().for_each(|pipe| pipe.break_off());
     }
 
     /// From now on nothing arrives, and nobody is told.
     pub fn cut(&self) {
-        self.0.iter().for_each(|pipe| pipe.silent.set(true));
+        self.troubled.set(true);
+        self.pipes.iter().for_each(|pipe| pipe.silent.set(true));
+    }
+
+    /// One of these happened to it.
+    pub fn is_troubled(&self) -> bool {
+        self.troubled.get()
     }
 }
 
@@ -202,7 +212,7 @@ impl Port {
         let ours = SimStream { reader: SimReader(back.clone()), writer: SimWriter(there.clone()) };
         let theirs = SimStream { reader: SimReader(there.clone()), writer: SimWriter(back.clone()) };
         self.waiting.try_push(theirs).ok()?;
-        Some((ours, Wire([there, back])))
+        Some((ours, Wire { pipes: [there, back], troubled: Rc::default() }))
     }
 }
 
