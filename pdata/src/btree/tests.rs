@@ -1,10 +1,11 @@
-//! Trees as only others leave them behind.
+//! Trees as only others leave them behind, or as it would take millions of keys to grow them.
 
-use super::{BTree, NODE, NodeMut, ValueType, edit};
+use super::{BTree, NODE, NodeMut, Plain, ValueType, edit};
 use crate::TransactionManager;
 use crate::block_manager::BlockManager;
 use crate::space_map::DiskMap;
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use platform::block::Disk;
 use platform::buf::BufPool;
 use platform::mem::MemDisk;
@@ -66,6 +67,53 @@ fn trap_4_a_root_takes_the_place_of_a_shared_child() {
                 tree.delete(&tm, root).await.unwrap();
             }
             assert_eq!(data.nr_free(), 100);
+        }
+    });
+}
+
+/// A node of these entries, which takes them in the given order.
+async fn node(tm: &TransactionManager, internal: bool, entries: impl Iterator<Item = (u64, u64)>) -> u64 {
+    let node = tm.new_block(&NODE).await.unwrap();
+    NodeMut::format(&mut node.bytes_mut(), internal, 8);
+    for (index, (key, value)) in entries.enumerate() {
+        edit(&node, |node| node.insert(index, key, &value.to_le_bytes())).unwrap();
+    }
+    node.number()
+}
+
+/// An internal node over leaves with a key each; keys are 10 apart, values are keys.
+async fn internal(tm: &TransactionManager, leaves: core::ops::Range<u64>) -> u64 {
+    let mut children = Vec::new();
+    for leaf in leaves {
+        children.push((leaf * 10, node(tm, false, core::iter::once((leaf * 10, leaf * 10))).await));
+    }
+    node(tm, true, children.into_iter()).await
+}
+
+/// Room is made in a full internal node before its child is looked at: the key may be the first of what goes to the right.
+#[test]
+fn a_key_is_found_again_in_the_half_that_begins_with_it() {
+    const FULL: u64 = 252;
+    block_on_ready(async {
+        // How many of the leaves the left, the full and the right node have.
+        for (before, after) in [(0, 0), (100, 0), (0, 100), (FULL, 0), (0, FULL), (126, 126)] {
+            for chosen in (before..before + FULL).step_by(3).chain(before + 120..before + 132) {
+                let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 1000)), BufPool::new(1 << 22), 1000);
+                let tm = TransactionManager::create(blocks, 1000).await.unwrap();
+                let tree = BTree::new(Plain::<U64>::new());
+                let parts = [0..before, before..before + FULL, before + FULL..before + FULL + after];
+                let mut children = Vec::new();
+                for leaves in parts.into_iter().filter(|leaves| !leaves.is_empty()) {
+                    children.push((leaves.start * 10, internal(&tm, leaves).await));
+                }
+                let root = node(&tm, true, children.into_iter()).await;
+                let (root, old) = tree.insert(&tm, root, chosen * 10, 7.into()).await.unwrap();
+                assert_eq!(old, Some((chosen * 10).into()), "{before}, {after}");
+                assert_eq!(
+                    tm.blocks().look(|blocks| tree.try_lookup(blocks, root, chosen * 10)).await.unwrap(),
+                    Some(7.into())
+                );
+            }
         }
     });
 }
