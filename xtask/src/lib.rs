@@ -36,9 +36,16 @@ pub mod thin_dump;
 pub mod tidy;
 pub mod tools;
 
+use std::env;
 use std::path::{Path, PathBuf};
 
 /// The top of the repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository").to_path_buf()
+}
+
+/// The folder with the peers and with what they made: beside the repository, or where GOSSAMER_SHARED says. It may not be
+/// there.
+pub fn shared() -> PathBuf {
+    env::var_os("GOSSAMER_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from)
 }

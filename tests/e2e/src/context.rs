@@ -58,10 +58,9 @@ pub struct Context {
 }
 
 impl Context {
-    /// The folder with the peers and the images that Linux made; it lies beside the repository.
+    /// The folder with the peers and the images that Linux made.
     fn shared(&self) -> Result<PathBuf> {
-        let beside = xtask::root().join("../shared");
-        let folder = std::env::var_os("GOSSAMER_SHARED").map_or(beside, PathBuf::from);
+        let folder = xtask::shared();
         match folder.canonicalize() {
             Ok(folder) => Ok(folder),
             Err(_) => Err(Skip(format!("no folder {}", folder.display())).into()),

@@ -93,11 +93,8 @@ pub fn run(plan: Plan) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-/// The lab lies beside the repository.
 fn lab_folder() -> Option<PathBuf> {
-    let beside = xtask::root().join("../shared");
-    let folder = std::env::var_os("GOSSAMER_SHARED").map_or(beside, PathBuf::from);
-    folder.join("lab").canonicalize().ok()
+    xtask::shared().join("lab").canonicalize().ok()
 }
 
 /// In CI nothing may be skipped.

@@ -8,7 +8,7 @@ use platform::simulated;
 use platform::task::block_on_ready;
 use std::cell::Cell;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::OnceLock;
@@ -99,11 +99,17 @@ pub fn skipped(lacks: &str) {
     println!("skipped: no {lacks}");
 }
 
+/// The folder with the peers and with what they made: beside the repository, or where GOSSAMER_SHARED says.
+pub fn shared() -> PathBuf {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+    std::env::var_os("GOSSAMER_SHARED").map_or_else(beside, PathBuf::from)
+}
+
 /// The folder with the tools 1.x, if this machine has them.
 pub fn tools() -> Option<&'static PathBuf> {
     static TOOLS: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
-        let out = Command::new("/work/shared/lab/thin-tools").output().ok().filter(|out| out.status.success())?;
+        let out = Command::new(shared().join("lab/thin-tools")).output().ok().filter(|out| out.status.success())?;
         Some(PathBuf::from(String::from_utf8(out.stdout).ok()?.trim()))
     };
     let found = TOOLS.get_or_init(find).as_ref();

@@ -40,7 +40,7 @@ struct Boot {
 
 /// Measures and prints; true when every floor is kept.
 pub fn run(root: &Path, parser: &mut lexopt::Parser) -> Result<bool> {
-    let (mut reps, mut shared, mut memory, mut install) = (7, root.join("../shared"), true, true);
+    let (mut reps, mut shared, mut memory, mut install) = (7, crate::shared(), true, true);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("reps") => reps = parser.value()?.parse()?,

@@ -27,7 +27,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser) -> Result<bool> {
     // All run in any case.
     let costs = costs(root, quick)?;
     let heap = heap(root, quick)?;
-    let tools = tools::bench(root, &root.join("../shared"))?;
+    let tools = tools::bench(root, &crate::shared())?;
     Ok(costs && heap && tools)
 }
 

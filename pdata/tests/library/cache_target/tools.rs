@@ -4,7 +4,7 @@ use super::Model;
 use platform::block::BlockDevice;
 use platform::mem::MemDisk;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -103,7 +103,9 @@ impl Tool {
     fn command(self, name: &str) -> Option<Command> {
         static FOLDERS: OnceLock<[Option<PathBuf>; 2]> = OnceLock::new();
         let find = || {
-            let modern = Command::new("/work/shared/lab/thin-tools").output().ok().filter(|out| out.status.success());
+            let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+            let shared = std::env::var_os("GOSSAMER_SHARED").map_or_else(beside, PathBuf::from);
+            let modern = Command::new(shared.join("lab/thin-tools")).output().ok().filter(|out| out.status.success());
             let modern = modern.map(|out| PathBuf::from(String::from_utf8(out.stdout).unwrap().trim()));
             [modern, Some(PathBuf::from("/usr/sbin")).filter(|folder| folder.join("cache_check").exists())]
         };

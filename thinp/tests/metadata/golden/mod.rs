@@ -16,15 +16,12 @@ use platform::layers::Trace;
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::cell::{Cell, RefCell};
-use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
-const FOLDER: &str = "/work/shared/golden";
-
 /// A file of the collection, unpacked.
 pub fn unpack(name: &str) -> Option<Vec<u8>> {
-    let path = Path::new(FOLDER).join(format!("{name}.zst"));
+    let path = shared().join(format!("golden/{name}.zst"));
     if !path.exists() {
         skipped(&path.display().to_string());
         return None;
@@ -130,7 +127,9 @@ pub(crate) use {cases, for_each_case};
 for_each_case!(opens_and_is_sound);
 
 pub fn are_all_there_are(cases: &[&str]) {
-    let Ok(folder) = std::fs::read_dir(FOLDER) else { return skipped(FOLDER) };
+    let Ok(folder) = std::fs::read_dir(shared().join("golden")) else {
+        return skipped("golden images (shared/golden)");
+    };
     let names = folder.map(|file| file.unwrap().file_name().into_string().unwrap());
     let mut found: Vec<String> = names.filter_map(|name| Some(name.strip_suffix(".meta.zst")?.into())).collect();
     found.sort();

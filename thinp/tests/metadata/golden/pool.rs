@@ -288,7 +288,7 @@ fn expect_status(case: &str, pool: &Pool) {
     if case == "crashed" {
         return;
     }
-    let Ok(text) = std::fs::read_to_string(format!("{}/{case}.status", super::FOLDER)) else { return };
+    let Ok(text) = std::fs::read_to_string(shared().join(format!("golden/{case}.status"))) else { return };
     let line = text.lines().find_map(|line| line.split_once(" thin-pool ")).unwrap().1;
     let theirs = line.replace("out_of_data_space", "rw").replace("queue_if_no_space", "error_if_no_space");
     assert_eq!(pool.status().to_string().trim_end(), theirs.trim_end());
