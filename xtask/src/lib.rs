@@ -32,6 +32,7 @@ pub mod qmp;
 pub mod run;
 pub mod sim;
 pub mod suite;
+pub mod survivors;
 pub mod thin_dump;
 pub mod tidy;
 pub mod tools;

@@ -60,7 +60,7 @@ fn folder(root: &Path, name: &str) -> PathBuf {
 
 /// Makes `tree` hold the files that git knows or would add, and no others. A file that is the same already is left
 /// alone, so that cargo does not build it again.
-fn copy_tree(root: &Path, tree: &Path) -> Result<()> {
+pub fn copy_tree(root: &Path, tree: &Path) -> Result<()> {
     let mut list = Command::new("git");
     list.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(root);
     let listed = process::succeed(&mut list, GIT_LIMIT)?;

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use lexopt::prelude::*;
 
-use crate::{mutants, process};
+use crate::{mutants, process, survivors};
 
 const USAGE: &str = "\
 usage: cargo xtask mutants NAME              build the image of a mutant
        cargo xtask mutants --sim [NAME...]   have the simulator find mutants: these, or all
+       cargo xtask mutants --source K/N      have the tests of pdata and thinp find small changes: part K of N
   --some N   only N of them, others from minute to minute";
 
 /// A mutant must be found within a tenth of the crash points of a CI run.
@@ -42,14 +43,19 @@ pub fn run(root: &Path, arguments: impl IntoIterator<Item = OsString>) -> Result
 
 /// `cargo xtask mutants`; false if a mutant was not found.
 pub fn mutants(root: &Path, parser: &mut lexopt::Parser) -> Result<bool> {
-    let (mut hunt, mut some, mut chosen) = (false, None, Vec::new());
+    let (mut hunt, mut some, mut source, mut chosen) = (false, None, None, Vec::new());
     while let Some(argument) = parser.next()? {
         match argument {
             Long("sim") => hunt = true,
             Long("some") => some = Some(parser.value()?.parse()?),
+            Long("source") => source = Some(parser.value()?.string()?),
             Value(name) => chosen.push(name.string()?),
             _ => bail!("{USAGE}"),
         }
+    }
+    if let Some(part) = source {
+        let (part, parts) = part.split_once('/').context(USAGE)?;
+        return survivors::run(root, part.parse()?, parts.parse()?);
     }
     let known = mutants::names(root)?;
     let unknown = chosen.iter().find(|name| !known.contains(name));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
@@ -131,6 +131,9 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     let mut stages = vec![Stage { name: "unit, property and tidy".into(), commands: vec![test] }];
     stages.push(kernel_comparison(&options)?);
     stages.extend(simulator(&options, soak)?);
+    if soak {
+        stages.push(survivors()?);
+    }
     // By its name: the build has replaced the file that this program was started from.
     let mut fuzz = process::tied(std::env::current_exe()?.with_file_name("xtask"));
     fuzz.args(["fuzz", "--seconds", &(FUZZ_SECONDS * options.effort).to_string()]);
@@ -168,6 +171,15 @@ fn simulator(options: &Options, soak: bool) -> Result<[Stage; 2]> {
     }
     Ok([("simulator", crashes), ("mutants", mutants)]
         .map(|(name, command)| Stage { name: name.into(), commands: vec![command] }))
+}
+
+/// Small changes to the source that no test notices: one part of all that can be made, another from hour to hour.
+fn survivors() -> Result<Stage> {
+    const PARTS: u64 = 64;
+    let hours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 3600;
+    let mut command = process::tied(std::env::current_exe()?.with_file_name("xtask"));
+    command.args(["mutants", "--source", &format!("{}/{PARTS}", hours % PARTS)]);
+    Ok(Stage { name: "survivors".into(), commands: vec![command] })
 }
 
 fn end_to_end(options: &Options, image: &Path) -> Result<Vec<Stage>> {
