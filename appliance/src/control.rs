@@ -125,6 +125,7 @@ impl Control for Manager {
     async fn clear_needs_check(&self) -> Result<CheckReport, ControlError> {
         let cleared = self.service.alone(async |served| {
             let report = served.pool.clear_needs_check().await?;
+            startup::reload(served).await?;
             served.reconcile().await?;
             Ok(report)
         });

@@ -87,6 +87,17 @@ async fn load(pool: &Pool) -> Result<(Option<Records>, Catalog), ServiceError> {
     Ok((records, Catalog::decode(&pages, Records::PAGE_CAPACITY_BYTES)?))
 }
 
+/// Reads the records again after a transaction failed: it may have been on the disk already, all of it, so that devices
+/// are there or gone with their records and this memory knows nothing of it.
+pub(crate) async fn reload(served: &Served) -> Result<(), ServiceError> {
+    if served.adopted() {
+        let (records, catalog) = load(&served.pool).await?;
+        served.records.replace(records);
+        served.catalog.replace(catalog);
+    }
+    Ok(())
+}
+
 /// Identity, token, and the agreement of records and devices.
 async fn settle(service: &Service, served: &Served, console: &dyn Fn(&str)) -> Result<(), ServiceError> {
     let kept = served.catalog().appliance().clone();
