@@ -1,5 +1,6 @@
 //! Clients that read and write volumes, and judge every answer by the model.
 
+use crate::faults;
 use crate::initiator::{Broken, Outcome, Session};
 use crate::life::Life;
 use crate::model::{BLOCK, Word, word};
@@ -38,11 +39,7 @@ impl Client {
 
     /// Writes a sector in each of some blocks of a new volume, in any order.
     pub async fn fill(self, volume: &str) {
-        let session = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume).await;
-        let Ok(mut session) = session.expect("nobody troubles this connection") else {
-            // It could not be exported.
-            return assert!(self.life.troubled.get(), "a volume that was just exported refuses a login");
-        };
+        let Some(mut session) = self.login(volume).await else { return };
         let size = *self.life.model.borrow_mut().volume(volume).size_sectors.known().expect("nobody resizes it");
         let mut written = BTreeSet::new();
         while (written.len() as u64) < self.life.shape.filled_blocks {
@@ -75,20 +72,25 @@ impl Client {
 
     /// A session with some commands.
     async fn visit(&self, volume: &str) {
-        let login = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume);
-        let session = match self.life.patiently(login).await {
-            Some(Ok(Ok(session))) => session,
-            Some(Ok(Err(why))) => {
-                assert!(self.life.troubled.get(), "volume {volume} refuses a login: {why:?}");
-                return self.pause(2000).await;
-            }
-            // While a disk hangs a login may take longer than the target allows.
-            Some(Err(Broken)) if self.life.shape.faults.errors => return,
-            _ => panic!("a login is not answered"),
-        };
+        let Some(session) = self.login(volume).await else { return self.pause(2000).await };
         let wire = session.wire.clone();
         let used = self.use_session(session, volume).await;
         assert!(used.is_ok() || wire.is_troubled(), "an answer is missing");
+    }
+
+    /// `None` if there is a reason for which it is refused.
+    async fn login(&self, volume: &str) -> Option<Session> {
+        let login = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume);
+        match self.life.patiently(login).await {
+            Some(Ok(Ok(session))) => Some(session),
+            Some(Ok(Err(why))) => {
+                assert!(self.life.troubled.get(), "volume {volume} refuses a login: {why:?}");
+                None
+            }
+            // While a disk hangs a login may take longer than the target allows.
+            Some(Err(Broken)) if self.life.shape.faults.errors => None,
+            _ => panic!("a login is not answered"),
+        }
     }
 
     async fn use_session(&self, mut session: Session, volume: &str) -> Result<(), Broken> {
@@ -224,7 +226,7 @@ impl Client {
         let model = self.life.model.borrow();
         for (sector, word) in (first..).zip(words) {
             assert!(
-                model.may_read(volume, sector, word),
+                model.may_read(volume, sector, word) || faults::lied(),
                 "sector {sector} of volume {volume} reads as {word:x}, not {}",
                 model.describe(volume, sector)
             );

@@ -12,15 +12,19 @@
 //! - *Power cut.* Of each sector's volatile versions, those under way included, any one may be durable, or none. So
 //!   requests are torn at sectors and reordered at will; what a completed flush or FUA write covers is never lost.
 //! - *Discard.* The sectors hold nonsense afterwards, not zeroes.
-//! - *Errors.* A request may fail. Of a write that failed any sectors may have been written. Reading a bad sector fails.
+//! - *Errors.* A request may fail. Of a write that failed any sectors may have been written. Reading a bad sector fails. A
+//!   disk that is full takes no write to a page that it has no room for; all else goes on.
 //! - *Lies.* A read may come back with a bit flipped; a write may end up elsewhere, or nowhere, with success, so that
-//!   reads are stale; a flush may do nothing. No storage can keep its promises over these; what the appliance must do
-//!   nevertheless, `faults` says.
+//!   reads are stale; a flush may do nothing. No storage can keep its promises over the last three; what the appliance must
+//!   do nevertheless, [`crate::lies`] says.
+//!
+//! [`Faults`] says how often each happens, and counts what did.
 
+use crate::faults::{self, Deed, Faults};
 use crate::image::{Image, Sector};
+use crate::quick::limits;
 use crate::world::World;
 use platform::block::{BlockDevice, Io, IoError, Limits, Op, SECTOR_BYTES};
-use platform::mem::MemDisk;
 use platform::time::Duration;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +32,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// What discarded sectors hold.
-const NONSENSE: u8 = 0xDD;
+pub const NONSENSE: u8 = 0xDD;
 
 /// A disk. Clones are the same disk.
 #[derive(Clone)]
@@ -90,31 +94,6 @@ pub struct Outstanding {
     pub request: u64,
     pub sector: u64,
     pub completed: bool,
-}
-
-/// What goes wrong from now on. A probability is "once in so many requests"; 0 is never.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    /// Requests that take a hundred times longer.
-    pub slow: u64,
-    /// Requests that take half a minute.
-    pub hung: u64,
-    pub failed_reads: u64,
-    pub failed_writes: u64,
-    pub failed_flushes: u64,
-    /// The next flush fails.
-    pub fail_next_flush: bool,
-    /// Reads after which one of the sectors is bad.
-    pub sectors_going_bad: u64,
-    /// Reads with a bit flipped.
-    pub flipped_reads: u64,
-    /// Sectors in which a bit stays flipped.
-    pub flipped_sectors: u64,
-    /// Writes that end up elsewhere.
-    pub misdirected_writes: u64,
-    /// Writes that do nothing.
-    pub lost_writes: u64,
-    pub lost_flushes: u64,
 }
 
 impl SimDisk {
@@ -196,21 +175,24 @@ impl SimDisk {
     }
 
     fn duration(&self) -> Duration {
-        let (world, faults) = (&self.0.world, self.0.faults.borrow());
-        let happens = |once_in: u64| once_in > 0 && world.once_in(once_in);
-        let usual = Duration::from_micros(20 + world.below(200));
-        if happens(faults.hung) {
+        let usual = Duration::from_micros(20 + self.0.world.below(200));
+        if self.happens(Deed::Hung, |faults| faults.hung) {
             Duration::from_secs(30)
-        } else if happens(faults.slow) {
+        } else if self.happens(Deed::Slowed, |faults| faults.slow) {
             usual * 100
         } else {
             usual
         }
     }
 
-    fn happens(&self, rule: impl Fn(&Faults) -> u64) -> bool {
+    /// Decides whether a fault happens, and counts it.
+    fn happens(&self, deed: Deed, rule: impl Fn(&Faults) -> u64) -> bool {
         let once_in = rule(&self.0.faults.borrow());
-        once_in > 0 && self.0.world.once_in(once_in)
+        let happens = once_in > 0 && self.0.world.once_in(once_in);
+        if happens {
+            faults::count(self.0.name, deed);
+        }
+        happens
     }
 
     /// Enters the versions that a request makes; returns its number, and what of it is written nowhere.
@@ -229,8 +211,8 @@ impl SimDisk {
         state.requests += 1;
         let number = state.requests;
         if !matches!(request.op, Op::Read | Op::Flush) {
-            let lost = self.happens(|faults| faults.lost_writes);
-            let astray = self.happens(|faults| faults.misdirected_writes);
+            let lost = self.happens(Deed::WriteLost, |faults| faults.lost_writes);
+            let astray = !lost && self.happens(Deed::WriteMisdirected, |faults| faults.misdirected_writes);
             let room = self.0.size_sectors.get() - request.sectors;
             let first = if astray { self.0.world.below(room + 1) / 8 * 8 } else { request.sector };
             state.writing.insert(number, first..first + if lost { 0 } else { request.sectors });
@@ -248,8 +230,8 @@ impl SimDisk {
         let result = match op {
             Op::Read => self.complete_read(&mut io),
             Op::Flush => self.complete_flush(flush_covers),
-            Op::Write { fua } => self.complete_write(number, fua),
-            Op::Discard | Op::WriteZeroes => self.complete_write(number, false),
+            Op::Write { fua } => self.complete_write(number, fua, self.is_full(number)),
+            Op::Discard | Op::WriteZeroes => self.complete_write(number, false, false),
         };
         io.complete(result.map_err(|()| IoError::Device { op, sector }));
     }
@@ -260,10 +242,10 @@ impl SimDisk {
         let mut state = self.0.state.borrow_mut();
         state.completions += 1;
         let anywhere = || first + self.0.world.below(sectors);
-        if self.happens(|faults| faults.sectors_going_bad) {
+        if self.happens(Deed::SectorBad, |faults| faults.sectors_going_bad) {
             state.bad.insert(anywhere());
         }
-        if self.happens(|faults| faults.flipped_sectors) {
+        if self.happens(Deed::BitFlipped, |faults| faults.flipped_sectors) {
             let sector = anywhere();
             let mut bytes = Box::new([0; SECTOR_BYTES]);
             state.current.read(sector, &mut bytes[..]);
@@ -271,7 +253,7 @@ impl SimDisk {
             state.overlays.insert(sector, bytes);
         }
         let range = first..first + sectors;
-        if self.happens(|faults| faults.failed_reads) || state.bad.range(range.clone()).next().is_some() {
+        if self.happens(Deed::Failed, |faults| faults.failed_reads) || state.bad.range(range.clone()).next().is_some() {
             return Err(());
         }
         let mut at = first;
@@ -283,7 +265,7 @@ impl SimDisk {
             }
             at += (buf.len() / SECTOR_BYTES) as u64;
         }
-        if self.happens(|faults| faults.flipped_reads) {
+        if self.happens(Deed::BitFlipped, |faults| faults.flipped_reads) {
             let buf = &mut request.bufs[0];
             let at = self.0.world.below(buf.len() as u64) as usize;
             buf[at] ^= 1 << self.0.world.below(8);
@@ -291,8 +273,21 @@ impl SimDisk {
         Ok(())
     }
 
-    fn complete_write(&self, number: u64, fua: bool) -> Result<(), ()> {
-        let failed = self.happens(|faults| faults.failed_writes);
+    /// Whether there is no room for a write.
+    fn is_full(&self, number: u64) -> bool {
+        let mut faults = self.0.faults.borrow_mut();
+        let Some(left) = &mut faults.full_after else { return false };
+        *left = left.saturating_sub(1);
+        let state = self.0.state.borrow();
+        let full = *left == 0 && !state.current.has_pages(state.writing[&number].clone());
+        if full {
+            faults::count(self.0.name, Deed::Full);
+        }
+        full
+    }
+
+    fn complete_write(&self, number: u64, fua: bool, full: bool) -> Result<(), ()> {
+        let failed = full || self.happens(Deed::Failed, |faults| faults.failed_writes);
         let mut state = self.0.state.borrow_mut();
         let State { durable, current, volatile, completions, bad, overlays, writing, .. } = &mut *state;
         *completions += 1;
@@ -300,7 +295,7 @@ impl SimDisk {
         let mut empty = Vec::new();
         for (sector, versions) in volatile.range_mut(sectors) {
             let Some(at) = versions.iter().position(|version| version.request == number) else { continue };
-            if failed && self.0.world.once_in(2) {
+            if full || failed && self.0.world.once_in(2) {
                 versions.remove(at);
                 if versions.is_empty() {
                     empty.push(*sector);
@@ -329,12 +324,19 @@ impl SimDisk {
         if failed { Err(()) } else { Ok(()) }
     }
 
+    /// Whether this is the flush that somebody asked to fail.
+    fn is_failing_flush(&self) -> bool {
+        let mut faults = self.0.faults.borrow_mut();
+        let before = faults.failing_flush;
+        faults.failing_flush = before.and_then(|before| before.checked_sub(1));
+        before == Some(0)
+    }
+
     fn complete_flush(&self, covers: u64) -> Result<(), ()> {
-        let asked = std::mem::take(&mut self.0.faults.borrow_mut().fail_next_flush);
-        if asked || self.happens(|faults| faults.failed_flushes) {
+        if self.is_failing_flush() || self.happens(Deed::Failed, |faults| faults.failed_flushes) {
             return Err(());
         }
-        if self.happens(|faults| faults.lost_flushes) {
+        if self.happens(Deed::FlushLost, |faults| faults.lost_flushes) {
             return Ok(());
         }
         let mut first = false;
@@ -370,56 +372,5 @@ impl BlockDevice for SimDisk {
         let covers = self.0.state.borrow().completions;
         let disk = self.clone();
         self.0.world.after(self.duration(), move || disk.complete(io, number, covers));
-    }
-}
-
-fn limits(size_sectors: u64) -> Limits {
-    Limits { size_sectors, ..MemDisk::new(0).limits() }
-}
-
-/// A disk that answers at once and loses nothing: for what is done with what a power cut left.
-#[derive(Clone)]
-pub struct QuickDisk(Rc<RefCell<Image>>);
-
-impl QuickDisk {
-    /// A disk that holds `image`.
-    pub fn new(image: Image) -> QuickDisk {
-        QuickDisk(Rc::new(RefCell::new(image)))
-    }
-
-    /// What it holds now.
-    pub fn image(&self) -> Image {
-        self.0.borrow().clone()
-    }
-}
-
-impl BlockDevice for QuickDisk {
-    fn limits(&self) -> Limits {
-        limits(self.0.borrow().size_sectors())
-    }
-
-    fn submit(&self, mut io: Io) {
-        let request = io.request_mut();
-        let mut image = self.0.borrow_mut();
-        let mut at = request.sector;
-        match request.op {
-            Op::Read => {
-                for buf in &mut request.bufs {
-                    image.read(at, buf);
-                    at += (buf.len() / SECTOR_BYTES) as u64;
-                }
-            }
-            Op::Write { .. } => {
-                for bytes in request.bufs.iter().flat_map(|buf| buf.chunks_exact(SECTOR_BYTES)) {
-                    image.write(at, bytes.first_chunk().expect("a whole sector"));
-                    at += 1;
-                }
-            }
-            Op::Discard => (at..at + request.sectors).for_each(|at| image.write(at, &[NONSENSE; SECTOR_BYTES])),
-            Op::WriteZeroes => (at..at + request.sectors).for_each(|at| image.write(at, &[0; SECTOR_BYTES])),
-            Op::Flush => {}
-        }
-        drop(image);
-        io.complete(Ok(()));
     }
 }

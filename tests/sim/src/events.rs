@@ -79,10 +79,16 @@ pub fn when_aborted(f: Option<Rc<dyn Fn()>>) {
 
 /// Runs something whose events do not count.
 pub fn muted<T>(f: impl FnOnce() -> T) -> T {
-    let before = MUTED.replace(true);
-    let value = f();
-    MUTED.set(before);
-    value
+    /// Also if it panics: the next run is to be heard.
+    struct Unmute;
+    impl Drop for Unmute {
+        fn drop(&mut self) {
+            MUTED.set(false);
+        }
+    }
+    let _unmute = Unmute;
+    MUTED.set(true);
+    f()
 }
 
 struct Listener {

@@ -3,7 +3,9 @@
 
 use crate::disk::{Outstanding, SimDisk};
 use crate::events::{self, Counts, EVENTS, Event};
+use crate::faults;
 use crate::judge;
+use crate::lies;
 use crate::model::Model;
 use crate::recover::{self, Found, Remains, Wanted};
 use crate::world::mix;
@@ -42,6 +44,10 @@ pub struct Tally {
     pub thin_checked: u64,
     /// Of these, with so much of each in the open transaction.
     pub hit: Counts,
+    /// Power cuts after a disk lied: no crash points, for nobody knows what must be there.
+    pub after_lies: u64,
+    /// What was done to the disks.
+    pub deeds: faults::Counts,
 }
 
 impl Tally {
@@ -49,6 +55,8 @@ impl Tally {
         self.points += other.points;
         self.by_appliance += other.by_appliance;
         self.thin_checked += other.thin_checked;
+        self.after_lies += other.after_lies;
+        faults::add(&mut self.deeds, &other.deeds);
         self.hit.iter_mut().zip(other.hit).for_each(|(mine, other)| *mine += other);
     }
 }
@@ -136,6 +144,10 @@ impl Explorer {
             return;
         }
         let appliance = self.below(APPLIANCE_ONE_IN) == 0;
+        if faults::lied() {
+            self.tally.borrow_mut().after_lies += 1;
+            return self.recover_after_lies(remains, appliance);
+        }
         {
             let mut tally = self.tally.borrow_mut();
             tally.points += 1;
@@ -158,17 +170,32 @@ impl Explorer {
         self.tally.borrow_mut().thin_checked += u64::from(asked);
     }
 
-    /// The run ends with a power cut, and the next begins with what it left. Whatever was explored before, it is the one
-    /// that this seed decides.
-    pub fn cut_for_good(&self, seed: u64) -> Remains {
+    fn recover_after_lies(&self, remains: Remains, appliance: bool) {
+        let (seed, wanted) = (self.below(u64::MAX), self.wanted(SURE_BLOCKS));
+        events::muted(|| {
+            if appliance {
+                lies::by_appliance(remains, seed, wanted);
+            } else {
+                lies::by_pool(remains, seed, wanted);
+            }
+        });
+    }
+
+    /// The life ends with a power cut, and the next begins with what it left; `None` if there is none, for a disk lied.
+    /// Whatever was explored before, the cut is the one that this seed decides.
+    pub fn cut_for_good(&self, seed: u64) -> Option<Remains> {
         self.dice.replace(Dice::new(seed));
         let (_, remains) = self.cut();
+        if faults::lied() {
+            self.recover_after_lies(remains, false);
+            return None;
+        }
         let wanted = self.wanted(usize::MAX);
         let found = events::muted(|| recover::by_pool(remains.clone(), self.below(u64::MAX), wanted, false));
         let mut model = self.model.borrow_mut();
         recover::judge(&model, &found);
         settle(&mut model, &found);
-        remains
+        Some(remains)
     }
 
     /// What a power cut might leave now, and whether it decides anything.

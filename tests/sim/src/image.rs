@@ -2,6 +2,7 @@
 
 use crate::world::mix;
 use platform::block::SECTOR_BYTES;
+use std::ops::Range;
 use std::rc::Rc;
 
 /// A sector's bytes.
@@ -75,6 +76,12 @@ impl Image {
         let place: &mut Sector = page[offset..].first_chunk_mut().expect("a sector lies in its page");
         self.hash ^= sector_hash(sector, place) ^ sector_hash(sector, bytes);
         *place = *bytes;
+    }
+
+    /// Whether there is a page for each of some sectors.
+    pub fn has_pages(&self, sectors: Range<u64>) -> bool {
+        let mut pages = sectors.start / PAGE_SECTORS..sectors.end.div_ceil(PAGE_SECTORS);
+        pages.all(|page| self.chunks[(page / CHUNK_PAGES) as usize][(page % CHUNK_PAGES) as usize].is_some())
     }
 
     /// Everything, as a file would hold it.

@@ -8,7 +8,8 @@ use crate::manager;
 use crate::model::Model;
 use crate::net::Wire;
 use crate::premade;
-use crate::shape::{Faults, Shape};
+use crate::readers;
+use crate::shape::{Faults, LieKind, Shape};
 use crate::site::Site;
 use crate::world::World;
 use platform::Runtime;
@@ -32,6 +33,8 @@ pub struct Life {
     over: Notify,
     /// A transaction was lost, or something else is wrong that explains errors.
     pub troubled: Cell<bool>,
+    /// Somebody reads the metadata snapshot.
+    pub reading: Cell<bool>,
 }
 
 impl Life {
@@ -63,7 +66,7 @@ impl Life {
 /// Longer than any answer takes: writes wait a minute for space, and each of several requests may hang for half of one.
 const PATIENCE: Duration = Duration::from_secs(900);
 
-fn set_faults(meta: &SimDisk, data: &SimDisk, faults: &Faults) {
+fn set_faults(world: &World, meta: &SimDisk, data: &SimDisk, faults: &Faults) {
     for disk in [meta, data].into_iter().filter(|_| faults.errors) {
         disk.set_faults(|f| {
             (f.failed_reads, f.failed_writes, f.failed_flushes) = (400, 600, 300);
@@ -73,19 +76,34 @@ fn set_faults(meta: &SimDisk, data: &SimDisk, faults: &Faults) {
     if faults.flips {
         meta.set_faults(|f| (f.flipped_reads, f.flipped_sectors) = (60, 200));
     }
+    for disk in [meta, data].into_iter().filter(|_| faults.full) {
+        disk.set_faults(|f| f.full_after = Some(1 + world.below(400)));
+    }
+    let Some(lie) = faults.lie else { return };
+    for disk in [(meta, lie.meta), (data, lie.data)].into_iter().filter(|(_, lies)| *lies).map(|(disk, _)| disk) {
+        disk.set_faults(|f| match lie.kind {
+            LieKind::LostFlushes => f.lost_flushes = 8,
+            LieKind::LostWrites => f.lost_writes = 100,
+            LieKind::MisdirectedWrites => f.misdirected_writes = 100,
+        });
+    }
 }
 
-/// Lives until the requests are used up. `clean`: it is powered off in the end, else it ends in the middle of everything.
-pub async fn live(
-    world: World,
-    runtime: Runtime,
-    model: Rc<RefCell<Model>>,
-    meta: SimDisk,
-    data: SimDisk,
-    shape: Shape,
-    explorer: Rc<Explorer>,
-    clean: bool,
-) {
+/// What a life begins with.
+pub struct Birth {
+    pub world: World,
+    pub model: Rc<RefCell<Model>>,
+    pub meta: SimDisk,
+    pub data: SimDisk,
+    pub shape: Shape,
+    pub explorer: Rc<Explorer>,
+    /// It is powered off in the end; else it ends in the middle of everything.
+    pub clean: bool,
+}
+
+/// Lives until the requests are used up.
+pub async fn live(birth: Birth, runtime: Runtime) {
+    let Birth { world, model, meta, data, shape, explorer, clean } = birth;
     let watch = move |world: &World| {
         let explorer = explorer.clone();
         world.watch(move || explorer.look());
@@ -97,14 +115,26 @@ pub async fn live(
     }
     let disks = (Disk::new(meta.clone()), Disk::new(data.clone()));
     let (site, ended) = Site::start(&runtime, &world, disks.0, disks.1, shape.cache_blocks);
-    set_faults(&meta, &data, &shape.faults);
+    set_faults(&world, &meta, &data, &shape.faults);
     if let Err(why) = site.ready(&runtime).await {
         assert!(shape.faults.disks(), "the appliance does not serve the pool: {why}");
         return;
     }
     let (left, over) = (Cell::new(shape.requests), Notify::new());
     let troubled = Cell::new(shape.tight || shape.faults.disks() || shape.faults.network);
-    let life = Rc::new(Life { world, runtime, model, meta, data, site, shape, left, over, troubled });
+    let life = Rc::new(Life {
+        world,
+        runtime,
+        model,
+        meta,
+        data,
+        site,
+        shape,
+        left,
+        over,
+        troubled,
+        reading: Cell::new(false),
+    });
     if let Some(first) = manager::begin(&life).await {
         life.world.look_away();
         if adopts {
@@ -115,7 +145,10 @@ pub async fn live(
         watch(&life.world);
     }
     let over = life.over.notified();
-    let mut tasks = vec![life.runtime.spawner.spawn(manager::work(life.clone()))];
+    let mut tasks = vec![
+        life.runtime.spawner.spawn(manager::work(life.clone())),
+        life.runtime.spawner.spawn(readers::work(life.clone())),
+    ];
     for number in 0..shape.clients {
         tasks.push(life.runtime.spawner.spawn(Client::new(life.clone(), number).work()));
     }
@@ -125,6 +158,7 @@ pub async fn live(
     for task in tasks {
         task.await.expect("clients end");
     }
+    readers::finish(&life).await;
     let mut manager = Manager::connect(&life.site.http).expect("the appliance takes connections");
     let off = manager.ask("POST", "/v1/power-off", None).await.expect("an answer");
     assert!(off.is_ok(), "power-off: {off:?}");

@@ -1,6 +1,7 @@
 //! The manager: makes, snapshots, resizes and deletes volumes, holds metadata snapshots, grows the pool, and sets right
 //! what went wrong. An operation is a line in [`work`] and a function.
 
+use crate::faults;
 use crate::http::{Answer, Manager};
 use crate::life::Life;
 use crate::model::{BLOCK, Presence, Volume};
@@ -73,18 +74,20 @@ pub async fn work(life: Rc<Life>) {
     }
 }
 
-struct Worker {
-    life: Rc<Life>,
+/// Asks on one connection, and judges what comes back.
+pub struct Worker {
+    pub life: Rc<Life>,
     manager: Manager,
 }
 
 impl Worker {
-    fn new(life: Rc<Life>) -> Worker {
+    pub fn new(life: Rc<Life>) -> Worker {
         let manager = Manager::connect(&life.site.http).expect("the appliance takes connections");
         Worker { life, manager }
     }
 
-    async fn ask(&mut self, method: &str, path: &str, body: Option<&str>) -> Answer {
+    /// One request. An answer that the network lost has the status [`UNANSWERED`].
+    pub async fn ask(&mut self, method: &str, path: &str, body: Option<&str>) -> Answer {
         self.life.trouble_a_wire(&self.manager.wire);
         match self.life.patiently(self.manager.ask(method, path, body)).await {
             Some(Ok(answer)) => answer,
@@ -122,7 +125,7 @@ impl Worker {
     }
 
     /// One of the volumes that are there and fit.
-    fn any_volume(&self, fits: impl Fn(&Volume) -> bool) -> Option<String> {
+    pub fn any_volume(&self, fits: impl Fn(&Volume) -> bool) -> Option<String> {
         let model = self.life.model.borrow();
         let names: Vec<&String> =
             model.volumes.iter().filter(|(_, volume)| fits(volume)).map(|(name, _)| name).collect();
@@ -173,7 +176,7 @@ impl Worker {
     }
 
     /// An error must have a reason.
-    fn expect_reason(&self, what: &str, answer: &Answer) {
+    pub fn expect_reason(&self, what: &str, answer: &Answer) {
         assert!(answer.is_ok() || self.life.troubled.get(), "{what} fails for no reason: {answer:?}");
     }
 
@@ -244,12 +247,18 @@ impl Worker {
     }
 
     async fn reserve(&mut self) {
+        if self.life.reading.get() {
+            return;
+        }
         self.life.model.borrow_mut().held.may_become(true);
         let answer = self.ask("POST", "/v1/pool/metadata-snapshot", None).await;
         self.settle_held(&answer).await;
     }
 
     async fn release(&mut self) {
+        if self.life.reading.get() {
+            return;
+        }
         self.life.model.borrow_mut().held.may_become(false);
         let answer = self.ask("DELETE", "/v1/pool/metadata-snapshot", None).await;
         self.settle_held(&answer).await;
@@ -265,7 +274,11 @@ impl Worker {
         let Some(pool) = self.pool().await else { return };
         let held = !pool["held_root"].is_null();
         let mut model = self.life.model.borrow_mut();
-        assert!(model.held.allows(&held), "a metadata snapshot is held: {held}, not {:?}", model.held);
+        assert!(
+            model.held.allows(&held) || faults::lied(),
+            "a metadata snapshot is held: {held}, not {:?}",
+            model.held
+        );
         model.held.settle(held);
     }
 
@@ -280,7 +293,10 @@ impl Worker {
         }
         let Some(pool) = self.pool().await else { return };
         let found = pool["transaction_id"].as_u64().expect("a number");
-        assert!(!answer.is_ok() || found == new, "the transaction id is {found} after it was set to {new}");
+        assert!(
+            !answer.is_ok() || found == new || faults::lied(),
+            "the transaction id is {found} after it was set to {new}"
+        );
         self.life.model.borrow_mut().transaction_id.settle(found);
     }
 
@@ -308,7 +324,8 @@ impl Worker {
         let number = |name: &str| pool[name].as_u64().expect("a number");
         let mut model = self.life.model.borrow_mut();
         let found = (number("metadata_total_blocks"), number("data_total_blocks"));
-        assert!(!answer.is_ok() || found == (metadata, data), "grown to {found:?}, not {:?}", (metadata, data));
+        let grown = found == (metadata, data) || faults::lied();
+        assert!(!answer.is_ok() || grown, "grown to {found:?}, not {:?}", (metadata, data));
         model.metadata_blocks.settle(found.0);
         model.data_blocks.settle(found.1);
     }
@@ -317,7 +334,7 @@ impl Worker {
     async fn look(&mut self) {
         let answer = self.ask("GET", "/v1/volumes", None).await;
         assert!(answer.is_ok() || self.life.troubled.get(), "a list of volumes fails for no reason: {answer:?}");
-        let Some(volumes) = answer.body["volumes"].as_array() else { return };
+        let Some(volumes) = answer.body["volumes"].as_array().filter(|_| !faults::lied()) else { return };
         let names: Vec<&str> = volumes.iter().filter_map(|volume| volume["name"].as_str()).collect();
         let model = self.life.model.borrow();
         let there = |name: &&str| model.volumes.contains_key(*name);
@@ -332,7 +349,7 @@ impl Worker {
     fn spoil(&mut self) {
         if self.life.shape.aborts {
             self.life.troubled.set(true);
-            self.life.data.set_faults(|faults| faults.fail_next_flush = true);
+            self.life.data.set_faults(|faults| faults.failing_flush = Some(0));
         }
     }
 
@@ -351,7 +368,7 @@ impl Worker {
         let Some(pool) = self.pool().await else { return };
         let needs_check = pool["needs_check"] == true;
         let mut model = self.life.model.borrow_mut();
-        let again = model.last_loss() > before;
+        let again = model.last_loss() > before || faults::lied();
         assert!(!answer.is_ok() || !needs_check || again, "needs_check is there after it was cleared");
         model.needs_check.settle(needs_check);
     }

@@ -3,7 +3,7 @@
 //! Of each sector the model keeps what it may hold: "old or new, nothing else". What a completed flush, FUA write or
 //! snapshot covers is new. The same goes for everything that the management interface changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -332,6 +332,19 @@ impl Model {
         doubtful.dedup();
         let sure = contents.base.keys().filter(|block| doubtful.binary_search(block).is_err()).copied().collect();
         (doubtful, sure)
+    }
+
+    /// Blocks that are mapped for sure: something that is not zero is durable in them.
+    pub fn surely_mapped(&self, name: &str) -> BTreeSet<u64> {
+        let (_, sure) = self.blocks(name);
+        let base = &self.volumes[name].contents.base;
+        sure.into_iter().filter(|block| base[block].iter().any(|word| *word != 0)).collect()
+    }
+
+    /// Blocks that it can have mapped, at most.
+    pub fn most_mapped(&self, name: &str) -> u64 {
+        let (doubtful, sure) = self.blocks(name);
+        (doubtful.len() + sure.len()) as u64 + self.volumes[name].mapped_before
     }
 
     /// Takes over what was found of a volume after a power cut.

@@ -1,8 +1,8 @@
 //! A pool that was made elsewhere: one device, so large that deleting it takes several transactions.
 
-use crate::disk::QuickDisk;
 use crate::image::Image;
 use crate::model::BLOCK;
+use crate::quick::QuickDisk;
 use crate::shape::Shape;
 use crate::world::World;
 use platform::block::Disk;

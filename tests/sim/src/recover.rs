@@ -1,10 +1,10 @@
 //! What a power cut left, looked at from outside: by the checker, by a pool opened over it, by a whole appliance.
 
-use crate::disk::QuickDisk;
 use crate::http::Manager;
 use crate::image::Image;
 use crate::initiator::{Outcome, Session};
 use crate::model::{BLOCK, MIXED, Model, Presence, Word, Words};
+use crate::quick::QuickDisk;
 use crate::site::Site;
 use crate::world::World;
 use appliance::catalog::{Catalog, VolumeRecord};
@@ -14,16 +14,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use thinp::control::{DeviceId, Mode};
 use thinp::metadata::check::check;
 use thinp::records::Records;
-use thinp::{Pool, PoolOptions, Thin};
+use thinp::{Error, Pool, PoolOptions, Thin};
 
 /// Buffers of a recovery.
-const BUFS_BYTES: usize = 6 << 20;
+pub const BUFS_BYTES: usize = 6 << 20;
 
 /// Memory of the checker's counts.
-const CHECK_BYTES: usize = 1 << 20;
+pub const CHECK_BYTES: usize = 1 << 20;
 
 /// Metadata blocks that a recovery keeps in memory.
-const CACHE_BLOCKS: usize = 64;
+pub const CACHE_BLOCKS: usize = 64;
 
 /// What to read: some blocks of each volume.
 pub type Wanted = BTreeMap<String, Vec<u64>>;
@@ -88,7 +88,7 @@ pub fn by_pool(remains: Remains, seed: u64, wanted: Wanted, use_it: bool) -> Fou
         }
         look_at_pool(&runtime, &pool, &wanted, &mut found).await;
         if use_it && pool.status().mode == Mode::Write {
-            use_pool(&runtime, &pool).await;
+            use_pool(&runtime, &pool).await.expect("the pool can be used");
             pool.close().await.expect("the pool closes");
             expect_sound(&runtime, &meta).await;
         }
@@ -96,14 +96,15 @@ pub fn by_pool(remains: Remains, seed: u64, wanted: Wanted, use_it: bool) -> Fou
     })
 }
 
-async fn is_blank(runtime: &Runtime, meta: &Disk) -> bool {
+/// There is no superblock yet.
+pub async fn is_blank(runtime: &Runtime, meta: &Disk) -> bool {
     let (read, page) = meta.read(0, runtime.bufs.alloc(4096).expect("buffers")).await;
     read.expect("a disk without faults");
     page.iter().all(|byte| *byte == 0)
 }
 
 /// All of the metadata is as it should be: every tree, every count of both space maps, every total.
-async fn expect_sound(runtime: &Runtime, meta: &Disk) {
+pub async fn expect_sound(runtime: &Runtime, meta: &Disk) {
     let report = check(runtime, meta, CHECK_BYTES).await.expect("there is a superblock");
     let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
     assert!(problems.is_empty(), "the metadata is not sound: {}", problems.join("; "));
@@ -160,34 +161,33 @@ fn words(bytes: &[u8]) -> Words {
 }
 
 /// What an appliance would do next. It may run out of space; it must not break anything.
-async fn use_pool(runtime: &Runtime, pool: &Pool) {
+pub async fn use_pool(runtime: &Runtime, pool: &Pool) -> Result<(), Error> {
     let id = |n: u64| DeviceId::new(n).expect("a small id");
-    let taken: BTreeSet<DeviceId> =
-        pool.devices().await.expect("devices").into_iter().map(|(device, _)| device).collect();
+    let taken: BTreeSet<DeviceId> = pool.devices().await?.into_iter().map(|(device, _)| device).collect();
     let mut free = (100..).map(id).filter(|id| !taken.contains(id));
     let (new, copy) = (free.next().expect("an id"), free.next().expect("an id"));
     if pool.create_thin(new).await.is_err() {
-        return;
+        return Ok(());
     }
-    let thin = pool.open_thin(new, None).await.expect("a device just made");
-    write_some(runtime, &thin, 3).await;
+    let thin = pool.open_thin(new, None).await?;
+    write_some(runtime, &thin, 3).await?;
     if pool.create_snap(copy, new).await.is_ok() {
-        write_some(runtime, &thin, 1).await;
+        write_some(runtime, &thin, 1).await?;
     }
     drop(thin);
-    pool.delete(new).await.expect("what was made can be deleted");
+    pool.delete(new).await
 }
 
 /// Writes a little, or nothing if there is no space: then writes fail after a minute, which costs nothing here.
-async fn write_some(runtime: &Runtime, thin: &Thin, blocks: u64) {
+async fn write_some(runtime: &Runtime, thin: &Thin, blocks: u64) -> Result<(), Error> {
     for block in 0..blocks {
         let mut buf = runtime.bufs.alloc(512).expect("buffers");
         buf.fill(1);
         if thin.write(block * BLOCK, Bufs::from_iter([buf]), false).await.is_err() {
-            return;
+            return Ok(());
         }
     }
-    thin.flush().await.expect("what was written can be flushed");
+    thin.flush().await
 }
 
 /// Starts an appliance over the remains, looks at everything that managers and initiators can see, and powers it off.
@@ -300,8 +300,7 @@ fn judge_volume(model: &Model, name: &str, seen: &FoundVolume) {
         volume.size_sectors
     );
     assert!(volume.exported.allows(&seen.exported), "volume {name} is exported: {}", seen.exported);
-    let (doubtful, sure) = model.blocks(name);
-    let most = (doubtful.len() + sure.len()) as u64 + volume.mapped_before;
+    let most = model.most_mapped(name);
     assert!(
         seen.mapped_blocks <= most,
         "volume {name} has {} mapped blocks, at most {most} were written",

@@ -3,8 +3,9 @@
 use crate::disk::SimDisk;
 use crate::events;
 use crate::explore::{Explorer, Seen, Tally, table};
+use crate::faults::{self, DATA, META};
 use crate::image::Image;
-use crate::life::live;
+use crate::life::{Birth, live};
 use crate::model::{BLOCK, Model};
 use crate::premade;
 use crate::recover::Remains;
@@ -138,30 +139,35 @@ fn run(seed: u64, seen: Option<&Seen>) -> (u64, Tally) {
     let mut remains = Remains { meta, data: Image::new(shape.data_blocks * BLOCK) };
     for life in 1..=shape.lives {
         let clean = life == shape.lives || world.once_in(4);
-        let (meta, data) = (SimDisk::new(&world, 1, remains.meta), SimDisk::new(&world, 2, remains.data));
+        let (meta, data) = (SimDisk::new(&world, META, remains.meta), SimDisk::new(&world, DATA, remains.data));
         events::committed();
         meta.when_first_sector_durable(events::committed);
         let lost = model.clone();
         events::when_aborted(Some(Rc::new(move || lost.borrow_mut().transaction_lost())));
         let explorer = Rc::new(Explorer::new(&meta, &data, &model, world.seed(), seen, &tally));
         let (inside, known, looking) = (world.clone(), model.clone(), explorer.clone());
-        world.run(BUFS_BYTES, async move |runtime| {
-            live(inside, runtime, known, meta, data, shape, looking, clean).await;
-        });
-        remains = explorer.cut_for_good(world.seed());
+        let birth = Birth { world: inside, model: known, meta, data, shape, explorer: looking, clean };
+        world.run(BUFS_BYTES, async move |runtime| live(birth, runtime).await);
+        let left = explorer.cut_for_good(world.seed());
+        world.end();
+        let Some(left) = left else { break };
+        remains = left;
         world.note(remains.meta.hash());
         world.note(remains.data.hash());
-        world.end();
     }
     events::when_aborted(None);
-    let tally = *tally.borrow();
+    let tally = Tally { deeds: faults::done(), ..*tally.borrow() };
     (world.trace(), tally)
 }
 
 /// The run of a seed, or why it failed.
 fn try_run(seed: u64, seen: Option<&Seen>) -> Result<(u64, Tally), String> {
     WHY.take();
-    panic::catch_unwind(AssertUnwindSafe(|| run(seed, seen))).map_err(|_| WHY.take())
+    faults::forget();
+    panic::catch_unwind(AssertUnwindSafe(|| run(seed, seen))).map_err(|_| {
+        let done = faults::tell(&faults::done());
+        WHY.take() + &if done.is_empty() { done } else { format!(", after {done}") }
+    })
 }
 
 /// As [`try_run`], and again, to see that nothing but the seed decides what happens.
@@ -252,7 +258,8 @@ fn tell(sum: &Sum, time: Duration) {
     for (name, hit) in table(&sum.tally) {
         println!("{hit:>9} {name}");
     }
-    let Tally { points, by_appliance, thin_checked, .. } = sum.tally;
+    let Tally { points, by_appliance, thin_checked, after_lies, ref deeds, .. } = sum.tally;
+    println!("{after_lies:>9} power cuts after a disk lied; done to disks: {}", faults::tell(deeds));
     let (runs, seconds) = (sum.runs, time.as_secs_f64());
     println!(
         "sim: {runs} runs, {points} crash points ({by_appliance} recovered by a whole appliance, {thin_checked} accepted by \

@@ -11,12 +11,35 @@ pub struct Faults {
     pub flips: bool,
     /// Connections are reset or go silent.
     pub network: bool,
+    /// Disks become full.
+    pub full: bool,
+    /// A disk says that it did what it did not. Nobody can keep a promise then.
+    pub lie: Option<Lie>,
+}
+
+/// How a disk lies, and which.
+#[derive(Clone, Copy, Debug)]
+pub struct Lie {
+    pub kind: LieKind,
+    pub meta: bool,
+    pub data: bool,
+}
+
+/// What of it does nothing, or something else, with success.
+#[derive(Clone, Copy, Debug)]
+pub enum LieKind {
+    /// Flushes do nothing.
+    LostFlushes,
+    /// Writes do nothing.
+    LostWrites,
+    /// Writes end up elsewhere.
+    MisdirectedWrites,
 }
 
 impl Faults {
     /// A disk does not do what it should.
     pub fn disks(&self) -> bool {
-        self.errors || self.flips
+        self.errors || self.flips || self.full || self.lie.is_some()
     }
 }
 
@@ -48,6 +71,8 @@ pub struct Shape {
     pub aborts: bool,
 }
 
+const NO_FAULTS: Faults = Faults { errors: false, flips: false, network: false, full: false, lie: None };
+
 /// What most have in common.
 const USUAL: Shape = Shape {
     metadata_blocks: 300,
@@ -61,7 +86,7 @@ const USUAL: Shape = Shape {
     lives: 3,
     tight: false,
     premade: false,
-    faults: Faults { errors: false, flips: false, network: false },
+    faults: NO_FAULTS,
     aborts: false,
 };
 
@@ -99,6 +124,14 @@ const SHAPES: [Shape; 6] = [
     Shape { data_blocks: 200, volume_blocks: 12, volumes: 14, ..USUAL },
 ];
 
+impl Lie {
+    fn of(world: &World) -> Lie {
+        let kind = [LieKind::LostFlushes, LieKind::LostWrites, LieKind::MisdirectedWrites][world.below(3) as usize];
+        let which = world.below(3);
+        Lie { kind, meta: which != 0, data: which != 1 }
+    }
+}
+
 /// Indices into them: what is rare and cheap more often.
 const OFTEN: [usize; 11] = [0, 0, 1, 2, 3, 3, 4, 4, 4, 4, 5];
 
@@ -110,9 +143,16 @@ impl Shape {
             return shape;
         }
         let vary = |n: u64| n - n / 8 + world.below(n / 4 + 1);
-        let faults = Faults { errors: world.once_in(8), flips: world.once_in(12), network: world.once_in(4) };
+        let faults = Faults {
+            errors: world.once_in(8),
+            flips: world.once_in(12),
+            network: world.once_in(4),
+            full: world.once_in(12),
+            lie: None,
+        };
+        let lie = world.once_in(8).then(|| Lie::of(world));
         Shape {
-            faults,
+            faults: if lie.is_some() { Faults { lie, ..NO_FAULTS } } else { faults },
             metadata_blocks: vary(shape.metadata_blocks),
             data_blocks: vary(shape.data_blocks),
             volume_blocks: vary(shape.volume_blocks),
