@@ -4,6 +4,8 @@ use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use thinp::control::DeviceId;
+use thinp::metadata::VirtualBlock;
+use thinp::metadata::delta;
 use thinp::metadata::dump::{Format, Options};
 use thinp::metadata::restore::Overrides;
 
@@ -22,6 +24,16 @@ Looks at the metadata of thin pools, in image files or on block devices: those o
       -m, --metadata-snap    the metadata snapshot instead of the pool, which may be in use
       --dev-id N             only this device (may be repeated)
       --skip-mappings        only the superblock and the devices
+      -o, --output FILE      write there instead of to standard output
+
+  delta --snap1 A --snap2 B FILE
+                             print in which blocks two devices differ, as thin_delta 1.x does; changes nothing
+      --thin1 A, --thin2 B   the same
+      -v, --verbose          with the data blocks
+      --json                 a JSON object a line for each run, with the data blocks
+      --changes              not what is the same: what the devices share is then not even read
+      --from BLOCK           only from this virtual block on
+      -m, --metadata-snap    of the metadata snapshot instead of the pool, which may be in use
       -o, --output FILE      write there instead of to standard output
 
   space FILE                 print what each device maps, alone and with others, in data blocks; changes nothing
@@ -68,6 +80,17 @@ pub enum Command {
         /// Where to; standard output if not given.
         output: Option<PathBuf>,
     },
+    /// Compare.
+    Delta {
+        /// The metadata.
+        file: PathBuf,
+        /// Of the metadata snapshot.
+        metadata_snap: bool,
+        /// What, and how.
+        options: delta::Options,
+        /// Where to; standard output if not given.
+        output: Option<PathBuf>,
+    },
     /// Account for space.
     Space {
         /// The metadata.
@@ -97,15 +120,16 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt
         Some(Arg::Value(command)) => match command.string()?.as_str() {
             "check" => check(parser),
             "dump" => dump(parser),
+            "delta" => delta(parser),
             "restore" => restore(parser),
             "space" => space(parser),
             "help" => Ok(Command::Help),
-            other => Err(format!("{other}? check, dump, space or restore").into()),
+            other => Err(format!("{other}? check, dump, delta, space or restore").into()),
         },
         Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
         Some(Arg::Long("version") | Arg::Short('V')) => Ok(Command::Version),
         Some(other) => Err(other.unexpected()),
-        None => Err("what is to be done? check, dump, space or restore".into()),
+        None => Err("what is to be done? check, dump, delta, space or restore".into()),
     }
 }
 
@@ -151,6 +175,29 @@ fn dump(mut parser: Parser) -> Result<Command, lexopt::Error> {
         }
     }
     Ok(Command::Dump { file: file.ok_or_else(missing("the FILE to dump"))?, options, output })
+}
+
+fn delta(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let (mut file, mut output, mut metadata_snap) = (None, None, false);
+    let (mut left, mut right, mut format, mut same, mut from) = (None, None, delta::Format::Xml, true, 0);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Long("snap1" | "thin1") => left = Some(parser.value()?.parse_with(device)?),
+            Arg::Long("snap2" | "thin2") => right = Some(parser.value()?.parse_with(device)?),
+            Arg::Short('v') | Arg::Long("verbose") => format = delta::Format::XmlVerbose,
+            Arg::Long("json") => format = delta::Format::Json,
+            Arg::Long("changes") => same = false,
+            Arg::Long("from") => from = parser.value()?.parse()?,
+            Arg::Short('m') | Arg::Long("metadata-snap") => metadata_snap = true,
+            Arg::Short('o') | Arg::Long("output") => take(&mut output, parser.value()?)?,
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help),
+            Arg::Value(value) => take(&mut file, value)?,
+            other => return Err(other.unexpected()),
+        }
+    }
+    let (left, right) = (left.ok_or_else(missing("--snap1 A"))?, right.ok_or_else(missing("--snap2 B"))?);
+    let options = delta::Options { left, right, format, same, from: VirtualBlock(from) };
+    Ok(Command::Delta { file: file.ok_or_else(missing("the FILE to look at"))?, metadata_snap, options, output })
 }
 
 fn space(mut parser: Parser) -> Result<Command, lexopt::Error> {
@@ -221,6 +268,16 @@ mod tests {
         };
         let line = "dump -f human_readable -m --dev-id 3 --dev-id=0 --skip-mappings -o x m.img";
         assert_eq!(read(line), Ok(Command::Dump { file: "m.img".into(), options, output: Some("x".into()) }));
+        let options = delta::Options {
+            left: id(3),
+            right: id(0),
+            format: delta::Format::Json,
+            same: false,
+            from: VirtualBlock(7),
+        };
+        let delta = Command::Delta { file: "m.img".into(), metadata_snap: true, options, output: Some("x".into()) };
+        let line = "delta -m --snap1 3 --thin2=0 --verbose --json --changes --from 7 -o x m.img";
+        assert_eq!(read(line), Ok(delta));
         let space = Command::Space { file: "m.img".into(), delete: vec![id(3), id(4)], memory_bytes: 1 << 20 };
         assert_eq!(read("space --delete 3 m.img --delete 4 --memory 1"), Ok(space));
         let overrides = Overrides { transaction_id: Some(1), data_block_sectors: Some(128), data_blocks: Some(9) };
@@ -234,11 +291,13 @@ mod tests {
     fn what_is_wrong_is_told() {
         let cases = [
             ("", "what is to be done"),
-            ("repair m.img", "repair? check, dump, space or restore"),
+            ("repair m.img", "repair? check, dump, delta, space or restore"),
             ("check", "the FILE to check is missing"),
             ("check a b", "one file only"),
             ("dump -f json m", "there are xml, xml09 and human_readable"),
             ("dump --dev-id 16777216 m", "0 to 16777215"),
+            ("delta --snap1 3 m", "--snap2 B is missing"),
+            ("delta --snap1 3 --snap2 4", "the FILE to look at is missing"),
             ("restore -i x", "-o FILE is missing"),
             ("restore -i x -o y --nr-data-blocks many", "many"),
             ("check --colour m", "invalid option '--colour'"),

@@ -1,4 +1,4 @@
-//! `gossamer-pool`: check, dump, space accounting and restore of thin-pool metadata on files and block devices.
+//! `gossamer-pool`: check, dump, delta, space accounting and restore of thin-pool metadata on files and block devices.
 //!
 //! The work is done by [`thinp::metadata`]; here are only the command line, the files and the words of the verdict.
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use thinp::control::DeviceId;
 use thinp::metadata::check::{Severity, check};
+use thinp::metadata::delta;
 use thinp::metadata::dump::{self, DumpError, Options};
 use thinp::metadata::restore::{self, Overrides};
 use thinp::metadata::space;
@@ -51,6 +52,9 @@ fn main() -> ExitCode {
         Command::Version => say(concat!("gossamer-pool ", env!("CARGO_PKG_VERSION"))).map(|()| true),
         Command::Check { file, quiet, memory_bytes } => run_check(&file, quiet, memory_bytes),
         Command::Dump { file, options, output } => run_dump(&file, &options, output.as_deref()).map(|()| true),
+        Command::Delta { file, metadata_snap, options, output } => {
+            run_delta(&file, metadata_snap, &options, output.as_deref()).map(|()| true)
+        }
         Command::Space { file, delete, memory_bytes } => run_space(&file, &delete, memory_bytes).map(|()| true),
         Command::Restore { input, output, overrides, quiet } => {
             run_restore(&input, &output, &overrides, quiet).map(|()| true)
@@ -106,13 +110,29 @@ fn run_check(file: &Path, quiet: bool, memory_bytes: usize) -> Result<bool, Stri
 }
 
 fn run_dump(file: &Path, options: &Options, output: Option<&Path>) -> Result<(), String> {
-    let disk = open(file, true)?;
-    let mut out: Box<dyn Write> = match output {
+    let (disk, mut out) = (open(file, true)?, create(output)?);
+    let dumped = block_on_ready(dump::dump(&runtime(), &disk, options, async |piece: &[u8]| out.write_all(piece)));
+    written(dumped.and_then(|()| out.flush().map_err(DumpError::Sink)), file, output)
+}
+
+fn run_delta(file: &Path, metadata_snap: bool, options: &delta::Options, output: Option<&Path>) -> Result<(), String> {
+    let (disk, mut out) = (open(file, true)?, create(output)?);
+    let sink = async |piece: &[u8]| out.write_all(piece);
+    let compared = block_on_ready(delta::delta(&runtime(), &disk, metadata_snap, options, sink));
+    written(compared.and_then(|()| out.flush().map_err(DumpError::Sink)), file, output)
+}
+
+/// Where text goes: standard output if no file is given.
+fn create(output: Option<&Path>) -> Result<Box<dyn Write>, String> {
+    Ok(match output {
         Some(path) => Box::new(File::create(path).map_err(|error| format!("{}: {error}", path.display()))?),
         None => Box::new(io::stdout()),
-    };
-    let dumped = block_on_ready(dump::dump(&runtime(), &disk, options, async |piece: &[u8]| out.write_all(piece)));
-    match dumped.and_then(|()| out.flush().map_err(DumpError::Sink)) {
+    })
+}
+
+/// What became of text made from `file`. Whoever stopped reading has seen enough.
+fn written(result: Result<(), DumpError<io::Error>>, file: &Path, output: Option<&Path>) -> Result<(), String> {
+    match result {
         Err(DumpError::Sink(error)) if output.is_none() && error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|error| format!("{}: {error}", file.display())),
     }

@@ -18,6 +18,7 @@ mod leaves;
 mod levels;
 mod lookup;
 mod node;
+mod pairs;
 mod remove;
 mod shrink;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use cursor::Cursor;
 pub use leaves::{LeafPlaces, Leaves, Place};
 pub use levels::Roots;
 pub use node::{NODE, Node};
+pub use pairs::{Entries, Pairs, Shared, Stretch};
 pub use shrink::Shrunk;
 
 use crate::block_manager::BlockMut;

@@ -126,6 +126,11 @@ impl<'a> Node<'a> {
         self.keys.iter().map(|key| key.get())
     }
 
+    /// The keys in order, as stored.
+    pub(super) fn stored_keys(&self) -> &'a [U64] {
+        self.keys
+    }
+
     /// Index of the greatest key that is at most `key`.
     pub fn lower_bound(&self, key: u64) -> Option<usize> {
         // Every 16th key first, then the 16 before the first of them that is greater: a cold node's lines are fetched side by

@@ -7,5 +7,6 @@ mod faults;
 mod harness;
 mod levels;
 mod maps;
+mod pairs;
 mod traps;
 mod trees;

@@ -13,22 +13,22 @@ use zerocopy::little_endian::U64;
 
 const DATA_BLOCKS: u64 = 40_000;
 
-struct Tree {
-    root: u64,
-    model: BTreeMap<u64, u64>,
+pub struct Tree {
+    pub root: u64,
+    pub model: BTreeMap<u64, u64>,
 }
 
-struct Trees {
-    store: Store,
-    dice: Dice,
-    trees: Vec<Tree>,
+pub struct Trees {
+    pub store: Store,
+    pub dice: Dice,
+    pub trees: Vec<Tree>,
     /// As of the last commit.
     committed: Vec<(u64, BTreeMap<u64, u64>)>,
     deepest: usize,
 }
 
 impl Trees {
-    async fn new(seed: u64, cache_blocks: usize) -> Trees {
+    pub async fn new(seed: u64, cache_blocks: usize) -> Trees {
         let store = Store::new(20_000, DATA_BLOCKS, cache_blocks).await;
         let root = store.tree.create(&store.tm).await.unwrap();
         let trees = vec![Tree { root, model: BTreeMap::new() }];
@@ -48,7 +48,7 @@ impl Trees {
         }
     }
 
-    async fn step(&mut self) {
+    pub async fn step(&mut self) {
         match self.dice.below(100) {
             0..=34 => self.insert_run().await,
             35..=44 => self.insert_sorted().await,
@@ -204,7 +204,7 @@ impl Trees {
         self.trees.push(tree);
     }
 
-    async fn commit(&mut self) {
+    pub async fn commit(&mut self) {
         self.store.commit().await;
         self.committed = self.trees.iter().map(|tree| (tree.root, tree.model.clone())).collect();
         self.store.check(self.trees.iter().map(|tree| tree.root)).await;

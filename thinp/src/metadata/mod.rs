@@ -8,6 +8,7 @@ pub mod check;
 mod commit;
 mod data_space;
 mod delete;
+pub mod delta;
 mod devices;
 pub mod dump;
 mod error;
@@ -19,6 +20,7 @@ mod room;
 pub mod space;
 mod state;
 mod superblock;
+mod text;
 mod trees;
 pub mod view;
 

@@ -11,7 +11,7 @@
 
 use super::check::{self, Report};
 use super::superblock::{self, SUPERBLOCK, Superblock};
-use super::trees::{DetailsRecord, Entries, Packed};
+use super::trees::{DETAILS, DetailsRecord, Entries, Packed};
 use super::{DataBlock, Details, Metadata, MetadataError, Result, VirtualBlock};
 use crate::control::DeviceId;
 use alloc::rc::{Rc, Weak};
@@ -19,6 +19,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use pdata::block_manager::{BlockManager, Pace};
+use pdata::btree::{BTree, Plain};
 use pdata::pins::Pin;
 use pdata::space_map::DiskMap;
 use platform::Runtime;
@@ -26,6 +27,9 @@ use platform::block::{Class, Disk, Flow, IoError};
 use platform::buf::BufPool;
 use platform::time::Instant;
 use zerocopy::little_endian::U64;
+
+/// Thin id to the root of a device's tree, to be read.
+const ROOTS: BTree<Plain<U64>> = BTree::plain();
 
 /// Views that are open at a time, at most.
 pub const VIEWS_MAX: usize = 16;
@@ -57,6 +61,20 @@ impl Committed {
         let Some(held) = self.superblock.held_root() else { return Ok(None) };
         let superblock = Superblock::of_snapshot(&self.blocks.read(held, &superblock::KIND).await?.bytes())?;
         Ok(Some(Committed { blocks: self.blocks.clone(), superblock }))
+    }
+
+    /// The root of a device's tree.
+    pub async fn root_of(&self, device: DeviceId) -> Result<u64> {
+        let (root, key) = (self.superblock.mapping_root.get(), device.get().into());
+        let found = self.blocks.look(|blocks| ROOTS.try_lookup(blocks, root, key)).await?;
+        found.map(U64::get).ok_or(MetadataError::NoDevice(device))
+    }
+
+    /// The details of a device.
+    pub async fn details_of(&self, device: DeviceId) -> Result<Details> {
+        let (root, key) = (self.superblock.details_root.get(), device.get().into());
+        let found = self.blocks.look(|blocks| DETAILS.try_lookup(blocks, root, key)).await?;
+        found.map(Details::from).ok_or(MetadataError::NoDevice(device))
     }
 
     /// The devices, in order.
@@ -236,13 +254,8 @@ impl View {
 
     /// The mappings of a device, in order.
     pub async fn mappings(&self, device: DeviceId) -> Result<ViewMappings<'_>> {
-        let mut devices = self.committed.devices().await?;
-        while let Some((found, root, _)) = devices.next().await? {
-            if found == device {
-                return Ok(ViewMappings(Entries::open(&self.committed.blocks, root).await?));
-            }
-        }
-        Err(MetadataError::NoDevice(device))
+        let root = self.committed.root_of(device).await?;
+        Ok(ViewMappings(Entries::open(&self.committed.blocks, root).await?))
     }
 
     /// How many leaves referred to a data block, as the space map had it.

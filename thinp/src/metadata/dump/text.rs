@@ -3,10 +3,7 @@
 use super::super::Details;
 use super::super::superblock::Superblock;
 use super::{DumpError, Format};
-use alloc::vec::Vec;
-
-/// What is collected before the sink is called.
-const PIECE_BYTES: usize = 64 << 10;
+use crate::metadata::text::Output;
 
 /// Consecutive virtual blocks on consecutive data blocks, of the same time.
 #[derive(Clone, Copy)]
@@ -20,42 +17,14 @@ struct Range {
 /// Writes a dump in one of the formats.
 pub struct Text<S> {
     format: Format,
-    sink: S,
-    out: Vec<u8>,
+    out: Output<S>,
     /// Mappings that may go on.
     range: Option<Range>,
 }
 
 impl<S> Text<S> {
     pub fn new(format: Format, sink: S) -> Text<S> {
-        Text { format, sink, out: Vec::with_capacity(2 * PIECE_BYTES), range: None }
-    }
-
-    fn put(&mut self, text: &str) {
-        self.out.extend_from_slice(text.as_bytes());
-    }
-
-    /// Words, each followed by a number, and what comes last.
-    fn put_numbers<const N: usize>(&mut self, words: [&str; N], numbers: [u64; N], end: &str) {
-        for (word, number) in words.into_iter().zip(numbers) {
-            self.put(word);
-            self.put_number(number);
-        }
-        self.put(end);
-    }
-
-    fn put_number(&mut self, mut number: u64) {
-        let mut digits = [0; 20];
-        let mut len = 0;
-        for place in digits.iter_mut().rev() {
-            *place = b'0' + (number % 10) as u8;
-            number /= 10;
-            len += 1;
-            if number == 0 {
-                break;
-            }
-        }
-        self.out.extend_from_slice(digits.get(digits.len() - len..).unwrap_or_default());
+        Text { format, out: Output::new(sink), range: None }
     }
 
     /// One more mapping of the device or definition, in ascending order.
@@ -76,17 +45,17 @@ impl<S> Text<S> {
         let time = time.into();
         let last = |begin: u64| begin.saturating_add(blocks.saturating_sub(1));
         match (self.format, blocks) {
-            (Format::HumanReadable, _) => self.put_numbers(
+            (Format::HumanReadable, _) => self.out.put_numbers(
                 ["    (", "..", ") -> (", "..", "), "],
                 [virtual_begin, last(virtual_begin), data_begin, last(data_begin), time],
                 "\n",
             ),
-            (_, 1) => self.put_numbers(
+            (_, 1) => self.out.put_numbers(
                 ["    <single_mapping origin_block=\"", "\" data_block=\"", "\" time=\""],
                 [virtual_begin, data_begin, time],
                 "\"/>\n",
             ),
-            _ => self.put_numbers(
+            _ => self.out.put_numbers(
                 ["    <range_mapping origin_begin=\"", "\" data_begin=\"", "\" length=\"", "\" time=\""],
                 [virtual_begin, data_begin, blocks, time],
                 "\"/>\n",
@@ -98,13 +67,7 @@ impl<S> Text<S> {
 impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Text<S> {
     /// Calls the sink if there is enough for it.
     pub async fn flush_if_full(&mut self) -> Result<(), DumpError<E>> {
-        if self.out.len() < PIECE_BYTES { Ok(()) } else { self.flush().await }
-    }
-
-    async fn flush(&mut self) -> Result<(), DumpError<E>> {
-        (self.sink)(&self.out).await.map_err(DumpError::Sink)?;
-        self.out.clear();
-        Ok(())
+        self.out.flush_if_full().await
     }
 
     pub async fn begin(&mut self, superblock: &Superblock) -> Result<(), DumpError<E>> {
@@ -115,24 +78,24 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Text<S> {
         let rest = [version, sectors, data_blocks];
         if self.format == Format::HumanReadable {
             let numbers = [time, transaction, flags, version, sectors, data_blocks];
-            self.put_numbers(["begin superblock: \"\", ", ", ", ", ", ", ", ", ", ", "], numbers, "\n");
+            self.out.put_numbers(["begin superblock: \"\", ", ", ", ", ", ", ", ", ", ", "], numbers, "\n");
             return Ok(());
         }
-        self.put_numbers(["<superblock uuid=\"\" time=\"", "\" transaction=\""], [time, transaction], "\"");
+        self.out.put_numbers(["<superblock uuid=\"\" time=\"", "\" transaction=\""], [time, transaction], "\"");
         if self.format == Format::Xml09 || flags != 0 {
-            self.put_numbers([" flags=\""], [flags], "\"");
+            self.out.put_numbers([" flags=\""], [flags], "\"");
         }
-        self.put_numbers([" version=\"", "\" data_block_size=\"", "\" nr_data_blocks=\""], rest, "\">\n");
+        self.out.put_numbers([" version=\"", "\" data_block_size=\"", "\" nr_data_blocks=\""], rest, "\">\n");
         Ok(())
     }
 
     pub async fn end(&mut self) -> Result<(), DumpError<E>> {
-        self.put(match self.format {
+        self.out.put(match self.format {
             Format::Xml => "</superblock>",
             Format::Xml09 => "</superblock>\n",
             Format::HumanReadable => "end superblock\n",
         });
-        self.flush().await
+        self.out.flush().await
     }
 
     pub async fn begin_device(&mut self, id: u64, details: &Details) -> Result<(), DumpError<E>> {
@@ -151,31 +114,31 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Text<S> {
         let end = if self.format == Format::HumanReadable { "\n" } else { "\">\n" };
         let (creation_time, snap_time) = (details.creation_time.into(), details.snapshotted_time.into());
         let numbers = [id, details.mapped_blocks, details.transaction_id, creation_time, snap_time];
-        self.put_numbers(words, numbers, end);
+        self.out.put_numbers(words, numbers, end);
         self.flush_if_full().await
     }
 
     pub async fn end_device(&mut self) -> Result<(), DumpError<E>> {
         self.end_range();
-        self.put(if self.format == Format::HumanReadable { "\n" } else { "  </device>\n" });
+        self.out.put(if self.format == Format::HumanReadable { "\n" } else { "  </device>\n" });
         self.flush_if_full().await
     }
 
     pub async fn begin_definition(&mut self, name: u64) -> Result<(), DumpError<E>> {
-        self.put_numbers(["  <def name=\""], [name], "\">\n");
+        self.out.put_numbers(["  <def name=\""], [name], "\">\n");
         self.flush_if_full().await
     }
 
     pub async fn end_definition(&mut self) -> Result<(), DumpError<E>> {
         self.end_range();
-        self.put("  </def>\n");
+        self.out.put("  </def>\n");
         self.flush_if_full().await
     }
 
     /// Refers to a definition.
     pub async fn reference(&mut self, name: u64) -> Result<(), DumpError<E>> {
         self.end_range();
-        self.put_numbers(["    <ref name=\""], [name], "\"/>\n");
+        self.out.put_numbers(["    <ref name=\""], [name], "\"/>\n");
         self.flush_if_full().await
     }
 }
