@@ -1,6 +1,7 @@
 //! The service in the words of the management interface.
 
 use crate::catalog::{Access, Edit, VolumeRecord};
+use crate::runs;
 use crate::service::{METADATA_TARGET, Served, Service, ServiceError, Targets};
 use crate::startup;
 use crate::units::{Unit, serial};
@@ -11,8 +12,9 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 use export::Portal;
 use mgmt::{
-    CheckReport, CheckState, Control, ControlError, Deletion, Export, Health, InitiatorName, Initiators,
-    MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize, TokenHash, View, Views, Volume, VolumeName, VolumeSpace,
+    CheckReport, CheckState, Control, ControlError, Deletion, DeltaRequest, Export, Health, InitiatorName, Initiators,
+    MappingsRequest, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize, RunsError, TokenHash, View, Views,
+    Volume, VolumeName, VolumeSpace,
 };
 use platform::Runtime;
 use platform::block::SECTOR_BYTES;
@@ -175,6 +177,29 @@ impl Control for Manager {
         let mapped = self.mapped_bytes(&served).await?;
         let found = served.catalog().named(name.as_str()).and_then(|r| self.describe(&served, r, &mapped));
         Ok(found.ok_or_else(|| no_volume(name))?)
+    }
+
+    async fn delta<E>(
+        &self,
+        request: &DeltaRequest,
+        sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), RunsError<E>> {
+        let _turn = self.service.streams.acquire(1).await;
+        let served = self.service.served().map_err(ControlError::from)?;
+        let device = |name| device_of(&served, name).map_err(ControlError::from);
+        let devices = (device(&request.left)?, device(&request.right)?);
+        runs::delta(&served, devices, request, sink).await
+    }
+
+    async fn mappings<E>(
+        &self,
+        request: &MappingsRequest,
+        sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), RunsError<E>> {
+        let _turn = self.service.streams.acquire(1).await;
+        let served = self.service.served().map_err(ControlError::from)?;
+        let device = device_of(&served, &request.volume).map_err(ControlError::from)?;
+        runs::mappings(&served, device, request, sink).await
     }
 
     async fn create_volume(&self, new: NewVolume) -> Result<Volume, ControlError> {

@@ -29,6 +29,7 @@ pub mod catalog;
 mod check;
 mod control;
 pub mod errors;
+mod runs;
 pub mod service;
 pub mod settings;
 mod space;

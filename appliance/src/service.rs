@@ -3,6 +3,7 @@
 use crate::Secrets;
 use crate::catalog::{Access, Catalog, CatalogError, Edit, VolumeRecord};
 use crate::check::CheckJob;
+use crate::runs::STREAMS_MAX;
 use crate::settings::Settings;
 use crate::space::SpaceCache;
 use crate::units::{MetadataUnit, Unit, VolumeUnit};
@@ -51,6 +52,8 @@ pub struct Service {
     changes: Semaphore,
     pub(crate) check: CheckJob,
     pub(crate) space: SpaceCache,
+    /// Streams of runs that are made at a time.
+    pub(crate) streams: Semaphore,
     off: Cell<bool>,
     off_wanted: Notify,
 }
@@ -116,6 +119,7 @@ impl Service {
             changes: Semaphore::new(1),
             check: CheckJob::default(),
             space: SpaceCache::default(),
+            streams: Semaphore::new(STREAMS_MAX),
             off: Cell::new(false),
             off_wanted: Notify::new(),
         })

@@ -177,7 +177,9 @@ impl<C: Control> Api<C> {
             return Ok(self.refuse_token(exchange).await?);
         }
         match route {
-            Ok(_) if query => Err(ControlError::invalid("this path takes no query", "leave out the ? and the rest"))?,
+            Ok(endpoint) if query && !endpoint.takes_query() => {
+                Err(ControlError::invalid("this path takes no query", "leave out the ? and the rest"))?
+            }
             Ok(endpoint) => self.call(endpoint, exchange).await,
             Err(NoRoute::Path(error)) => Err(error.into()),
             Err(NoRoute::Method { allow }) => {

@@ -2,6 +2,7 @@
 
 use crate::error::ControlError;
 use crate::names::{Initiators, VolumeName, VolumeSize};
+use crate::runs::{DeltaRequest, MappingsRequest, RunsError};
 use crate::token::TokenHash;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -286,6 +287,20 @@ pub trait Control: 'static {
 
     /// One volume.
     async fn volume(&self, name: &VolumeName) -> Result<Volume, ControlError>;
+
+    /// Writes to `sink`, piece by piece, in which blocks two volumes differ.
+    async fn delta<E>(
+        &self,
+        request: &DeltaRequest,
+        sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), RunsError<E>>;
+
+    /// Writes to `sink`, piece by piece, where the blocks of a volume are.
+    async fn mappings<E>(
+        &self,
+        request: &MappingsRequest,
+        sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), RunsError<E>>;
 
     /// Makes a volume.
     async fn create_volume(&self, new: NewVolume) -> Result<Volume, ControlError>;

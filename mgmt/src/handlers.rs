@@ -146,6 +146,8 @@ impl<C: Control> Api<C> {
             Endpoint::CreateSnapshot(origin) => {
                 Reply::volume(&control.create_snapshot(&origin, read_json(exchange).await?).await?)?
             }
+            Endpoint::ShowDelta(left) => self.send_delta(left, exchange).await.map(|()| Reply::Sent)?,
+            Endpoint::ShowMappings(name) => self.send_mappings(name, exchange).await.map(|()| Reply::Sent)?,
             Endpoint::SetExport(name) => {
                 let rule = read_json(exchange).await?;
                 Reply::json(&control.set_export(&name, Some(rule)).await?)?

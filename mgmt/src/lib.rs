@@ -38,6 +38,7 @@ mod http;
 mod metrics;
 mod names;
 mod routes;
+mod runs;
 mod token;
 
 #[cfg(test)]
@@ -53,4 +54,5 @@ pub use control::{
 pub use error::{Code, ControlError};
 pub use http::Limits;
 pub use names::{InitiatorError, InitiatorName, Initiators, NameError, SizeError, VolumeName, VolumeSize};
+pub use runs::{DeltaRequest, MappingsRequest, RunsError, RunsFormat};
 pub use token::{Token, TokenError, TokenHash};

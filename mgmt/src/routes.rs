@@ -35,9 +35,18 @@ pub(crate) enum Endpoint {
     ResizeVolume(VolumeName),
     DeleteVolume(VolumeName),
     CreateSnapshot(VolumeName),
+    ShowDelta(VolumeName),
+    ShowMappings(VolumeName),
     SetExport(VolumeName),
     EndExport(VolumeName),
     PowerOff,
+}
+
+impl Endpoint {
+    /// What follows a `?` is part of the question.
+    pub(crate) fn takes_query(&self) -> bool {
+        matches!(self, Endpoint::ShowDelta(_) | Endpoint::ShowMappings(_))
+    }
 }
 
 /// How a row of the table makes its endpoint.
@@ -78,6 +87,8 @@ pub(crate) const ROUTES: &[(Method, &str, Make)] = &[
     (Method::Patch, "/v1/volumes/NAME", Named(Endpoint::ResizeVolume)),
     (Method::Delete, "/v1/volumes/NAME", Named(Endpoint::DeleteVolume)),
     (Method::Post, "/v1/volumes/NAME/snapshots", Named(Endpoint::CreateSnapshot)),
+    (Method::Get, "/v1/volumes/NAME/delta", Named(Endpoint::ShowDelta)),
+    (Method::Get, "/v1/volumes/NAME/mappings", Named(Endpoint::ShowMappings)),
     (Method::Put, "/v1/volumes/NAME/export", Named(Endpoint::SetExport)),
     (Method::Delete, "/v1/volumes/NAME/export", Named(Endpoint::EndExport)),
     (Method::Post, "/v1/power-off", Plain(|| Endpoint::PowerOff)),

@@ -5,5 +5,6 @@ mod endpoints;
 mod errors;
 mod fuzz;
 mod protocol;
+mod runs;
 mod secrets;
 mod time;

@@ -20,7 +20,8 @@ Looks at the metadata of thin pools, in image files or on block devices: those o
       --memory MIB           for the counts of data blocks (default 32); with less the leaves are read more often
 
   dump FILE                  print devices and mappings, as thin_dump does; changes nothing
-      -f, --format FORMAT    xml (default; as thin_dump 1.x), xml09 (as thin_dump 0.9), human_readable
+      -f, --format FORMAT    xml (default; as thin_dump 1.x), xml09 (as thin_dump 0.9), human_readable,
+                             json (an object a line for each range of mappings)
       -m, --metadata-snap    the metadata snapshot instead of the pool, which may be in use
       --dev-id N             only this device (may be repeated)
       --skip-mappings        only the superblock and the devices
@@ -220,7 +221,8 @@ fn format(name: &str) -> Result<Format, &'static str> {
         "xml" => Ok(Format::Xml),
         "xml09" => Ok(Format::Xml09),
         "human_readable" => Ok(Format::HumanReadable),
-        _ => Err("there are xml, xml09 and human_readable"),
+        "json" => Ok(Format::Json),
+        _ => Err("there are xml, xml09, human_readable and json"),
     }
 }
 
@@ -294,7 +296,7 @@ mod tests {
             ("repair m.img", "repair? check, dump, delta, space or restore"),
             ("check", "the FILE to check is missing"),
             ("check a b", "one file only"),
-            ("dump -f json m", "there are xml, xml09 and human_readable"),
+            ("dump -f yaml m", "there are xml, xml09, human_readable and json"),
             ("dump --dev-id 16777216 m", "0 to 16777215"),
             ("delta --snap1 3 m", "--snap2 B is missing"),
             ("delta --snap1 3 --snap2 4", "the FILE to look at is missing"),

@@ -41,7 +41,14 @@ pub fn build(root: &Path) -> Result<PathBuf> {
     Ok(target(root).join("release/gossamer-pool"))
 }
 
-fn target(root: &Path) -> PathBuf {
+/// The folder of thin-provisioning-tools 1.x.
+pub fn thin_tools(shared: &Path) -> Result<PathBuf> {
+    let folder = process::succeed(&mut Command::new(shared.join("lab/thin-tools")), LIMIT)?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&folder.stdout).trim()))
+}
+
+/// Where cargo puts what it builds.
+pub fn target(root: &Path) -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
@@ -54,9 +61,9 @@ pub fn run(root: &Path, arguments: impl IntoIterator<Item = OsString>) -> Result
 
 /// What one run of a tool took.
 #[derive(Clone, Copy)]
-struct Cost {
+pub struct Cost {
     /// Processor time, of the program and of the system on its behalf.
-    seconds: f64,
+    pub seconds: f64,
     memory_kib: u64,
 }
 
@@ -64,8 +71,7 @@ struct Cost {
 /// if ours are as fast and stay within their memory.
 pub fn bench(root: &Path, shared: &Path) -> Result<bool> {
     let ours = build(root)?;
-    let folder = process::succeed(&mut Command::new(shared.join("lab/thin-tools")), LIMIT)?;
-    let theirs = PathBuf::from(String::from_utf8_lossy(&folder.stdout).trim());
+    let theirs = thin_tools(shared)?;
     let image = image(&target(root), &ours)?;
     println!("{MAPPINGS} mappings, processor time on one core (best of {ROUNDS}) and memory:");
     let check = compare("check", &theirs.join("thin_check"), &["-q"], &ours, &["check", "-q"], &image)?;
@@ -105,21 +111,22 @@ fn compare(
 
 impl Cost {
     /// The least time, and the most memory.
-    fn better(self, other: Cost) -> Cost {
+    pub fn better(self, other: Cost) -> Cost {
         let memory_kib = self.memory_kib.max(other.memory_kib);
         Cost { seconds: self.seconds.min(other.seconds), memory_kib }
     }
 }
 
 /// Runs a tool on one core. Python asks the system for processor time and peak memory, which the standard library cannot.
-fn measure(program: &Path, arguments: &[&str], image: &Path) -> Result<Cost> {
+pub fn measure(program: &Path, arguments: &[&str], image: &Path) -> Result<Cost> {
     const SCRIPT: &str = "\
-import os, resource, subprocess, sys
+import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
+out = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=out)
+_, status, used = os.wait4(pid, 0)
 print(used.ru_utime + used.ru_stime, used.ru_maxrss)
-sys.exit(code)";
+sys.exit(os.waitstatus_to_exitcode(status))";
     let mut command = process::tied("python3");
     command.arg("-c").arg(SCRIPT).arg(program).args(arguments).arg(image);
     let text = process::succeed(&mut command, LIMIT)?.text();

@@ -118,6 +118,18 @@ impl Control for Failing {
         self.fail()
     }
 
+    async fn delta<E>(&self, _: &DeltaRequest, _: impl AsyncFnMut(&[u8]) -> Result<(), E>) -> Result<(), RunsError<E>> {
+        Ok(self.fail()?)
+    }
+
+    async fn mappings<E>(
+        &self,
+        _: &MappingsRequest,
+        _: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), RunsError<E>> {
+        Ok(self.fail()?)
+    }
+
     async fn volume(&self, _: &VolumeName) -> Result<Volume, ControlError> {
         self.fail()
     }

@@ -15,7 +15,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| run(async {
     let disk = Disk::new(decode(&mut bytes));
     let form = bytes.byte();
     let options = Options {
-        format: [Format::Xml, Format::Xml09, Format::HumanReadable][usize::from(form % 3)],
+        format: [Format::Xml, Format::Xml09, Format::HumanReadable, Format::Json][usize::from(form % 4)],
         metadata_snap: form & 0x10 != 0,
         skip_mappings: form & 0x20 != 0,
         ..Options::default()

@@ -226,6 +226,13 @@ impl<S: Stream> Sink<'_, '_, S> {
         Ok(())
     }
 
+    /// Sends what there is and these bytes, and leaves the body without its end.
+    pub(crate) async fn break_off(mut self, last: &[u8]) -> Result<(), Lost> {
+        self.write(last).await?;
+        self.send_gathered().await?;
+        self.exchange.wire.flush().await
+    }
+
     async fn send_gathered(&mut self) -> Result<(), Lost> {
         let gathered = core::mem::take(&mut self.gathered);
         self.send(&gathered).await?;

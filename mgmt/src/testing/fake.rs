@@ -3,6 +3,7 @@
 use crate::control::*;
 use crate::error::ControlError;
 use crate::names::VolumeName;
+use crate::runs::{DeltaRequest, MappingsRequest, RunsError};
 use crate::token::TokenHash;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -26,6 +27,10 @@ pub(crate) struct Fake {
     /// The page of a list that fails, counted from 0.
     pub page_fails: Cell<Option<usize>>,
     pub powered_off: Cell<bool>,
+    /// How many lines of runs there are.
+    pub pieces: Cell<usize>,
+    /// And that those are not all.
+    pub pieces_end_early: Cell<bool>,
 }
 
 impl Fake {
@@ -56,6 +61,8 @@ impl Fake {
             fails: RefCell::default(),
             page_fails: Cell::default(),
             powered_off: Cell::default(),
+            pieces: Cell::new(1),
+            pieces_end_early: Cell::default(),
         }
     }
 
@@ -66,6 +73,19 @@ impl Fake {
     /// Sets the root that the pool's status shows.
     fn hold(&self, root: Option<u64>) {
         self.pool.borrow_mut().as_mut().unwrap().status.held_root = root;
+    }
+
+    /// Writes a line as often as [`Fake::pieces`] says, and fails then if it was told to.
+    async fn pieces<E>(
+        &self,
+        line: &str,
+        mut sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), RunsError<E>> {
+        for _ in 0..self.pieces.get() {
+            sink(line.as_bytes()).await.map_err(RunsError::Sink)?;
+        }
+        let ended = || ControlError::new(Errno::EBUSY, "the view -- was ended", "ask again");
+        if self.pieces_end_early.get() { Err(ended().into()) } else { Ok(()) }
     }
 
     /// Something happened to the pool.
@@ -245,6 +265,25 @@ impl Control for Fake {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let volumes = self.volumes.borrow();
         Ok(volumes.range::<VolumeName, _>((from, Bound::Unbounded)).take(most).map(|(_, v)| v.clone()).collect())
+    }
+
+    async fn delta<E>(
+        &self,
+        request: &DeltaRequest,
+        sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), RunsError<E>> {
+        self.volume(&request.left).await?;
+        self.volume(&request.right).await?;
+        self.pieces(&format!("{request:?}\n"), sink).await
+    }
+
+    async fn mappings<E>(
+        &self,
+        request: &MappingsRequest,
+        sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), RunsError<E>> {
+        self.volume(&request.volume).await?;
+        self.pieces(&format!("{request:?}\n"), sink).await
     }
 
     async fn volume(&self, name: &VolumeName) -> Result<Volume, ControlError> {

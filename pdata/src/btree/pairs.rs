@@ -21,7 +21,7 @@ use core::slice;
 use zerocopy::little_endian::U64;
 
 /// Leaves of one tree that are read together.
-const LEAVES_AT_ONCE: usize = 48;
+const LEAVES_AT_ONCE: usize = 32;
 
 /// Whether what both trees share is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

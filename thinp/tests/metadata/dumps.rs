@@ -173,3 +173,47 @@ fn a_dump_of_damaged_metadata_ends() {
     }
     assert!(failed > 10, "{failed}");
 }
+
+/// The mappings of one device, out of a view, are those of the dump; as JSON they can begin anywhere.
+#[test]
+fn one_device_of_a_view_is_dumped_as_from_the_disk() {
+    let seed = seed();
+    let dice = Dice::new(seed);
+    let (disk, devices) = shared_pool(&dice);
+    block_on_ready(async {
+        let metadata = open_on(Disk::new(disk.clone()), CACHE).await;
+        let view = metadata.open_view("dump", None, async || Ok(())).await.unwrap();
+        let dump_device = async |device: u64, from: u64, format: Format| {
+            let mut all = Vec::new();
+            let sink = async |piece: &[u8]| {
+                all.extend_from_slice(piece);
+                Ok::<(), &'static str>(())
+            };
+            let done = view.dump_device(id(device), VirtualBlock(from), format, sink).await;
+            done.map(|()| String::from_utf8(all).unwrap())
+        };
+        for device in devices {
+            let options = Options { devices: vec![id(device)], ..Options::default() };
+            same(&dump_device(device, 0, Format::Xml).await.unwrap(), &text(&disk, &options).unwrap());
+            let mut iter = view.mappings(id(device)).await.unwrap();
+            let (mut expected, from) = (Vec::new(), dice.below(5000));
+            while let Some((block, data)) = iter.next().await.unwrap() {
+                expected.extend((block.0 >= from).then_some((block.0, data.0)));
+            }
+            let mut found = Vec::new();
+            for line in dump_device(device, from, Format::Json).await.unwrap().lines() {
+                let numbers: Vec<u64> =
+                    line.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
+                let [of, begin, length, data, time] = numbers[..] else { panic!("{line}") };
+                let words = format!(
+                    "{{\"device\":{of},\"begin\":{begin},\"length\":{length},\"data_begin\":{data},\"time\":{time}}}"
+                );
+                assert_eq!((line, of), (&*words, device));
+                found.extend((begin..begin + length).zip(data..));
+            }
+            assert_eq!(found, expected, "device {device} from {from}, seed {seed}");
+        }
+        let missing = dump_device(999, 0, Format::Json).await;
+        assert_eq!(missing, Err(DumpError::Metadata(MetadataError::NoDevice(id(999)))));
+    });
+}

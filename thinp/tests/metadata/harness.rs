@@ -121,10 +121,16 @@ pub fn tools() -> Option<&'static PathBuf> {
 
 /// Runs one of the tools on a disk; its output if it is content.
 pub fn run_tool(disk: &MemDisk, tool: &str, args: &[&str]) -> Option<Result<String, String>> {
-    let tools = tools()?;
+    tools()?;
     let file = temporary_file(disk);
-    let out = Command::new(tools.join(tool)).args(args).arg(&file).output().unwrap();
+    let said = run_tool_on(&file, tool, args);
     std::fs::remove_file(&file).unwrap();
+    said
+}
+
+/// Runs one of the tools on a file; its output if it is content.
+pub fn run_tool_on(file: &Path, tool: &str, args: &[&str]) -> Option<Result<String, String>> {
+    let out = Command::new(tools()?.join(tool)).args(args).arg(file).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Some(if out.status.success() { Ok(text(out.stdout)) } else { Err(text(out.stdout) + &text(out.stderr)) })
 }

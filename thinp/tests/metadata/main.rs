@@ -2,6 +2,7 @@
 
 mod concurrent;
 mod crash;
+mod deltas;
 mod dumps;
 mod facts;
 mod faults;

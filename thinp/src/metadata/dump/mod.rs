@@ -3,6 +3,7 @@
 //! What is committed on disk is read past any cache, leaf by leaf, and written to a sink piece by piece, so memory does not
 //! grow with the number of mappings but for a few bytes a leaf, by which shared ones are found.
 
+mod device;
 mod runs;
 mod text;
 
@@ -31,6 +32,8 @@ pub enum Format {
     Xml09,
     /// For people: every device has all of its mappings, ends of ranges are inclusive.
     HumanReadable,
+    /// A JSON object a line for each range, with the device that has it. All else is left out.
+    Json,
 }
 
 /// What to dump, and how.

@@ -18,13 +18,15 @@ struct Range {
 pub struct Text<S> {
     format: Format,
     out: Output<S>,
+    /// Whose mappings are written.
+    device: u64,
     /// Mappings that may go on.
     range: Option<Range>,
 }
 
 impl<S> Text<S> {
     pub fn new(format: Format, sink: S) -> Text<S> {
-        Text { format, out: Output::new(sink), range: None }
+        Text { format, out: Output::new(sink), device: 0, range: None }
     }
 
     /// One more mapping of the device or definition, in ascending order.
@@ -45,6 +47,11 @@ impl<S> Text<S> {
         let time = time.into();
         let last = |begin: u64| begin.saturating_add(blocks.saturating_sub(1));
         match (self.format, blocks) {
+            (Format::Json, _) => self.out.put_numbers(
+                ["{\"device\":", ",\"begin\":", ",\"length\":", ",\"data_begin\":", ",\"time\":"],
+                [self.device, virtual_begin, blocks, data_begin, time],
+                "}\n",
+            ),
             (Format::HumanReadable, _) => self.out.put_numbers(
                 ["    (", "..", ") -> (", "..", "), "],
                 [virtual_begin, last(virtual_begin), data_begin, last(data_begin), time],
@@ -76,6 +83,9 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Text<S> {
         let sectors = superblock.data_block_sectors.get().into();
         let data_blocks = superblock.data_space_map.root.nr_blocks.get();
         let rest = [version, sectors, data_blocks];
+        if self.format == Format::Json {
+            return Ok(());
+        }
         if self.format == Format::HumanReadable {
             let numbers = [time, transaction, flags, version, sectors, data_blocks];
             self.out.put_numbers(["begin superblock: \"\", ", ", ", ", ", ", ", ", ", ", "], numbers, "\n");
@@ -94,11 +104,16 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Text<S> {
             Format::Xml => "</superblock>",
             Format::Xml09 => "</superblock>\n",
             Format::HumanReadable => "end superblock\n",
+            Format::Json => "",
         });
         self.out.flush().await
     }
 
     pub async fn begin_device(&mut self, id: u64, details: &Details) -> Result<(), DumpError<E>> {
+        self.device = id;
+        if self.format == Format::Json {
+            return Ok(());
+        }
         let words = match self.format {
             Format::HumanReadable => {
                 ["device: ", "\nmapped_blocks: ", "\ntransaction: ", "\ncreation time: ", "\nsnap time: "]
@@ -120,7 +135,11 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Text<S> {
 
     pub async fn end_device(&mut self) -> Result<(), DumpError<E>> {
         self.end_range();
-        self.out.put(if self.format == Format::HumanReadable { "\n" } else { "  </device>\n" });
+        self.out.put(match self.format {
+            Format::Xml | Format::Xml09 => "  </device>\n",
+            Format::HumanReadable => "\n",
+            Format::Json => "",
+        });
         self.flush_if_full().await
     }
 
