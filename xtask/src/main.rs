@@ -19,6 +19,7 @@ usage: cargo xtask COMMAND [options]
   soak       the same, much longer
   build      build the image and print where it is
   bench boot how fast it boots, how big it is, how little memory it needs
+  bench delta what a delta of two snapshots costs beside thin_delta
   bench pdata what metadata operations cost, in time and in heap
   pool       check, dump or restore metadata images: gossamer-pool
   fuzz       look for damaged metadata that upsets what reads it

@@ -93,7 +93,7 @@ async fn compare(trees: &Trees, (left, right): (usize, usize), from: u64) -> boo
 fn two_trees_are_walked_as_their_models_are_merged() {
     let seed = seed();
     let mut shared_at_other_depths = 0;
-    for round in 0..4 {
+    for round in 0..2 {
         block_on_ready(async {
             let mut trees = Trees::new(seed + round, 1000).await;
             for _ in 0..6 {
