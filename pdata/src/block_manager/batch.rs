@@ -51,14 +51,14 @@ impl Batch {
     }
 
     /// Takes over what a request read for the `len` blocks from `at` on.
-    fn take(&mut self, run: &Run, result: Result<(), IoError>, buf: &[u8], kind: &BlockKind) {
+    fn take(&mut self, run: &Run, result: Result<(), IoError>, buf: &[u8], kind: Option<&BlockKind>) {
         let (bytes, _) = buf.as_chunks::<BLOCK_BYTES>();
         for (i, &(number, index)) in self.order.iter().skip(run.at).take(run.len).enumerate() {
             let failed = |source| Error::Io { block: number, action: "read", source };
             let short = IoError::Malformed { sector: number.saturating_mul(BLOCK_SECTORS) };
             let block = result.and_then(|()| bytes.get(i).ok_or(short)).map_err(failed);
             let place = block.and_then(|block| {
-                kind.verify(block, number)?;
+                kind.map_or(Ok(()), |kind| kind.verify(block, number))?;
                 self.blocks.push(*block);
                 Ok(self.blocks.len().saturating_sub(1))
             });
@@ -90,6 +90,15 @@ impl BlockManager {
     /// Reads blocks as they are on disk, neighbours in one request, and checks each as `kind`. What `batch` held before
     /// is dropped.
     pub async fn read_batch(&self, numbers: &[u64], kind: &'static BlockKind, batch: &mut Batch) {
+        self.read_blocks(numbers, Some(kind), batch).await;
+    }
+
+    /// As [`BlockManager::read_batch`], unchecked.
+    pub async fn read_batch_raw(&self, numbers: &[u64], batch: &mut Batch) {
+        self.read_blocks(numbers, None, batch).await;
+    }
+
+    async fn read_blocks(&self, numbers: &[u64], kind: Option<&'static BlockKind>, batch: &mut Batch) {
         batch.start(numbers);
         let blocks = self.disk_blocks();
         let transfer = usize::try_from(self.disk.limits().transfer_sectors_max / BLOCK_SECTORS).unwrap_or(usize::MAX);
@@ -135,7 +144,7 @@ impl BlockManager {
         len: usize,
         under_way: &mut UnderWay,
         batch: &mut Batch,
-        kind: &'static BlockKind,
+        kind: Option<&'static BlockKind>,
     ) -> Option<Buf> {
         let bytes = len.saturating_mul(BLOCK_BYTES);
         loop {
@@ -152,7 +161,7 @@ impl BlockManager {
 }
 
 /// Takes over the oldest request's blocks; false if there is none.
-async fn reap(under_way: &mut UnderWay, batch: &mut Batch, kind: &'static BlockKind) -> bool {
+async fn reap(under_way: &mut UnderWay, batch: &mut Batch, kind: Option<&'static BlockKind>) -> bool {
     let Some((run, completion, _reading)) = under_way.pop_front() else { return false };
     let done = completion.await;
     batch.take(&run, done.result, done.bufs.first().map_or(&[], |buf| buf), kind);

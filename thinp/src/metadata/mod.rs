@@ -15,6 +15,7 @@ mod error;
 #[cfg(test)]
 mod hog;
 mod mappings;
+pub mod repair;
 pub mod restore;
 mod room;
 pub mod space;

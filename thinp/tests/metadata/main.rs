@@ -14,6 +14,7 @@ mod judge;
 mod model;
 mod passes;
 mod random;
+mod repairs;
 mod restores;
 mod space;
 mod steps;

@@ -7,12 +7,15 @@ mod device;
 mod runs;
 mod text;
 
-use self::runs::{Run, Runs};
+pub(super) use self::runs::Runs;
+
+use self::runs::Run;
 use super::trees::Packed;
 use super::view::{Committed, Devices};
 use super::{Details, MetadataError};
 use crate::control::DeviceId;
 use alloc::vec::Vec;
+use hashbrown::{HashMap, HashSet};
 use pdata::block_manager::{Batch, BlockManager};
 use pdata::btree::{LeafPlaces, NODE, Node, Place};
 use platform::Runtime;
@@ -77,17 +80,13 @@ pub async fn dump<E>(
     if options.metadata_snap {
         committed = committed.snapshot().await?.ok_or(MetadataError::NoSnapshotHeld)?;
     }
-    let mut dump = Dump {
-        committed: &committed,
-        blocks: &committed.blocks,
-        text: Text::new(options.format, sink),
-        batch: Batch::default(),
-    };
+    let nothing = HashMap::new();
+    let mut dump = Dump::new(&committed.blocks, options.format, &nothing, sink);
     dump.text.begin(&committed.superblock).await?;
     let mappings = if options.skip_mappings {
         Mappings::Skip
     } else if options.format == Format::Xml {
-        let runs = dump.find_runs(options).await?;
+        let runs = dump.find_runs(&committed, options).await?;
         for run in runs.shared() {
             dump.definition(&runs, run).await?;
         }
@@ -95,30 +94,40 @@ pub async fn dump<E>(
     } else {
         Mappings::All
     };
-    dump.devices(options, &mappings).await?;
+    dump.devices(&committed, options, &mappings).await?;
     dump.text.end().await
 }
 
 /// What of a device's mappings is written.
-enum Mappings {
+pub(super) enum Mappings {
     Skip,
     All,
     /// What other devices share is referred to.
     Referring(Runs),
 }
 
-struct Dump<'a, S> {
-    committed: &'a Committed,
+pub(super) struct Dump<'a, S> {
     blocks: &'a BlockManager,
-    text: Text<S>,
+    pub text: Text<S>,
     batch: Batch,
+    /// Keys of entries that are left out, by leaf.
+    left_out: &'a HashMap<u64, HashSet<u64>>,
 }
 
-impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Dump<'_, S> {
+impl<'a, E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Dump<'a, S> {
+    pub fn new(
+        blocks: &'a BlockManager,
+        format: Format,
+        left_out: &'a HashMap<u64, HashSet<u64>>,
+        sink: S,
+    ) -> Dump<'a, S> {
+        Dump { blocks, text: Text::new(format, sink), batch: Batch::default(), left_out }
+    }
+
     /// Finds the leaves that devices share.
-    async fn find_runs(&self, options: &Options) -> Result<Runs, DumpError<E>> {
+    async fn find_runs(&self, committed: &Committed, options: &Options) -> Result<Runs, DumpError<E>> {
         let mut runs = Runs::default();
-        let mut devices = Wanted::open(self.committed, options).await?;
+        let mut devices = Wanted::open(committed, options).await?;
         while let Some((_, root, _)) = devices.next().await? {
             let mut places = LeafPlaces::open(self.blocks, root).await?;
             runs.begin_device();
@@ -131,7 +140,7 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Dump<'_, S> {
     }
 
     /// Writes the definition of a shared run.
-    async fn definition(&mut self, runs: &Runs, run: Run) -> Result<(), DumpError<E>> {
+    pub async fn definition(&mut self, runs: &Runs, run: Run) -> Result<(), DumpError<E>> {
         self.text.begin_definition(run.first).await?;
         let mut leaves = runs.leaves(run).peekable();
         while leaves.peek().is_some() {
@@ -139,14 +148,19 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Dump<'_, S> {
             self.blocks.read_batch(&numbers, &NODE, &mut self.batch).await;
             for (index, number) in numbers.iter().enumerate() {
                 let node = Node::parse(self.batch.get(index)?, *number)?;
-                write_leaf(&mut self.text, &node).await?;
+                write_leaf(&mut self.text, &node, self.left_out.get(number)).await?;
             }
         }
         self.text.end_definition().await
     }
 
-    async fn devices(&mut self, options: &Options, mappings: &Mappings) -> Result<(), DumpError<E>> {
-        let mut devices = Wanted::open(self.committed, options).await?;
+    async fn devices(
+        &mut self,
+        committed: &Committed,
+        options: &Options,
+        mappings: &Mappings,
+    ) -> Result<(), DumpError<E>> {
+        let mut devices = Wanted::open(committed, options).await?;
         while let Some((id, root, details)) = devices.next().await? {
             self.text.begin_device(id, &details).await?;
             if !matches!(mappings, Mappings::Skip) {
@@ -161,7 +175,7 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Dump<'_, S> {
     }
 
     /// Writes leaves of a device, or refers to them.
-    async fn leaves(&mut self, group: &[Place], mappings: &Mappings) -> Result<(), DumpError<E>> {
+    pub async fn leaves(&mut self, group: &[Place], mappings: &Mappings) -> Result<(), DumpError<E>> {
         let shared = |place: &Place| match mappings {
             Mappings::Referring(runs) => runs.is_shared(place.number),
             Mappings::Skip | Mappings::All => false,
@@ -179,7 +193,8 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Dump<'_, S> {
                 }
                 _ => {
                     let node = Node::parse(self.batch.get(index)?, place.number)?;
-                    write_leaf(&mut self.text, &place.check(node, false)?).await?;
+                    let left_out = self.left_out.get(&place.number);
+                    write_leaf(&mut self.text, &place.check(node, false)?, left_out).await?;
                     index = index.saturating_add(1);
                 }
             }
@@ -189,12 +204,18 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Dump<'_, S> {
 }
 
 /// Writes the mappings of a leaf.
-async fn write_leaf<E, S>(text: &mut Text<S>, leaf: &Node<'_>) -> Result<(), DumpError<E>>
+async fn write_leaf<E, S>(
+    text: &mut Text<S>,
+    leaf: &Node<'_>,
+    left_out: Option<&HashSet<u64>>,
+) -> Result<(), DumpError<E>>
 where
     S: AsyncFnMut(&[u8]) -> Result<(), E>,
 {
     for (key, mapping) in leaf.keys().zip(leaf.values::<Packed>()?) {
-        text.mapping(key, mapping.block().0, mapping.time());
+        if left_out.is_none_or(|keys| !keys.contains(&key)) {
+            text.mapping(key, mapping.block().0, mapping.time());
+        }
     }
     text.flush_if_full().await
 }

@@ -1,0 +1,262 @@
+//! What goes where nodes are missing: nodes that lost their parent, and leaves of the same device in earlier states.
+//!
+//! A leaf does not say whose it is, and free blocks are full of leaves that were replaced long ago. So a node without a parent
+//! is taken if the metadata space map counts it as in use, and its place can be no other; without a space map only as far as
+//! the device lacks that many mappings. Leaves of earlier states come from trees that name the device. What is taken
+//! in is compared with all that was there: an entry whose data block is mapped elsewhere by now is stale and left out.
+
+use super::super::trees::Packed;
+use super::forest::{Forest, Piece, Role};
+use super::salvage::{Device, Dropped, Salvage};
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+use hashbrown::HashMap;
+use pdata::TransactionManager;
+use pdata::block_manager::{Batch, BlockManager};
+use pdata::btree::{NODE, Node};
+use smallvec::SmallVec;
+
+/// Places that are filled; what is missing in others stays so.
+const HOLES_MAX: usize = 4096;
+
+/// Leaves that are taken in.
+const LEAVES_MAX: usize = 16384;
+
+/// Earlier states that are searched for a device.
+const EARLIER_MAX: usize = 8;
+
+/// Leaves whose entries are compared with all others in one pass.
+const LEAVES_A_PASS: usize = 512;
+
+/// Leaves that are read together.
+const LEAVES_AT_ONCE: usize = 256;
+
+/// A place where nothing is, which several devices may share.
+pub struct Hole {
+    pub piece: Piece,
+    /// One of the devices.
+    device: usize,
+    /// Mappings that this device lacks, if that is known.
+    lacking: Option<u64>,
+    /// What was put there, by first key: last key and leaf.
+    leaves: BTreeMap<u64, (u64, u64)>,
+}
+
+/// A node without a parent.
+struct Orphan {
+    first: u64,
+    last: u64,
+    block: u64,
+    entries: u64,
+    time: u32,
+    whole: bool,
+    /// What the space map says.
+    in_use: Option<bool>,
+}
+
+impl Hole {
+    pub fn new(piece: Piece, device: usize, lacking: Option<u64>) -> Hole {
+        Hole { piece, device, lacking, leaves: BTreeMap::new() }
+    }
+
+    fn has_room(&self, first: u64, last: u64) -> bool {
+        let before = self.leaves.range(..=last).next_back();
+        before.is_none_or(|(_, (before_last, _))| *before_last < first)
+    }
+
+    fn put(&mut self, forest: &Forest<'_>, block: u64) {
+        let Some((first, last)) = forest.scan.get(block).and_then(|found| found.keys) else { return };
+        if self.piece.first <= first && last <= self.piece.last && self.has_room(first, last) {
+            self.leaves.insert(first, (last, block));
+        }
+    }
+}
+
+/// Fills the holes of a salvage as far as can be.
+pub async fn fill(
+    salvage: &mut Salvage,
+    forest: &mut Forest<'_>,
+    space: Option<&TransactionManager>,
+    blocks: &BlockManager,
+) {
+    let mut holes = salvage.holes(forest).await;
+    holes.truncate(HOLES_MAX);
+    if holes.is_empty() {
+        return;
+    }
+    let orphans = orphans(forest, space).await;
+    match_roots(salvage, &mut holes, &orphans);
+    take_orphans(forest, &mut holes, &orphans).await;
+    take_earlier(salvage, forest, &mut holes).await;
+    let mut left = LEAVES_MAX;
+    let mut taken = Vec::new();
+    for hole in &holes {
+        let leaves: Vec<u64> = hole.leaves.values().map(|(_, leaf)| *leaf).take(left).collect();
+        left = left.saturating_sub(leaves.len());
+        taken.extend_from_slice(&leaves);
+        salvage.fills.insert((hole.piece.block, hole.piece.first), leaves);
+    }
+    taken.sort_unstable();
+    taken.dedup();
+    let mut kept = salvage.leaves_kept(forest).await;
+    taken.retain(|leaf| kept.binary_search(leaf).is_err());
+    for part in taken.chunks(LEAVES_A_PASS) {
+        leave_out_stale(&mut salvage.dropped, blocks, part, &kept).await;
+        kept.extend_from_slice(part);
+    }
+}
+
+async fn orphans(forest: &mut Forest<'_>, space: Option<&TransactionManager>) -> Vec<Orphan> {
+    let mut orphans = Vec::new();
+    for block in forest.orphans.clone() {
+        let Some(tree) = forest.survey(block, Role::Mappings).await else { continue };
+        let Some((first, last)) = tree.keys else { continue };
+        let count = match space {
+            Some(space) => space.count(block).await.ok(),
+            None => None,
+        };
+        let in_use = count.map(|count| count > 0);
+        orphans.push(Orphan { first, last, block, entries: tree.mappings, time: tree.time, whole: tree.whole, in_use });
+    }
+    orphans.retain(|orphan| orphan.in_use != Some(false));
+    orphans.sort_unstable_by_key(|orphan| orphan.first);
+    orphans
+}
+
+/// Gives a device whose root is lost the one whole tree that has exactly its number of mappings.
+fn match_roots(salvage: &mut Salvage, holes: &mut Vec<Hole>, orphans: &[Orphan]) {
+    let mut trees = HashMap::<u64, (u32, u64)>::new();
+    for orphan in orphans.iter().filter(|orphan| orphan.whole) {
+        let (times, block) = trees.entry(orphan.entries).or_default();
+        (*times, *block) = (times.saturating_add(1), orphan.block);
+    }
+    let mut wanted = HashMap::<u64, u32>::new();
+    for hole in holes.iter().filter(|hole| hole.piece.is_root()) {
+        *wanted.entry(hole.lacking.unwrap_or(0)).or_default() += 1;
+    }
+    holes.retain(|hole| {
+        let lacking = hole.lacking.filter(|lacking| *lacking > 0 && hole.piece.is_root());
+        let only = lacking.filter(|lacking| wanted.get(lacking) == Some(&1)).and_then(|lacking| trees.get(&lacking));
+        let Some((1, block)) = only else { return true };
+        salvage.adopt(&hole.piece, *block);
+        false
+    });
+}
+
+/// Puts nodes without a parent where only they can belong.
+async fn take_orphans(forest: &Forest<'_>, holes: &mut [Hole], orphans: &[Orphan]) {
+    let mut places = HashMap::<u64, u32>::new();
+    for hole in holes.iter() {
+        within(orphans, &hole.piece).for_each(|orphan| *places.entry(orphan.block).or_default() += 1);
+    }
+    for hole in holes {
+        let mut fitting: Vec<&Orphan> =
+            within(orphans, &hole.piece).filter(|orphan| places.get(&orphan.block) == Some(&1)).collect();
+        fitting.sort_by_key(|orphan| (orphan.in_use.is_none(), Reverse((orphan.time, orphan.entries))));
+        let mut lacking = hole.lacking;
+        for orphan in fitting {
+            let fits = lacking.is_some_and(|lacking| orphan.entries <= lacking);
+            if !(fits || orphan.in_use == Some(true)) || !hole.has_room(orphan.first, orphan.last) {
+                continue;
+            }
+            lacking = lacking.map(|lacking| lacking.saturating_sub(orphan.entries));
+            for piece in forest.walk(orphan.block, Role::Mappings).await.iter().filter(|piece| !piece.missing) {
+                hole.put(forest, piece.block);
+            }
+        }
+    }
+}
+
+/// The orphans, sorted by their first keys, that can be in a place.
+fn within<'o>(orphans: &'o [Orphan], piece: &Piece) -> impl Iterator<Item = &'o Orphan> {
+    let (first, last) = (piece.first, piece.last);
+    let begin = orphans.partition_point(|orphan| orphan.first < first);
+    let from = orphans.get(begin..).unwrap_or_default().iter();
+    from.take_while(move |orphan| orphan.first <= last).filter(move |orphan| orphan.last <= last)
+}
+
+/// Puts leaves where they are in earlier states of the same device, the newest first.
+async fn take_earlier(salvage: &Salvage, forest: &mut Forest<'_>, holes: &mut [Hole]) {
+    let mut earlier = Vec::new();
+    for (block, role) in forest.roots.clone() {
+        if role == Role::Devices
+            && salvage.state.mapping_root != Some(block)
+            && let Some(tree) = forest.survey(block, role).await
+        {
+            earlier.push(((tree.time, tree.mappings), block));
+        }
+    }
+    earlier.sort_unstable_by_key(|(rank, _)| Reverse(*rank));
+    for (_, block) in earlier.into_iter().take(EARLIER_MAX) {
+        let roots: HashMap<u64, u64> = super::salvage::roots(forest, block).await.into_iter().collect();
+        // Holes of one device follow each other.
+        let mut walked: Option<(u64, Vec<Piece>)> = None;
+        for hole in holes.iter_mut() {
+            let Some(device) = salvage.devices.get(hole.device) else { continue };
+            let Some(root) = roots.get(&u64::from(device.id.get())).copied() else { continue };
+            if walked.as_ref().is_none_or(|(of, _)| *of != root) {
+                walked = Some((root, forest.walk(root, Role::Mappings).await));
+            }
+            let pieces = walked.as_ref().map(|(_, pieces)| pieces.as_slice()).unwrap_or_default();
+            let last = hole.piece.last;
+            let begin = pieces.partition_point(|piece| piece.last < hole.piece.first);
+            for piece in pieces.iter().skip(begin).take_while(|piece| piece.first <= last) {
+                if !piece.missing {
+                    hole.put(forest, piece.block);
+                }
+            }
+        }
+    }
+}
+
+/// Finds the entries of `taken` whose data blocks other leaves map to another place or time.
+async fn leave_out_stale(dropped: &mut Dropped, blocks: &BlockManager, taken: &[u64], kept: &[u64]) {
+    let mut owners = HashMap::<u64, Owner>::new();
+    each_mapping(blocks, taken, |leaf, key, mapping| {
+        let new = Owner { key, time: mapping.time(), leaves: SmallVec::new() };
+        let owner = owners.entry(mapping.block().0).or_insert(new);
+        if (owner.key, owner.time) == (key, mapping.time()) {
+            owner.leaves.push(leaf);
+        } else {
+            dropped.entry(leaf).or_default().insert(key);
+        }
+    })
+    .await;
+    each_mapping(blocks, kept, |leaf, key, mapping| {
+        let left_out = dropped.get(&leaf).is_some_and(|keys| keys.contains(&key));
+        let Some(owner) = owners.get(&mapping.block().0).filter(|_| !left_out) else { return };
+        if (owner.key, owner.time) != (key, mapping.time()) {
+            owner.leaves.iter().for_each(|stale| drop(dropped.entry(*stale).or_default().insert(owner.key)));
+        }
+    })
+    .await;
+}
+
+/// What a leaf that was taken says of a data block.
+struct Owner {
+    key: u64,
+    time: u32,
+    leaves: SmallVec<[u64; 1]>,
+}
+
+async fn each_mapping(blocks: &BlockManager, leaves: &[u64], mut see: impl FnMut(u64, u64, Packed)) {
+    let mut batch = Batch::default();
+    for part in leaves.chunks(LEAVES_AT_ONCE) {
+        blocks.read_batch(part, &NODE, &mut batch).await;
+        for (index, leaf) in part.iter().enumerate() {
+            let node = batch.get(index).and_then(|block| Node::parse(block, *leaf));
+            let Ok(node) = node else { continue };
+            for (key, mapping) in node.keys().zip(node.values::<Packed>().unwrap_or_default()) {
+                see(*leaf, key, *mapping);
+            }
+        }
+    }
+}
+
+impl Device {
+    /// Mappings that were not found, if it is known how many there were.
+    pub fn lacking(&self, mapped: u64) -> Option<u64> {
+        self.details.map(|details| details.mapped_blocks.saturating_sub(mapped))
+    }
+}

@@ -1,0 +1,314 @@
+//! The trees that the nodes found make up: how much is below each, whether anything is missing, and which nodes nothing
+//! leads to. Those are the roots of this and of earlier states of the pool, and what lost its parent.
+
+use super::super::Details;
+use super::super::trees::DetailsRecord;
+use super::scan::{Found, Scan, What};
+use alloc::vec;
+use alloc::vec::Vec;
+use hashbrown::HashMap;
+use pdata::block_manager::BlockManager;
+use pdata::btree::{DEPTH_MAX, NODE, Node};
+use zerocopy::little_endian::U64;
+
+/// What a tree's leaves hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Mappings of one device.
+    Mappings,
+    /// Roots of devices' trees.
+    Devices,
+    /// Details of devices.
+    Details,
+}
+
+/// What is below a node.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tree {
+    /// Nothing is missing.
+    pub whole: bool,
+    /// The first and the last key.
+    pub keys: Option<(u64, u64)>,
+    pub devices: u64,
+    /// A sum of the devices' ids, scrambled: equal for equal sets.
+    pub ids: u64,
+    /// Mappings, or what details say of their number.
+    pub mappings: u64,
+    /// The latest time of anything.
+    pub time: u32,
+    /// The highest transaction id of details.
+    pub transaction_id: u64,
+}
+
+impl Tree {
+    /// Adds a child whose keys must be from `first` to `last` and behind those so far.
+    fn add(&mut self, child: &Tree, first: u64, last: u64) {
+        if let Some((child_first, child_last)) = child.keys {
+            let behind = self.keys.is_none_or(|(_, own_last)| own_last < child_first);
+            if !behind || child_first < first || child_last > last {
+                self.whole = false;
+                return;
+            }
+            self.keys = Some((self.keys.map_or(child_first, |(own_first, _)| own_first), child_last));
+        }
+        self.devices = self.devices.saturating_add(child.devices);
+        self.ids = self.ids.wrapping_add(child.ids);
+        self.add_below(child);
+    }
+
+    /// Adds the tree of a device.
+    fn add_below(&mut self, child: &Tree) {
+        self.whole &= child.whole;
+        self.mappings = self.mappings.saturating_add(child.mappings);
+        self.time = self.time.max(child.time);
+        self.transaction_id = self.transaction_id.max(child.transaction_id);
+    }
+}
+
+/// Spreads the bits of an id (the finalizer of SplitMix64), so that sums of different sets differ.
+fn scramble(id: u64) -> u64 {
+    let id = id.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let id = (id ^ id >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let id = (id ^ id >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    id ^ id >> 31
+}
+
+/// A node whose children are being looked at.
+struct Visit {
+    block: u64,
+    role: Role,
+    tree: Tree,
+    /// Keys and children, the next last.
+    pending: Vec<(u64, u64)>,
+    /// The greatest key that the next child may have.
+    last: u64,
+}
+
+/// What is known of a child.
+enum Look {
+    Known(Tree),
+    Missing,
+    Unvisited,
+}
+
+/// The trees.
+pub struct Forest<'a> {
+    blocks: &'a BlockManager,
+    pub scan: &'a Scan,
+    /// Internal nodes, leaves of roots and leaves of details.
+    known: HashMap<(u64, Role), Tree>,
+    /// Roots of trees of devices or details that no whole tree contains.
+    pub roots: Vec<(u64, Role)>,
+    /// Roots of trees of mappings that nothing leads to.
+    pub orphans: Vec<u64>,
+}
+
+impl<'a> Forest<'a> {
+    /// Looks at every node found.
+    pub async fn grow(blocks: &'a BlockManager, scan: &'a Scan) -> Forest<'a> {
+        let mut forest = Forest { blocks, scan, known: HashMap::new(), roots: Vec::new(), orphans: Vec::new() };
+        let mut roles = Vec::new();
+        // Bits: a whole node leads to it; any node does.
+        let mut within = HashMap::<u64, u8>::new();
+        for found in scan.nodes() {
+            let Some(role) = forest.role(found).await else { continue };
+            let alone = role == Role::Mappings && found.what != What::Internal;
+            if !alone {
+                let tree = forest.survey(found.block, role).await.unwrap_or_default();
+                for (_, child) in forest.children(found.block).await {
+                    *within.entry(child).or_default() |= 1 | u8::from(tree.whole) << 1;
+                }
+            }
+            if role != Role::Mappings || found.keys.is_some() {
+                roles.push((found.block, role));
+            }
+        }
+        for (block, role) in roles {
+            let within = within.get(&block).copied().unwrap_or(0);
+            match role {
+                Role::Mappings if within == 0 => forest.orphans.push(block),
+                Role::Devices | Role::Details if within & 2 == 0 => forest.roots.push((block, role)),
+                _ => {}
+            }
+        }
+        forest
+    }
+
+    /// What a node's tree holds, by the first leaf that is found.
+    async fn role(&self, found: &Found) -> Option<Role> {
+        let mut found = *found;
+        for _ in 0..DEPTH_MAX {
+            match found.what {
+                What::Details => return Some(Role::Details),
+                What::Leaf { like_roots: false } => return Some(Role::Mappings),
+                What::Leaf { like_roots: true } => {
+                    let roots = self.children(found.block).await;
+                    let of_mappings = |what| what == What::Internal || matches!(what, What::Leaf { .. });
+                    let is_root = |root: &u64| self.scan.get(*root).is_some_and(|found| of_mappings(found.what));
+                    let any = roots.iter().any(|(_, root)| is_root(root));
+                    return Some(if any { Role::Devices } else { Role::Mappings });
+                }
+                What::Internal => {
+                    let children = self.children(found.block).await;
+                    found = *children.iter().find_map(|(_, child)| self.scan.get(*child))?;
+                }
+            }
+        }
+        None
+    }
+
+    /// Keys and children of an internal node, or ids and roots of a leaf of those.
+    pub async fn children(&self, block: u64) -> Vec<(u64, u64)> {
+        let Ok(read) = self.blocks.read(block, &NODE).await else { return Vec::new() };
+        let bytes = read.bytes();
+        let Ok(node) = Node::parse(&bytes, block) else { return Vec::new() };
+        if node.is_internal() {
+            return node.keys().zip(node.children()).collect();
+        }
+        let roots = node.values::<U64>().unwrap_or_default();
+        node.keys().zip(roots.iter().map(|root| root.get())).collect()
+    }
+
+    /// Details of the devices in a leaf.
+    pub async fn details(&self, block: u64) -> Vec<(u64, Details)> {
+        let Ok(read) = self.blocks.read(block, &NODE).await else { return Vec::new() };
+        let bytes = read.bytes();
+        let records = Node::parse(&bytes, block).and_then(|node| {
+            let records = node.values::<DetailsRecord>()?;
+            Ok(node.keys().zip(records.iter().map(|record| (*record).into())).collect())
+        });
+        records.unwrap_or_default()
+    }
+
+    /// What is known of the tree at `block`, if there is a node that can be read as such a tree.
+    pub async fn survey(&mut self, block: u64, role: Role) -> Option<Tree> {
+        let mut stack: Vec<Visit> = Vec::new();
+        let mut enter = Some((block, role));
+        loop {
+            if let Some((block, role)) = enter.take() {
+                match self.look(block, role) {
+                    Look::Unvisited => stack.push(self.visit(block, role).await),
+                    Look::Known(tree) if stack.is_empty() => return Some(tree),
+                    Look::Missing if stack.is_empty() => return None,
+                    Look::Known(_) | Look::Missing => {}
+                }
+            }
+            let Some(visit) = stack.last_mut() else { return None };
+            let Some((key, child)) = visit.pending.last().copied() else {
+                let (block, role, tree) = (visit.block, visit.role, visit.tree);
+                self.known.insert((block, role), tree);
+                stack.pop();
+                if stack.is_empty() {
+                    return Some(tree);
+                }
+                continue;
+            };
+            let of_device = visit.role == Role::Devices
+                && self.scan.get(visit.block).is_some_and(|found| found.what != What::Internal);
+            let child_role = if of_device { Role::Mappings } else { visit.role };
+            match self.look(child, child_role) {
+                Look::Unvisited => {
+                    enter = Some((child, child_role));
+                    continue;
+                }
+                Look::Known(tree) if of_device => visit.tree.add_below(&tree),
+                Look::Known(tree) => {
+                    let last = visit.pending.len().checked_sub(2).and_then(|next| visit.pending.get(next));
+                    visit.tree.add(&tree, key, last.map_or(visit.last, |(next, _)| next.saturating_sub(1)));
+                }
+                Look::Missing => visit.tree.whole = false,
+            }
+            visit.pending.pop();
+        }
+    }
+
+    fn look(&self, block: u64, role: Role) -> Look {
+        if let Some(tree) = self.known.get(&(block, role)) {
+            return Look::Known(*tree);
+        }
+        let Some(found) = self.scan.get(block) else { return Look::Missing };
+        match (found.what, role) {
+            (What::Internal, _) | (What::Details, Role::Details) => Look::Unvisited,
+            (What::Leaf { .. }, Role::Mappings) => Look::Known(leaf(found)),
+            (What::Leaf { like_roots }, Role::Devices) if like_roots || found.entries == 0 => Look::Unvisited,
+            _ => Look::Missing,
+        }
+    }
+
+    /// Starts with a node. Until it is done it counts as damaged: so no tree contains itself.
+    async fn visit(&mut self, block: u64, role: Role) -> Visit {
+        self.known.insert((block, role), Tree::default());
+        let found = self.scan.get(block).copied();
+        let mut tree = Tree { whole: true, ..Tree::default() };
+        let mut pending = Vec::new();
+        match found.map(|found| found.what) {
+            Some(What::Details) => {
+                let details = self.details(block).await;
+                tree.devices = details.len() as u64;
+                for (id, details) in details {
+                    tree.ids = tree.ids.wrapping_add(scramble(id));
+                    tree.add_below(&Tree {
+                        whole: true,
+                        mappings: details.mapped_blocks,
+                        time: details.creation_time.max(details.snapshotted_time),
+                        transaction_id: details.transaction_id,
+                        ..Tree::default()
+                    });
+                }
+                tree.keys = found.and_then(|found| found.keys);
+            }
+            what => {
+                pending = self.children(block).await;
+                if what != Some(What::Internal) {
+                    tree.devices = pending.len() as u64;
+                    tree.ids = pending.iter().fold(0, |sum: u64, (id, _)| sum.wrapping_add(scramble(*id)));
+                    tree.keys = found.and_then(|found| found.keys);
+                }
+                pending.reverse();
+            }
+        }
+        Visit { block, role, tree, pending, last: u64::MAX }
+    }
+
+    /// The leaves of the tree at `root` in the order of their keys, and the places in between where nothing usable is.
+    pub async fn walk(&self, root: u64, role: Role) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        let mut pending = vec![(Piece { block: root, first: 0, last: u64::MAX, missing: false }, 0)];
+        while let Some((piece, depth)) = pending.pop() {
+            let found = self.scan.get(piece.block).filter(|found| found.fits(piece.first, piece.last));
+            match found.map(|found| (found.what, found.entries)) {
+                Some((What::Internal, _)) if depth < DEPTH_MAX => {
+                    let children = self.children(piece.block).await;
+                    let mut last = piece.last;
+                    for (first, block) in children.into_iter().rev() {
+                        pending.push((Piece { block, first, last, missing: false }, depth.saturating_add(1)));
+                        last = first.saturating_sub(1);
+                    }
+                }
+                Some((_, 0)) => {}
+                Some((What::Leaf { .. }, _)) if role == Role::Mappings => pieces.push(piece),
+                Some((What::Leaf { like_roots: true }, _)) if role == Role::Devices => pieces.push(piece),
+                Some((What::Details, _)) if role == Role::Details => pieces.push(piece),
+                _ => pieces.push(Piece { missing: true, ..piece }),
+            }
+        }
+        pieces
+    }
+}
+
+/// A leaf in its place, or a place without anything.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece {
+    /// The block that is there, or that should be.
+    pub block: u64,
+    /// The least key that leads there.
+    pub first: u64,
+    /// The greatest.
+    pub last: u64,
+    /// There is nothing usable.
+    pub missing: bool,
+}
+
+fn leaf(found: &Found) -> Tree {
+    Tree { whole: true, keys: found.keys, mappings: found.entries.into(), time: found.time, ..Tree::default() }
+}

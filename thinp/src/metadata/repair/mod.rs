@@ -1,0 +1,351 @@
+//! Repair: metadata whose superblock or trees are damaged is rebuilt, from what is whole, onto another disk.
+//!
+//! Every block of the damaged disk is read once ([`Scan`]); it is never written. The nodes found make up trees ([`Forest`]): those of
+//! the last commit, of a metadata snapshot, and of earlier commits whose blocks were not used again. Pairs of trees
+//! that belong together are states of the pool ([`states`]). The state that the superblock leads to is taken if nothing
+//! of it is lost, else the one that gives the most mappings; among equals the superblock's is first. Where a tree has
+//! holes they are filled as far as can be ([`fill`]). What then is there is dumped, and restored on the other disk.
+//!
+//! Memory: about 40 bytes for each node found, 24 for each leaf shared by devices, and the cache.
+
+mod fill;
+mod forest;
+mod report;
+mod salvage;
+mod scan;
+mod states;
+
+pub use report::{Alternative, DamagedDevice, LostRange, Parameter, Report, Source};
+pub use states::{Origin, State};
+
+use self::forest::Forest;
+use self::report::TOLD_MAX;
+use self::salvage::{Remains, Salvage};
+use self::scan::Scan;
+use super::dump::{Dump, DumpError, Format, Mappings, Runs};
+use super::restore::{self, Overrides, RestoreError, Restored};
+use super::state::disk_blocks;
+use super::superblock::{SUPERBLOCK, Superblock, check_data_block_sectors};
+use super::trees::TIME_MAX;
+use super::{Details, MetadataError};
+use alloc::vec::Vec;
+use futures_util::future::join;
+use pdata::TransactionManager;
+use pdata::block_manager::BlockManager;
+use pdata::btree::Place;
+use platform::Runtime;
+use platform::block::Disk;
+use platform::sync::Queue;
+
+/// Leaves that are dumped together.
+const LEAVES_AT_ONCE: usize = 252;
+
+/// Pieces of the dump that wait for the restore.
+const PIECES_MAX: usize = 2;
+
+/// Why a repair failed. The damaged disk is as it was; the other one holds no pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepairError {
+    /// There is nothing of a pool.
+    #[error("none of the {blocks} blocks of this disk holds a tree of a thin pool: attach the right metadata disk")]
+    NothingFound {
+        /// Blocks of the disk.
+        blocks: u64,
+    },
+    /// The size of data blocks is nowhere to be found.
+    #[error("the size of the pool's data blocks was lost with the superblock: give it (data block size, in sectors)")]
+    BlockSizeUnknown,
+    /// The new disk holds something.
+    #[error(
+        "the disk for the new metadata is not blank at sector {sector}: attach a blank one, or force its overwriting"
+    )]
+    NotBlank {
+        /// The first sector seen that is not zero.
+        sector: u64,
+    },
+    /// The new disk is too small.
+    #[error("the disk for the new metadata has {blocks} blocks of 4 KiB: make it as large as the old one, {enough}")]
+    TooSmall {
+        /// Blocks that it has.
+        blocks: u64,
+        /// Blocks that are enough.
+        enough: u64,
+    },
+    /// A disk failed, or a parameter that was given cannot be.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+}
+
+/// Rebuilds on `to` what can be found on `from`. What `to` held is lost. The cache holds `cache_blocks` of 4 KiB.
+/// `overrides` are taken for what was lost with the superblock, or instead of what it says.
+pub async fn repair(
+    runtime: &Runtime,
+    from: &Disk,
+    to: &Disk,
+    cache_blocks: usize,
+    overrides: &Overrides,
+) -> Result<Report, RepairError> {
+    let blocks = BlockManager::new(from.clone(), runtime.bufs.clone(), cache_blocks);
+    let nr_blocks = disk_blocks(from);
+    let mut scan = Scan::run(&blocks, nr_blocks).await;
+    let superblock = match blocks.read_raw(SUPERBLOCK).await {
+        Ok(block) => Superblock::open(&block, true),
+        Err(error) => Err(error.into()),
+    };
+    let known = superblock.as_ref().ok();
+    let beyond = known.map_or(0, |known| {
+        let data_blocks = known.data_space_map.root.nr_blocks.get();
+        scan.keep_below(data_blocks.max(overrides.data_blocks.unwrap_or(0)))
+    });
+    let mut forest = Forest::grow(&blocks, &scan).await;
+    let (salvage, alternatives) = best(runtime, &mut forest, known, &blocks, from).await;
+    let Some(salvage) = salvage else { return Err(RepairError::NothingFound { blocks: nr_blocks }) };
+    let pool = parameters(&forest, &salvage, known, overrides).await?;
+    let restored = write(runtime, &blocks, &forest, &salvage, &pool, to, cache_blocks).await?;
+    let mut report = Report {
+        restored,
+        state: salvage.state,
+        alternatives,
+        superblock: superblock.err(),
+        unreadable: scan.unreadable,
+        beyond,
+        devices_missing: salvage.devices_missing,
+        transaction_id: pool.transaction_id,
+        data_block_sectors: pool.data_block_sectors,
+        data_blocks: pool.data_blocks,
+        damaged: Vec::new(),
+        untold: 0,
+    };
+    tell_losses(&forest, &salvage, &mut report).await;
+    Ok(report)
+}
+
+/// The state that gives the most mappings, and the others.
+async fn best(
+    runtime: &Runtime,
+    forest: &mut Forest<'_>,
+    superblock: Option<&Superblock>,
+    blocks: &BlockManager,
+    from: &Disk,
+) -> (Option<Salvage>, Vec<Alternative>) {
+    let space = match superblock {
+        Some(superblock) => {
+            let blocks = BlockManager::new(from.clone(), runtime.bufs.clone(), 0);
+            TransactionManager::open(blocks, &superblock.metadata_space_map.root).await.ok()
+        }
+        None => None,
+    };
+    let mut best: Option<(u64, Salvage)> = None;
+    let mut alternatives = Vec::new();
+    for state in states::states(forest, superblock).await {
+        let mut salvage = Salvage::open(forest, state).await;
+        fill::fill(&mut salvage, forest, space.as_ref(), blocks).await;
+        let mut mappings = 0u64;
+        for device in &salvage.devices {
+            mappings = mappings.saturating_add(salvage.remains(forest, device).await.mappings);
+        }
+        if best.as_ref().is_some_and(|(most, _)| mappings <= *most) {
+            alternatives.push(Alternative { state, mappings });
+        } else if let Some((mappings, worse)) = best.replace((mappings, salvage)) {
+            alternatives.push(Alternative { state: worse.state, mappings });
+        }
+    }
+    (best.map(|(_, salvage)| salvage), alternatives)
+}
+
+/// The pool as a whole.
+struct Pool {
+    time: u32,
+    transaction_id: Parameter,
+    data_block_sectors: Parameter,
+    data_blocks: Parameter,
+}
+
+/// What the superblock says, or a copy of it, or who asked; else what the devices and mappings allow at least.
+async fn parameters(
+    forest: &Forest<'_>,
+    salvage: &Salvage,
+    superblock: Option<&Superblock>,
+    overrides: &Overrides,
+) -> Result<Pool, RepairError> {
+    let (mut time, mut data_end, mut transaction_id, mut details_lost) = (0, 0, 0, false);
+    for device in &salvage.devices {
+        let remains = salvage.remains(forest, device).await;
+        (time, data_end) = (remains.time.max(time), remains.data_end.max(data_end));
+        details_lost |= device.details.is_none();
+        if let Some(details) = device.details {
+            time = time.max(details.creation_time).max(details.snapshotted_time);
+            transaction_id = transaction_id.max(details.transaction_id.saturating_add(1));
+        }
+    }
+    // Of several copies the latest.
+    let copy = forest.scan.copies.iter().max_by_key(|(_, copy)| (copy.time.get(), copy.transaction_id.get()));
+    let known = superblock.map(|superblock| (Source::Superblock, superblock));
+    let known = known.or(copy.map(|(block, copy)| (Source::Copy(*block), copy)));
+    let choose = |given: Option<u64>, stored: fn(&Superblock) -> u64, least: u64| {
+        let given = given.map(|value| Parameter { value, source: Source::Given });
+        let stored = known.map(|(source, superblock)| Parameter { value: stored(superblock), source });
+        let chosen = given.or(stored).filter(|parameter| parameter.value >= least);
+        chosen.unwrap_or(Parameter { value: least, source: Source::Inferred })
+    };
+    let sectors = choose(overrides.data_block_sectors.map(u64::from), |known| known.data_block_sectors.get().into(), 1);
+    if sectors.source == Source::Inferred {
+        return Err(RepairError::BlockSizeUnknown);
+    }
+    check_data_block_sectors(u32::try_from(sectors.value).unwrap_or(0))?;
+    time = time.max(known.map_or(0, |(_, superblock)| superblock.time.get()));
+    Ok(Pool {
+        // A device without details passes for one that was snapshotted after its last write.
+        time: time.saturating_add(details_lost.into()).min(TIME_MAX),
+        transaction_id: match overrides.transaction_id {
+            Some(value) => Parameter { value, source: Source::Given },
+            None => choose(None, |known| known.transaction_id.get(), transaction_id),
+        },
+        data_block_sectors: sectors,
+        data_blocks: choose(overrides.data_blocks, |known| known.data_space_map.root.nr_blocks.get(), data_end),
+    })
+}
+
+impl Pool {
+    /// What a device's details become.
+    fn details(&self, details: Option<Details>, mapped_blocks: u64) -> Details {
+        let unknown = Details { snapshotted_time: self.time, ..Details::default() };
+        let Details { creation_time, snapshotted_time, .. } = details.unwrap_or(unknown);
+        Details {
+            mapped_blocks,
+            creation_time: creation_time.min(self.time),
+            snapshotted_time: snapshotted_time.min(self.time),
+            ..details.unwrap_or(unknown)
+        }
+    }
+
+    fn superblock(&self) -> Superblock {
+        let sectors = u32::try_from(self.data_block_sectors.value).unwrap_or(0);
+        let mut superblock = Superblock::format(sectors, 0);
+        superblock.time.set(self.time);
+        superblock.transaction_id.set(self.transaction_id.value);
+        superblock.data_space_map.root.nr_blocks.set(self.data_blocks.value);
+        superblock
+    }
+}
+
+/// The restore does not take any more; its own error says why.
+#[derive(Debug, thiserror::Error)]
+#[error("the restore has ended")]
+struct Ended;
+
+/// Dumps the salvage and restores the dump on `to`, both at once.
+async fn write(
+    runtime: &Runtime,
+    blocks: &BlockManager,
+    forest: &Forest<'_>,
+    salvage: &Salvage,
+    pool: &Pool,
+    to: &Disk,
+    cache_blocks: usize,
+) -> Result<Restored, RepairError> {
+    let pieces = Queue::<Vec<u8>>::new(PIECES_MAX);
+    let dumping = async {
+        let sink = async |piece: &[u8]| pieces.push(piece.to_vec()).await.map_err(|_| Ended);
+        let dumped = dump(blocks, forest, salvage, pool, sink).await;
+        pieces.close();
+        dumped
+    };
+    let restoring = async {
+        let source = async |text: &mut Vec<u8>| {
+            text.extend(pieces.pop().await.unwrap_or_default());
+            Ok::<(), Ended>(())
+        };
+        let restored = restore::restore(runtime, to, cache_blocks, &Overrides::default(), source).await;
+        pieces.close();
+        restored
+    };
+    let (dumped, restored) = join(dumping, restoring).await;
+    match (dumped, restored) {
+        (Err(DumpError::Metadata(error)), _) | (_, Err(RestoreError::Metadata(error))) => Err(error.into()),
+        (_, Err(RestoreError::TooSmall { blocks: small })) => {
+            Err(RepairError::TooSmall { blocks: small, enough: blocks.disk_blocks() })
+        }
+        (_, Ok(restored)) => Ok(restored),
+        // What is dumped here is what a restore takes: the salvage has sorted out everything else.
+        (_, Err(RestoreError::Wrong { .. } | RestoreError::Source(Ended))) => {
+            let what = "what was salvaged contradicts itself";
+            Err(MetadataError::from(pdata::Error::Damaged { block: SUPERBLOCK, kind: "pool", what }).into())
+        }
+    }
+}
+
+async fn dump<E>(
+    blocks: &BlockManager,
+    forest: &Forest<'_>,
+    salvage: &Salvage,
+    pool: &Pool,
+    sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), DumpError<E>> {
+    let mut runs = Runs::default();
+    for device in &salvage.devices {
+        runs.begin_device();
+        salvage.remains(forest, device).await.leaves.into_iter().for_each(|leaf| runs.add(leaf));
+        runs.end_device();
+    }
+    let mut dump = Dump::new(blocks, Format::Xml, &salvage.dropped, sink);
+    dump.text.begin(&pool.superblock()).await?;
+    for run in runs.shared() {
+        dump.definition(&runs, run).await?;
+    }
+    let mappings = Mappings::Referring(runs);
+    for device in &salvage.devices {
+        let Remains { leaves, mappings: mapped, .. } = salvage.remains(forest, device).await;
+        dump.text.begin_device(device.id.get().into(), &pool.details(device.details, mapped)).await?;
+        for group in leaves.chunks(LEAVES_AT_ONCE) {
+            let places: Vec<Place> = group.iter().map(|leaf| Place::root(*leaf)).collect();
+            dump.leaves(&places, &mappings).await?;
+        }
+        dump.text.end_device().await?;
+    }
+    dump.text.end().await
+}
+
+/// Tells what is missing or assumed of each device.
+async fn tell_losses(forest: &Forest<'_>, salvage: &Salvage, report: &mut Report) {
+    for device in &salvage.devices {
+        let remains = salvage.remains(forest, device).await;
+        let expected = device.details.map(|details| details.mapped_blocks);
+        let adopted = salvage.adopted.contains(&device.id);
+        let complete = remains.holes.is_empty() && expected == Some(remains.mappings);
+        if complete && !adopted {
+            continue;
+        }
+        if report.damaged.len() >= TOLD_MAX {
+            report.untold = report.untold.saturating_add(1);
+            continue;
+        }
+        let ranges = remains.holes.iter().take(TOLD_MAX);
+        report.damaged.push(DamagedDevice {
+            device: device.id,
+            mappings: remains.mappings,
+            expected,
+            assumed: if adopted { remains.mappings } else { remains.filled },
+            details_lost: device.details.is_none(),
+            ranges: ranges.map(|hole| LostRange { first: hole.first, last: hole.last }).collect(),
+            untold: remains.holes.len().saturating_sub(TOLD_MAX) as u64,
+        });
+    }
+}
+
+/// Refuses a disk with anything in its first or last MiB.
+pub async fn must_be_blank(runtime: &Runtime, disk: &Disk) -> Result<(), RepairError> {
+    const EDGE: u64 = 256;
+    let blocks = BlockManager::new(disk.clone(), runtime.bufs.clone(), 0);
+    let end = blocks.disk_blocks();
+    let edges = (0..end.min(EDGE)).chain(end.saturating_sub(EDGE).max(EDGE.min(end))..end);
+    for number in edges {
+        let block = blocks.read_raw(number).await.map_err(MetadataError::from)?;
+        if let Some(at) = block.iter().position(|byte| *byte != 0) {
+            let sector = number.saturating_mul(pdata::block::BLOCK_SECTORS);
+            return Err(RepairError::NotBlank { sector: sector.saturating_add((at / 512) as u64) });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! One state of the pool as it can be rebuilt: its devices and the leaves of each.
+
+use super::super::Details;
+use super::fill::Hole;
+use super::forest::{Forest, Piece, Role};
+use super::states::State;
+use crate::control::DeviceId;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use hashbrown::{HashMap, HashSet};
+
+/// Stands for the root of a device whose root is not known: no disk has such blocks.
+const ROOTLESS: u64 = 1 << 40;
+
+/// Entries that are left out: keys, by leaf.
+pub type Dropped = HashMap<u64, HashSet<u64>>;
+
+/// A thin device of the state.
+pub struct Device {
+    pub id: DeviceId,
+    /// Root of its tree.
+    root: u64,
+    /// As the details tree has them, if it does.
+    pub details: Option<Details>,
+}
+
+/// A state that is being rebuilt.
+pub struct Salvage {
+    pub state: State,
+    pub devices: Vec<Device>,
+    /// What is put where nothing was: by the missing block and its first key.
+    pub fills: HashMap<(u64, u64), Vec<u64>>,
+    /// Keys of entries that are left out, by leaf; never of a leaf that is in its own place.
+    pub dropped: Dropped,
+    /// Devices for which a tree was found that nothing led to.
+    pub adopted: HashSet<DeviceId>,
+    /// Parts of the tree of devices are missing.
+    pub devices_missing: bool,
+}
+
+/// What is left of a device.
+#[derive(Default)]
+pub struct Remains {
+    /// Its leaves in order.
+    pub leaves: Vec<u64>,
+    /// Mappings in them.
+    pub mappings: u64,
+    /// Of those, mappings in leaves that were filled in.
+    pub filled: u64,
+    /// Where there is nothing.
+    pub holes: Vec<Piece>,
+    /// The latest time.
+    pub time: u32,
+    /// Behind the last data block.
+    pub data_end: u64,
+}
+
+impl Piece {
+    /// The whole of a device's tree is missing.
+    pub fn is_root(&self) -> bool {
+        self.first == 0 && self.last == u64::MAX
+    }
+}
+
+/// The devices of a mapping tree and their roots.
+pub async fn roots(forest: &Forest<'_>, root: u64) -> Vec<(u64, u64)> {
+    let mut all = Vec::new();
+    for piece in forest.walk(root, Role::Devices).await.iter().filter(|piece| !piece.missing) {
+        all.extend(forest.children(piece.block).await);
+    }
+    all
+}
+
+impl Salvage {
+    /// The devices that the trees of a state name.
+    pub async fn open(forest: &Forest<'_>, state: State) -> Salvage {
+        let mut devices: BTreeMap<u64, (Option<u64>, Option<Details>)> = BTreeMap::new();
+        let mut devices_missing = state.mapping_root.is_none();
+        if let Some(root) = state.mapping_root {
+            let pieces = forest.walk(root, Role::Devices).await;
+            devices_missing = pieces.iter().any(|piece| piece.missing);
+            for (id, root) in roots(forest, root).await {
+                devices.entry(id).or_default().0 = Some(root);
+            }
+        }
+        if let Some(root) = state.details_root {
+            for piece in forest.walk(root, Role::Details).await {
+                if !piece.missing {
+                    for (id, details) in forest.details(piece.block).await {
+                        devices.entry(id).or_default().1 = Some(details);
+                    }
+                }
+            }
+        }
+        let devices = devices.into_iter().filter_map(|(id, (root, details))| {
+            // Nobody can have made a device with an id of more than 24 bits.
+            let id = DeviceId::new(id)?;
+            Some(Device { id, root: root.unwrap_or(ROOTLESS | u64::from(id.get())), details })
+        });
+        let devices = devices.collect();
+        let (fills, dropped) = (HashMap::new(), Dropped::new());
+        Salvage { state, devices, fills, dropped, adopted: HashSet::new(), devices_missing }
+    }
+
+    /// What is left of a device.
+    pub async fn remains(&self, forest: &Forest<'_>, device: &Device) -> Remains {
+        let mut remains = Remains::default();
+        for piece in forest.walk(device.root, Role::Mappings).await {
+            if !piece.missing {
+                remains.add(self, forest, piece.block, false);
+                continue;
+            }
+            let filled = self.fills.get(&(piece.block, piece.first)).map(Vec::as_slice).unwrap_or_default();
+            for leaf in filled {
+                // Another device that shares the place may have had less room for it.
+                if forest.scan.get(*leaf).is_some_and(|found| found.fits(piece.first, piece.last)) {
+                    remains.add(self, forest, *leaf, true);
+                }
+            }
+            remains.holes.push(piece);
+        }
+        remains
+    }
+
+    /// The places where nothing is, each once.
+    pub async fn holes(&self, forest: &Forest<'_>) -> Vec<Hole> {
+        let (mut holes, mut seen) = (Vec::new(), HashSet::new());
+        for (index, device) in self.devices.iter().enumerate() {
+            let remains = self.remains(forest, device).await;
+            let lacking = device.lacking(remains.mappings);
+            for piece in remains.holes {
+                if seen.insert((piece.block, piece.first)) {
+                    holes.push(Hole::new(piece, index, lacking));
+                }
+            }
+        }
+        holes
+    }
+
+    /// A tree was found for all devices whose root is missing in this place.
+    pub fn adopt(&mut self, place: &Piece, root: u64) {
+        for device in self.devices.iter_mut().filter(|device| device.root == place.block) {
+            device.root = root;
+            self.adopted.insert(device.id);
+        }
+    }
+
+    /// All leaves that are in their places, each once, by block.
+    pub async fn leaves_kept(&self, forest: &Forest<'_>) -> Vec<u64> {
+        let mut leaves = HashSet::new();
+        for device in &self.devices {
+            let pieces = forest.walk(device.root, Role::Mappings).await;
+            leaves.extend(pieces.iter().filter(|piece| !piece.missing).map(|piece| piece.block));
+        }
+        let mut leaves: Vec<u64> = leaves.into_iter().collect();
+        leaves.sort_unstable();
+        leaves
+    }
+}
+
+impl Remains {
+    fn add(&mut self, salvage: &Salvage, forest: &Forest<'_>, leaf: u64, filled: bool) {
+        let Some(found) = forest.scan.get(leaf) else { return };
+        let mut entries = u64::from(found.entries);
+        if filled {
+            let dropped = salvage.dropped.get(&leaf).map_or(0, HashSet::len);
+            entries = entries.saturating_sub(dropped as u64);
+            self.filled = self.filled.saturating_add(entries);
+        }
+        self.mappings = self.mappings.saturating_add(entries);
+        self.time = self.time.max(found.time);
+        self.data_end = self.data_end.max(found.data_end);
+        self.leaves.push(leaf);
+    }
+}
