@@ -7,6 +7,7 @@ use thinp::control::DeviceId;
 use thinp::metadata::VirtualBlock;
 use thinp::metadata::delta;
 use thinp::metadata::dump::{Format, Options};
+use thinp::metadata::repair;
 use thinp::metadata::restore::Overrides;
 
 /// How to call it.
@@ -48,13 +49,23 @@ Looks at the metadata of thin pools, in image files or on block devices: those o
                              instead of what the dump says
       -q, --quiet            no report
 
+  repair -i FILE -o FILE     rebuild damaged metadata of what is whole in it; what the second FILE held is lost
+      -i, --input FILE       the damaged metadata; it is not changed
+      -o, --output FILE      another metadata device, or a file: blank, and as large as the damaged one
+      --force                overwrite it even if it is not blank
+      --last-commit          take what the superblock leads to even where an older state has more mappings
+      --transaction-id N, --data-block-size SECTORS, --nr-data-blocks N
+                             instead of what the superblock says, or said
+      -q, --quiet            no report
+
 Exit code: 0 good, 1 damaged or failed, 2 wrong usage. Hints of a check (totals that others write carelessly) are no
 damage.
 
   gossamer-pool check /dev/vg/pool_tmeta
   gossamer-pool dump -f human_readable meta.img
   diff <(gossamer-pool dump a.img) <(thin_dump b.img)
-  truncate -s 64M new.img && gossamer-pool dump old.img | gossamer-pool restore -i - -o new.img";
+  truncate -s 64M new.img && gossamer-pool dump old.img | gossamer-pool restore -i - -o new.img
+  truncate -s 64M new.img && gossamer-pool repair -i damaged.img -o new.img";
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -112,6 +123,19 @@ pub enum Command {
         /// Print nothing.
         quiet: bool,
     },
+    /// Rebuild metadata.
+    Repair {
+        /// The damaged metadata.
+        input: PathBuf,
+        /// The new metadata.
+        output: PathBuf,
+        /// What not to believe, and which state to take.
+        options: repair::Options,
+        /// Overwrite what is not blank.
+        force: bool,
+        /// Print nothing.
+        quiet: bool,
+    },
 }
 
 /// Reads the arguments.
@@ -124,13 +148,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt
             "delta" => delta(parser),
             "restore" => restore(parser),
             "space" => space(parser),
+            "repair" => repair(parser),
             "help" => Ok(Command::Help),
-            other => Err(format!("{other}? check, dump, delta, space or restore").into()),
+            other => Err(format!("{other}? check, dump, delta, space, restore or repair").into()),
         },
         Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
         Some(Arg::Long("version") | Arg::Short('V')) => Ok(Command::Version),
         Some(other) => Err(other.unexpected()),
-        None => Err("what is to be done? check, dump, delta, space or restore".into()),
+        None => Err("what is to be done? check, dump, delta, space, restore or repair".into()),
     }
 }
 
@@ -248,6 +273,27 @@ fn restore(mut parser: Parser) -> Result<Command, lexopt::Error> {
     Ok(Command::Restore { input, output: output.ok_or_else(missing("-o FILE"))?, overrides, quiet })
 }
 
+fn repair(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let (mut input, mut output, mut options) = (None, None, repair::Options::default());
+    let (mut force, mut quiet) = (false, false);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Short('i') | Arg::Long("input") => take(&mut input, parser.value()?)?,
+            Arg::Short('o') | Arg::Long("output") => take(&mut output, parser.value()?)?,
+            Arg::Long("force") => force = true,
+            Arg::Long("last-commit") => options.last_commit = true,
+            Arg::Long("transaction-id") => options.overrides.transaction_id = Some(parser.value()?.parse()?),
+            Arg::Long("data-block-size") => options.overrides.data_block_sectors = Some(parser.value()?.parse()?),
+            Arg::Long("nr-data-blocks") => options.overrides.data_blocks = Some(parser.value()?.parse()?),
+            Arg::Short('q') | Arg::Long("quiet") => quiet = true,
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    let input = input.ok_or_else(missing("-i FILE"))?;
+    Ok(Command::Repair { input, output: output.ok_or_else(missing("-o FILE"))?, options, force, quiet })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,6 +332,11 @@ mod tests {
         let line = "restore -i - -o m.img --transaction-id 1 --data-block-size 128 --nr-data-blocks 9";
         let restore = Command::Restore { input: "-".into(), output: "m.img".into(), overrides, quiet: false };
         assert_eq!(read(line), Ok(restore));
+        let line = "repair -i m.img -o n.img --transaction-id 1 --data-block-size 128 --nr-data-blocks 9 --force";
+        let options = repair::Options { overrides, last_commit: false };
+        let repair =
+            Command::Repair { input: "m.img".into(), output: "n.img".into(), options, force: true, quiet: false };
+        assert_eq!(read(line), Ok(repair));
         assert_eq!(read("dump --help"), Ok(Command::Help));
     }
 
@@ -293,7 +344,7 @@ mod tests {
     fn what_is_wrong_is_told() {
         let cases = [
             ("", "what is to be done"),
-            ("repair m.img", "repair? check, dump, delta, space or restore"),
+            ("mend m.img", "mend? check, dump, delta, space, restore or repair"),
             ("check", "the FILE to check is missing"),
             ("check a b", "one file only"),
             ("dump -f yaml m", "there are xml, xml09, human_readable and json"),
@@ -301,6 +352,7 @@ mod tests {
             ("delta --snap1 3 m", "--snap2 B is missing"),
             ("delta --snap1 3 --snap2 4", "the FILE to look at is missing"),
             ("restore -i x", "-o FILE is missing"),
+            ("repair -o x", "-i FILE is missing"),
             ("restore -i x -o y --nr-data-blocks many", "many"),
             ("check --colour m", "invalid option '--colour'"),
         ];

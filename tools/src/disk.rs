@@ -3,7 +3,7 @@
 use platform::block::{BlockDevice, Io, IoError, Limits, Op, Request, SECTOR_BYTES};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
 /// Most sectors of one read or write: 4 MiB.
@@ -15,6 +15,16 @@ pub struct FileDisk {
     file: File,
     size_sectors: u64,
     read_only: bool,
+}
+
+/// Two paths lead to the same file or block device.
+pub fn are_the_same(one: &Path, other: &Path) -> Result<bool, String> {
+    let identity = |path: &Path| {
+        let metadata = path.metadata().map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+        let device = metadata.file_type().is_block_device();
+        Ok::<_, String>(if device { (true, metadata.rdev(), 0) } else { (false, metadata.dev(), metadata.ino()) })
+    };
+    Ok(identity(one)? == identity(other)?)
 }
 
 impl FileDisk {

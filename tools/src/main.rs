@@ -1,4 +1,4 @@
-//! `gossamer-pool`: check, dump, delta, space accounting and restore of thin-pool metadata on files and block devices.
+//! `gossamer-pool`: check, dump, delta, space accounting, restore and repair of thin-pool metadata on files and block devices.
 //!
 //! The work is done by [`thinp::metadata`]; here are only the command line, the files and the words of the verdict.
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ use thinp::control::DeviceId;
 use thinp::metadata::check::{Severity, check};
 use thinp::metadata::delta;
 use thinp::metadata::dump::{self, DumpError, Options};
+use thinp::metadata::repair::{self, must_be_blank};
 use thinp::metadata::restore::{self, Overrides};
 use thinp::metadata::space;
 
@@ -31,7 +32,7 @@ const BUFFER_BYTES: usize = 4 << 20;
 /// What a restore reads of its input at a time.
 const INPUT_BYTES: usize = 64 << 10;
 
-/// Metadata blocks of 4 KiB that a restore keeps in memory.
+/// Metadata blocks of 4 KiB that a restore or a repair keeps in memory.
 const CACHE_BLOCKS: usize = 4096;
 
 /// Files answer at once, and nothing here looks at the time.
@@ -58,6 +59,9 @@ fn main() -> ExitCode {
         Command::Space { file, delete, memory_bytes } => run_space(&file, &delete, memory_bytes).map(|()| true),
         Command::Restore { input, output, overrides, quiet } => {
             run_restore(&input, &output, &overrides, quiet).map(|()| true)
+        }
+        Command::Repair { input, output, options, force, quiet } => {
+            run_repair(&input, &output, &options, force, quiet).map(|()| true)
         }
     };
     match done {
@@ -178,4 +182,20 @@ fn run_restore(input: &PathBuf, output: &Path, overrides: &Overrides, quiet: boo
         ))?;
     }
     Ok(())
+}
+
+fn run_repair(input: &Path, output: &Path, options: &repair::Options, force: bool, quiet: bool) -> Result<(), String> {
+    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", input.display());
+    if disk::are_the_same(input, output)? {
+        return Err(format!("{} is the damaged metadata itself: give another file or device", output.display()));
+    }
+    let (runtime, from, to) = (runtime(), open(input, true)?, open(output, false)?);
+    let repaired = block_on_ready(async {
+        if !force {
+            must_be_blank(&runtime, &to).await?;
+        }
+        repair::repair(&runtime, &from, &to, CACHE_BLOCKS, options).await
+    });
+    let report = repaired.map_err(|error| failed(&error))?;
+    if quiet { Ok(()) } else { say(&report.to_string()) }
 }

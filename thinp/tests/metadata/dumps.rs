@@ -42,7 +42,7 @@ pub fn thin_dump_09(disk: &MemDisk, args: &[&str]) -> Option<String> {
 }
 
 #[track_caller]
-fn same(ours: &str, theirs: &str) {
+pub fn same(ours: &str, theirs: &str) {
     if ours != theirs {
         let line = ours.lines().zip(theirs.lines()).take_while(|(a, b)| a == b).count();
         let show = |text: &str| text.lines().nth(line).unwrap_or("the end").to_owned();

@@ -74,12 +74,7 @@ impl Hole {
 }
 
 /// Fills the holes of a salvage as far as can be.
-pub async fn fill(
-    salvage: &mut Salvage,
-    forest: &mut Forest<'_>,
-    space: Option<&TransactionManager>,
-    blocks: &BlockManager,
-) {
+pub async fn fill(salvage: &mut Salvage, forest: &mut Forest<'_>, space: Option<&TransactionManager>) {
     let mut holes = salvage.holes(forest).await;
     holes.truncate(HOLES_MAX);
     if holes.is_empty() {
@@ -102,7 +97,7 @@ pub async fn fill(
     let mut kept = salvage.leaves_kept(forest).await;
     taken.retain(|leaf| kept.binary_search(leaf).is_err());
     for part in taken.chunks(LEAVES_A_PASS) {
-        leave_out_stale(&mut salvage.dropped, blocks, part, &kept).await;
+        leave_out_stale(&mut salvage.dropped, forest.blocks, part, &kept).await;
         kept.extend_from_slice(part);
     }
 }
@@ -227,7 +222,9 @@ async fn leave_out_stale(dropped: &mut Dropped, blocks: &BlockManager, taken: &[
         let left_out = dropped.get(&leaf).is_some_and(|keys| keys.contains(&key));
         let Some(owner) = owners.get(&mapping.block().0).filter(|_| !left_out) else { return };
         if (owner.key, owner.time) != (key, mapping.time()) {
-            owner.leaves.iter().for_each(|stale| drop(dropped.entry(*stale).or_default().insert(owner.key)));
+            for stale in &owner.leaves {
+                dropped.entry(*stale).or_default().insert(owner.key);
+            }
         }
     })
     .await;

@@ -36,6 +36,8 @@ pub struct Tree {
     pub mappings: u64,
     /// The latest time of anything.
     pub time: u32,
+    /// Mappings of that time.
+    pub newest: u64,
     /// The highest transaction id of details.
     pub transaction_id: u64,
 }
@@ -60,7 +62,12 @@ impl Tree {
     fn add_below(&mut self, child: &Tree) {
         self.whole &= child.whole;
         self.mappings = self.mappings.saturating_add(child.mappings);
-        self.time = self.time.max(child.time);
+        if child.time > self.time {
+            (self.time, self.newest) = (child.time, 0);
+        }
+        if child.time == self.time {
+            self.newest = self.newest.saturating_add(child.newest);
+        }
         self.transaction_id = self.transaction_id.max(child.transaction_id);
     }
 }
@@ -77,11 +84,26 @@ fn scramble(id: u64) -> u64 {
 struct Visit {
     block: u64,
     role: Role,
+    /// Of the children: those of a leaf of roots are trees of mappings.
+    child_role: Role,
     tree: Tree,
     /// Keys and children, the next last.
     pending: Vec<(u64, u64)>,
-    /// The greatest key that the next child may have.
-    last: u64,
+}
+
+impl Visit {
+    /// Adds what the next child is to what is known of the tree.
+    fn take(&mut self, child: Option<&Tree>) {
+        let Some((first, _)) = self.pending.pop() else { return };
+        match child {
+            None => self.tree.whole = false,
+            Some(child) if self.role != self.child_role => self.tree.add_below(child),
+            Some(child) => {
+                let last = self.pending.last().map_or(u64::MAX, |(next, _)| next.saturating_sub(1));
+                self.tree.add(child, first, last);
+            }
+        }
+    }
 }
 
 /// What is known of a child.
@@ -93,7 +115,7 @@ enum Look {
 
 /// The trees.
 pub struct Forest<'a> {
-    blocks: &'a BlockManager,
+    pub blocks: &'a BlockManager,
     pub scan: &'a Scan,
     /// Internal nodes, leaves of roots and leaves of details.
     known: HashMap<(u64, Role), Tree>,
@@ -183,42 +205,27 @@ impl<'a> Forest<'a> {
     /// What is known of the tree at `block`, if there is a node that can be read as such a tree.
     pub async fn survey(&mut self, block: u64, role: Role) -> Option<Tree> {
         let mut stack: Vec<Visit> = Vec::new();
-        let mut enter = Some((block, role));
-        loop {
-            if let Some((block, role)) = enter.take() {
-                match self.look(block, role) {
-                    Look::Unvisited => stack.push(self.visit(block, role).await),
-                    Look::Known(tree) if stack.is_empty() => return Some(tree),
-                    Look::Missing if stack.is_empty() => return None,
-                    Look::Known(_) | Look::Missing => {}
-                }
-            }
-            let Some(visit) = stack.last_mut() else { return None };
-            let Some((key, child)) = visit.pending.last().copied() else {
-                let (block, role, tree) = (visit.block, visit.role, visit.tree);
-                self.known.insert((block, role), tree);
+        if let Look::Unvisited = self.look(block, role) {
+            stack.push(self.visit(block, role).await);
+        }
+        while let Some(visit) = stack.last_mut() {
+            let Some((_, child)) = visit.pending.last().copied() else {
+                self.known.insert((visit.block, visit.role), visit.tree);
                 stack.pop();
-                if stack.is_empty() {
-                    return Some(tree);
-                }
                 continue;
             };
-            let of_device = visit.role == Role::Devices
-                && self.scan.get(visit.block).is_some_and(|found| found.what != What::Internal);
-            let child_role = if of_device { Role::Mappings } else { visit.role };
-            match self.look(child, child_role) {
+            match self.look(child, visit.child_role) {
                 Look::Unvisited => {
-                    enter = Some((child, child_role));
-                    continue;
+                    let role = visit.child_role;
+                    stack.push(self.visit(child, role).await);
                 }
-                Look::Known(tree) if of_device => visit.tree.add_below(&tree),
-                Look::Known(tree) => {
-                    let last = visit.pending.len().checked_sub(2).and_then(|next| visit.pending.get(next));
-                    visit.tree.add(&tree, key, last.map_or(visit.last, |(next, _)| next.saturating_sub(1)));
-                }
-                Look::Missing => visit.tree.whole = false,
+                Look::Known(tree) => visit.take(Some(&tree)),
+                Look::Missing => visit.take(None),
             }
-            visit.pending.pop();
+        }
+        match self.look(block, role) {
+            Look::Known(tree) => Some(tree),
+            Look::Missing | Look::Unvisited => None,
         }
     }
 
@@ -240,7 +247,7 @@ impl<'a> Forest<'a> {
         self.known.insert((block, role), Tree::default());
         let found = self.scan.get(block).copied();
         let mut tree = Tree { whole: true, ..Tree::default() };
-        let mut pending = Vec::new();
+        let (mut pending, mut child_role) = (Vec::new(), role);
         match found.map(|found| found.what) {
             Some(What::Details) => {
                 let details = self.details(block).await;
@@ -260,6 +267,7 @@ impl<'a> Forest<'a> {
             what => {
                 pending = self.children(block).await;
                 if what != Some(What::Internal) {
+                    child_role = Role::Mappings;
                     tree.devices = pending.len() as u64;
                     tree.ids = pending.iter().fold(0, |sum: u64, (id, _)| sum.wrapping_add(scramble(*id)));
                     tree.keys = found.and_then(|found| found.keys);
@@ -267,7 +275,7 @@ impl<'a> Forest<'a> {
                 pending.reverse();
             }
         }
-        Visit { block, role, tree, pending, last: u64::MAX }
+        Visit { block, role, child_role, tree, pending }
     }
 
     /// The leaves of the tree at `root` in the order of their keys, and the places in between where nothing usable is.
@@ -310,5 +318,12 @@ pub struct Piece {
 }
 
 fn leaf(found: &Found) -> Tree {
-    Tree { whole: true, keys: found.keys, mappings: found.entries.into(), time: found.time, ..Tree::default() }
+    Tree {
+        whole: true,
+        keys: found.keys,
+        mappings: found.entries.into(),
+        time: found.time,
+        newest: found.newest.into(),
+        ..Tree::default()
+    }
 }

@@ -3,8 +3,8 @@
 //! Every block of the damaged disk is read once ([`Scan`]); it is never written. The nodes found make up trees ([`Forest`]): those of
 //! the last commit, of a metadata snapshot, and of earlier commits whose blocks were not used again. Pairs of trees
 //! that belong together are states of the pool ([`states`]). The state that the superblock leads to is taken if nothing
-//! of it is lost, else the one that gives the most mappings; among equals the superblock's is first. Where a tree has
-//! holes they are filled as far as can be ([`fill`]). What then is there is dumped, and restored on the other disk.
+//! of it is lost. Else that, the newest state that is whole, and without a superblock the newest of all are compared: the one
+//! with the most mappings is taken. Where a tree has holes they are filled as far as can be ([`fill`]). What then is there is dumped, and restored on the other disk.
 //!
 //! Memory: about 40 bytes for each node found, 24 for each leaf shared by devices, and the cache.
 
@@ -43,6 +43,15 @@ const LEAVES_AT_ONCE: usize = 252;
 /// Pieces of the dump that wait for the restore.
 const PIECES_MAX: usize = 2;
 
+/// What to put in place of what is found, and which state to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Taken for what was lost with the superblock, or instead of what it says.
+    pub overrides: Overrides,
+    /// Take the state that the superblock leads to even where another gives more mappings.
+    pub last_commit: bool,
+}
+
 /// Why a repair failed. The damaged disk is as it was; the other one holds no pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -78,14 +87,14 @@ pub enum RepairError {
 }
 
 /// Rebuilds on `to` what can be found on `from`. What `to` held is lost. The cache holds `cache_blocks` of 4 KiB.
-/// `overrides` are taken for what was lost with the superblock, or instead of what it says.
 pub async fn repair(
     runtime: &Runtime,
     from: &Disk,
     to: &Disk,
     cache_blocks: usize,
-    overrides: &Overrides,
+    options: &Options,
 ) -> Result<Report, RepairError> {
+    let overrides = &options.overrides;
     let blocks = BlockManager::new(from.clone(), runtime.bufs.clone(), cache_blocks);
     let nr_blocks = disk_blocks(from);
     let mut scan = Scan::run(&blocks, nr_blocks).await;
@@ -99,7 +108,7 @@ pub async fn repair(
         scan.keep_below(data_blocks.max(overrides.data_blocks.unwrap_or(0)))
     });
     let mut forest = Forest::grow(&blocks, &scan).await;
-    let (salvage, alternatives) = best(runtime, &mut forest, known, &blocks, from).await;
+    let (salvage, alternatives) = best(runtime, &mut forest, known, options, from).await;
     let Some(salvage) = salvage else { return Err(RepairError::NothingFound { blocks: nr_blocks }) };
     let pool = parameters(&forest, &salvage, known, overrides).await?;
     let restored = write(runtime, &blocks, &forest, &salvage, &pool, to, cache_blocks).await?;
@@ -126,7 +135,7 @@ async fn best(
     runtime: &Runtime,
     forest: &mut Forest<'_>,
     superblock: Option<&Superblock>,
-    blocks: &BlockManager,
+    options: &Options,
     from: &Disk,
 ) -> (Option<Salvage>, Vec<Alternative>) {
     let space = match superblock {
@@ -138,9 +147,13 @@ async fn best(
     };
     let mut best: Option<(u64, Salvage)> = None;
     let mut alternatives = Vec::new();
-    for state in states::states(forest, superblock).await {
+    let mut states = states::states(forest, superblock).await;
+    if options.last_commit && superblock.is_some() {
+        states.truncate(1);
+    }
+    for state in states {
         let mut salvage = Salvage::open(forest, state).await;
-        fill::fill(&mut salvage, forest, space.as_ref(), blocks).await;
+        fill::fill(&mut salvage, forest, space.as_ref()).await;
         let mut mappings = 0u64;
         for device in &salvage.devices {
             mappings = mappings.saturating_add(salvage.remains(forest, device).await.mappings);
@@ -176,6 +189,7 @@ async fn parameters(
         details_lost |= device.details.is_none();
         if let Some(details) = device.details {
             time = time.max(details.creation_time).max(details.snapshotted_time);
+            // A device is made in the transaction before the one whose id userland then sets.
             transaction_id = transaction_id.max(details.transaction_id.saturating_add(1));
         }
     }
@@ -186,24 +200,20 @@ async fn parameters(
     let choose = |given: Option<u64>, stored: fn(&Superblock) -> u64, least: u64| {
         let given = given.map(|value| Parameter { value, source: Source::Given });
         let stored = known.map(|(source, superblock)| Parameter { value: stored(superblock), source });
-        let chosen = given.or(stored).filter(|parameter| parameter.value >= least);
-        chosen.unwrap_or(Parameter { value: least, source: Source::Inferred })
+        given.or(stored).filter(|parameter| parameter.value >= least)
     };
-    let sectors = choose(overrides.data_block_sectors.map(u64::from), |known| known.data_block_sectors.get().into(), 1);
-    if sectors.source == Source::Inferred {
-        return Err(RepairError::BlockSizeUnknown);
-    }
+    let sectors = choose(overrides.data_block_sectors.map(u64::from), |known| known.data_block_sectors.get().into(), 0)
+        .ok_or(RepairError::BlockSizeUnknown)?;
     check_data_block_sectors(u32::try_from(sectors.value).unwrap_or(0))?;
     time = time.max(known.map_or(0, |(_, superblock)| superblock.time.get()));
     Ok(Pool {
         // A device without details passes for one that was snapshotted after its last write.
         time: time.saturating_add(details_lost.into()).min(TIME_MAX),
-        transaction_id: match overrides.transaction_id {
-            Some(value) => Parameter { value, source: Source::Given },
-            None => choose(None, |known| known.transaction_id.get(), transaction_id),
-        },
+        transaction_id: choose(overrides.transaction_id, |known| known.transaction_id.get(), 0)
+            .unwrap_or(Parameter { value: transaction_id, source: Source::Inferred }),
         data_block_sectors: sectors,
-        data_blocks: choose(overrides.data_blocks, |known| known.data_space_map.root.nr_blocks.get(), data_end),
+        data_blocks: choose(overrides.data_blocks, |known| known.data_space_map.root.nr_blocks.get(), data_end)
+            .unwrap_or(Parameter { value: data_end, source: Source::Inferred }),
     })
 }
 

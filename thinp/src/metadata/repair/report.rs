@@ -2,7 +2,7 @@
 
 use super::super::MetadataError;
 use super::super::restore::Restored;
-use super::states::State;
+use super::states::{Origin, State};
 use crate::control::DeviceId;
 use alloc::vec::Vec;
 use core::fmt;
@@ -114,5 +114,82 @@ impl Report {
     pub fn mappings_lost(&self) -> u64 {
         let lost = |device: &DamagedDevice| device.expected.unwrap_or(0).saturating_sub(device.mappings);
         self.damaged.iter().map(lost).fold(0, u64::saturating_add)
+    }
+}
+
+/// For people, a line each.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Restored { devices, mappings, metadata_blocks_used, metadata_blocks } = self.restored;
+        writeln!(f, "{devices} devices and {mappings} mappings, from {}", self.state)?;
+        writeln!(f, "{metadata_blocks_used} of {metadata_blocks} blocks of the new metadata disk are in use")?;
+        if let Some(why) = self.superblock {
+            writeln!(f, "the superblock was of no use: {why}")?;
+        }
+        let parameters = [
+            ("transaction id", self.transaction_id),
+            ("data block size in sectors", self.data_block_sectors),
+            ("data blocks", self.data_blocks),
+        ];
+        for (what, Parameter { value, source }) in parameters {
+            writeln!(f, "{what}: {value}, {source}")?;
+        }
+        for Alternative { state, mappings } in &self.alternatives {
+            writeln!(f, "{state} would have given {mappings} mappings")?;
+        }
+        if self.unreadable > 0 {
+            writeln!(f, "{} blocks of the damaged disk cannot be read", self.unreadable)?;
+        }
+        if self.beyond > 0 {
+            writeln!(f, "{} leaves lead beyond the data disk and were left out", self.beyond)?;
+        }
+        if self.devices_missing {
+            writeln!(f, "devices may be missing: a part of the tree that names them was lost")?;
+        }
+        self.damaged.iter().try_for_each(|device| writeln!(f, "{device}"))?;
+        if self.untold > 0 {
+            writeln!(f, "and {} more devices", self.untold)?;
+        }
+        match (self.damaged.is_empty() && !self.devices_missing, self.mappings_lost()) {
+            (true, _) => f.write_str("nothing of this state was lost"),
+            (false, lost) => write!(f, "mappings known to be lost: {lost}"),
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.origin {
+            Origin::Superblock => f.write_str("the state of the last commit"),
+            Origin::Copy { block } => write!(f, "the metadata snapshot in block {block}"),
+            Origin::Search => match self.mapping_root {
+                Some(root) => write!(f, "a state that was found by search (its tree of devices is in block {root})"),
+                None => f.write_str("the details of the devices alone"),
+            },
+        }
+    }
+}
+
+impl fmt::Display for DamagedDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device {}: {} mappings", self.device, self.mappings)?;
+        match self.expected {
+            Some(expected) => write!(f, " of {expected}")?,
+            None => f.write_str(", it is not known of how many")?,
+        }
+        if self.assumed > 0 {
+            write!(f, "; {} of them are assumed to be its own", self.assumed)?;
+        }
+        if self.details_lost {
+            f.write_str("; its details were lost, so every block counts as shared")?;
+        }
+        for (index, LostRange { first, last }) in self.ranges.iter().enumerate() {
+            let separator = if index == 0 { "; parts may be missing in virtual blocks" } else { "," };
+            match *last {
+                u64::MAX => write!(f, "{separator} {first}..")?,
+                last => write!(f, "{separator} {first}..{last}")?,
+            }
+        }
+        if self.untold > 0 { write!(f, ", and {} more ranges", self.untold) } else { Ok(()) }
     }
 }

@@ -41,6 +41,8 @@ pub struct Found {
     pub data_end: u64,
     /// Of mappings: the latest.
     pub time: u32,
+    /// Of mappings: how many are of that time.
+    pub newest: u16,
     pub entries: u16,
     pub what: What,
 }
@@ -129,7 +131,7 @@ impl Found {
 fn classify(node: &Node<'_>, nr_blocks: u64) -> Option<Found> {
     let keys = node.key(0).zip(node.keys().next_back());
     let entries = u16::try_from(node.len()).ok()?;
-    let found = |what| Found { block: node.number(), keys, data_end: 0, time: 0, entries, what };
+    let found = |what| Found { block: node.number(), keys, data_end: 0, time: 0, newest: 0, entries, what };
     if node.is_internal() {
         return Some(found(What::Internal));
     }
@@ -139,9 +141,12 @@ fn classify(node: &Node<'_>, nr_blocks: u64) -> Option<Found> {
     let mappings = node.values::<Packed>().ok()?;
     let roots = node.values::<U64>().ok()?;
     let like_roots = !roots.is_empty() && roots.iter().all(|root| (1..nr_blocks).contains(&root.get()));
+    let time = mappings.iter().map(|mapping| mapping.time()).max().unwrap_or(0);
+    let newest = mappings.iter().filter(|mapping| mapping.time() == time).count();
     Some(Found {
         data_end: mappings.iter().map(|mapping| mapping.block().0.saturating_add(1)).max().unwrap_or(0),
-        time: mappings.iter().map(|mapping| mapping.time()).max().unwrap_or(0),
+        time,
+        newest: u16::try_from(newest).unwrap_or(u16::MAX),
         ..found(What::Leaf { like_roots })
     })
 }

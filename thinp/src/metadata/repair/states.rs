@@ -59,18 +59,13 @@ pub async fn states(forest: &mut Forest<'_>, superblock: Option<&Superblock>) ->
             return states;
         }
     }
+    let rootless = superblock.is_none_or(|superblock| forest.scan.get(superblock.mapping_root.get()).is_none());
     let copies: Vec<(u64, u64, u64)> = forest.scan.copies.iter().map(roots_of_copy).collect();
     let candidates = candidates(forest, &copies).await;
-    let mut found: Vec<State> = candidates.best_whole().into_iter().chain(candidates.best_damaged()).collect();
-    for state in &mut found {
-        let is = |(_, mappings, details): &&(u64, u64, u64)| {
-            state.mapping_root == Some(*mappings) && state.details_root.is_none_or(|root| root == *details)
-        };
-        if let Some((block, _, details)) = copies.iter().find(is) {
-            *state = State { origin: Origin::Copy { block: *block }, details_root: Some(*details), ..*state };
-        }
-    }
-    states.extend(found);
+    let whole = candidates.newest_whole();
+    let damaged = candidates.newest_damaged().filter(|(age, _)| whole.is_none_or(|(newest, _)| *age > newest));
+    let found = whole.into_iter().chain(damaged.filter(|_| rootless)).map(|(_, state)| state);
+    states.extend(found.map(|state| of_copy(state, &copies)));
     if states.is_empty() {
         let newest =
             candidates.details.values().flatten().max_by_key(|root| (root.tree.time, root.tree.transaction_id));
@@ -78,6 +73,17 @@ pub async fn states(forest: &mut Forest<'_>, superblock: Option<&Superblock>) ->
         states.extend(details_root.map(|_| State { origin: Origin::Search, mapping_root: None, details_root }));
     }
     states
+}
+
+/// A state that was found by search may be that of a metadata snapshot.
+fn of_copy(state: State, copies: &[(u64, u64, u64)]) -> State {
+    let is = |(_, mappings, details): &&(u64, u64, u64)| {
+        state.mapping_root == Some(*mappings) && state.details_root.is_none_or(|root| root == *details)
+    };
+    match copies.iter().find(is) {
+        Some((block, mappings, details)) => pair(Origin::Copy { block: *block }, *mappings, *details),
+        None => state,
+    }
 }
 
 fn pair(origin: Origin, mapping_root: u64, details_root: u64) -> State {
@@ -120,35 +126,42 @@ async fn candidates(forest: &mut Forest<'_>, copies: &[(u64, u64, u64)]) -> Cand
     candidates
 }
 
+/// How new a mapping tree is: the time of its newest mappings, and how many there are of that time.
+type Age = (u32, u64);
+
 impl Candidates {
-    /// Of the whole pairs the one with the most mappings, of those the newest.
-    fn best_whole(&self) -> Option<State> {
+    /// The newest whole pair; of several as new the one with the most mappings.
+    fn newest_whole(&self) -> Option<(Age, State)> {
         let pairs = self.mappings.iter().filter_map(|mappings| {
             let same = self.details.get(&mappings.tree.ids)?.iter();
             let details = same
                 .filter(|details| belong_together(&mappings.tree, &details.tree))
                 .max_by_key(|details| (details.tree.time, details.tree.transaction_id))?;
-            let age = (mappings.tree.time.max(details.tree.time), details.tree.transaction_id);
-            Some(((mappings.tree.mappings, age), mappings.block, details.block))
+            let later = (details.tree.time, details.tree.transaction_id);
+            let state = pair(Origin::Search, mappings.block, details.block);
+            Some(((mappings.age(), mappings.tree.mappings, later), state))
         });
-        let (_, mappings, details) = pairs.max_by_key(|(rank, ..)| *rank)?;
-        Some(pair(Origin::Search, mappings, details))
+        pairs.max_by_key(|(rank, _)| *rank).map(|((age, ..), state)| (age, state))
     }
 
-    /// Of the others the one with the most mappings among those whose details tree is there; if there is none the newest
-    /// mapping tree.
-    fn best_damaged(&self) -> Option<State> {
+    /// The newest of the others, if there is one among those that are whole themselves or whose details tree is there.
+    fn newest_damaged(&self) -> Option<(Age, State)> {
         let ranked = self.mappings.iter().map(|mappings| {
             let same = self.details.get(&mappings.tree.ids).into_iter().flatten();
             // A tree of more mappings than its devices have has got leaves of others.
             let details = same
                 .filter(|details| details.tree.mappings >= mappings.tree.mappings)
-                .max_by_key(|details| (details.tree.time, details.tree.transaction_id));
-            let Tree { mappings: entries, time, .. } = mappings.tree;
-            let rank = if details.is_some() { (1, entries, time) } else { (0, time.into(), entries as u32) };
-            (rank, mappings.block, details.map(|details| details.block))
+                .max_by_key(|details| (details.tree.time, details.tree.transaction_id))
+                .map(|details| details.block);
+            let state = State { origin: Origin::Search, mapping_root: Some(mappings.block), details_root: details };
+            ((details.is_some() || mappings.tree.whole, mappings.age(), mappings.tree.mappings), state)
         });
-        let (_, mapping_root, details_root) = ranked.max_by_key(|(rank, ..)| *rank)?;
-        Some(State { origin: Origin::Search, mapping_root: Some(mapping_root), details_root })
+        ranked.max_by_key(|(rank, _)| *rank).map(|((_, age, _), state)| (age, state))
+    }
+}
+
+impl Root {
+    fn age(&self) -> Age {
+        (self.tree.time, self.tree.newest)
     }
 }
