@@ -1,6 +1,7 @@
 //! The service in the words of the management interface.
 
 use crate::catalog::{Access, Edit, VolumeRecord};
+use crate::repair::Workshop;
 use crate::runs;
 use crate::service::{METADATA_TARGET, Served, Service, ServiceError, Targets};
 use crate::startup;
@@ -13,8 +14,8 @@ use core::cmp::Reverse;
 use export::Portal;
 use mgmt::{
     CheckReport, CheckState, Control, ControlError, Deletion, DeltaRequest, Export, Health, InitiatorName, Initiators,
-    MappingsRequest, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize, RunsError, TokenHash, View, Views,
-    Volume, VolumeName, VolumeSpace,
+    MappingsRequest, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Repair, RepairReport, Resize, RunsError,
+    TokenHash, View, Views, Volume, VolumeName, VolumeSpace,
 };
 use platform::Runtime;
 use platform::block::SECTOR_BYTES;
@@ -27,6 +28,7 @@ pub(crate) struct Manager {
     pub runtime: Runtime,
     pub service: Rc<Service>,
     pub portal: Portal<Targets>,
+    pub workshop: Workshop,
 }
 
 impl Control for Manager {
@@ -132,6 +134,10 @@ impl Control for Manager {
             Ok(report)
         });
         Ok(told(&cleared.await?))
+    }
+
+    async fn repair(&self, wanted: Repair) -> Result<RepairReport, ControlError> {
+        Ok(self.workshop.repair(&self.runtime, &self.service, wanted).await?)
     }
 
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {

@@ -7,6 +7,7 @@ use alloc::string::ToString;
 use export::UnitError;
 use mgmt::{Code, ControlError};
 use thinp::control::{BlockStatus, Errno};
+use thinp::metadata::repair::RepairError;
 
 /// What an initiator is told of a request for the bytes at `offset_bytes` that the pool failed.
 pub fn unit_error(error: &thinp::Error, offset_bytes: u64) -> UnitError {
@@ -42,13 +43,32 @@ fn code(error: &ServiceError) -> Code {
             Code::Errno(Errno::EINVAL)
         }
         ServiceError::NoFreeId => Code::Errno(Errno::ENOSPC),
+        ServiceError::NothingToRepair(_) => Code::Errno(Errno::EBUSY),
+        ServiceError::NoDisk(_) => Code::Errno(Errno::ENODATA),
+        ServiceError::Repair(error) => Code::Errno(match error {
+            RepairError::NothingFound { .. } => Errno::ENODATA,
+            RepairError::NotBlank { .. } => Errno::EEXIST,
+            RepairError::TooSmall { .. } => Errno::ENOSPC,
+            RepairError::Metadata(error) => thinp::Error::Metadata(*error).errno(),
+            _ => Errno::EINVAL,
+        }),
     }
 }
 
 /// What to do next, in terms of this interface.
 fn hint(error: &ServiceError) -> &'static str {
     match error {
-        ServiceError::NoPool(_) => "GET /healthz shows the reason; put it right and start the appliance again",
+        ServiceError::NoPool(_) => {
+            "GET /healthz shows the reason; put it right and start the appliance again, or POST /v1/pool/repair"
+        }
+        ServiceError::NothingToRepair(_) => "a repair is for a pool that cannot be opened, or is read-only or failed",
+        ServiceError::NoDisk(_) => "a repair reads the disk meta and writes the disk meta-new",
+        ServiceError::Repair(error) => match error {
+            RepairError::BlockSizeUnknown => "add \"data_block_sectors\": N to the request",
+            RepairError::NotBlank { .. } => "attach a blank disk as meta-new, or add \"force\": true to the request",
+            RepairError::TooSmall { .. } => "attach a larger disk as meta-new",
+            _ => "look after the disks meta and meta-new",
+        },
         ServiceError::NotAdopted => "POST /v1/pool/adopt makes the device that keeps names, sizes and exports",
         ServiceError::SizeUnset(_) => "set it: PATCH the volume with {\"size_bytes\": N}",
         ServiceError::NameTaken(_) => "choose another name, or delete that volume",

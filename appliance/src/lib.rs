@@ -29,6 +29,7 @@ pub mod catalog;
 mod check;
 mod control;
 pub mod errors;
+mod repair;
 mod runs;
 pub mod service;
 pub mod settings;
@@ -36,6 +37,7 @@ mod space;
 mod startup;
 mod units;
 
+use crate::repair::Workshop;
 use crate::service::{Service, Targets};
 use crate::settings::Settings;
 use alloc::boxed::Box;
@@ -98,8 +100,10 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
         ..PortalOptions::default()
     };
     let portal = Portal::new(&runtime, Rc::new(Targets(service.clone())), options);
+    let workshop = Workshop { disks: disks.clone(), cache_blocks, console: console.clone() };
     let manager =
-        Rc::new(control::Manager { runtime: runtime.clone(), service: service.clone(), portal: portal.clone() });
+        control::Manager { runtime: runtime.clone(), service: service.clone(), portal: portal.clone(), workshop };
+    let manager = Rc::new(manager);
     let api = Rc::new(Api::new(&runtime, manager, Limits::default()));
     let (iscsi_at, http_at) = (iscsi.describe(), http.describe());
     let serving = api.clone();
@@ -123,7 +127,10 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
             let service = service.clone();
             runtime.spawner.spawn(async move { service.finish_deletions().await });
         }
-        Err(reason) => service.give_up(reason),
+        Err(reason) => {
+            startup::lend_token(&service, &*console);
+            service.give_up(reason);
+        }
     }
     let serving = portal.clone();
     listen(&runtime, iscsi, move |stream| {

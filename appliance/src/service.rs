@@ -18,10 +18,11 @@ use mgmt::{Health, HealthState, Token, TokenHash};
 use platform::Runtime;
 use platform::block::Disk;
 use platform::random::Random;
-use platform::sync::{Notify, Semaphore};
+use platform::sync::{Notify, Permit, Semaphore};
 use sha2::{Digest, Sha256};
 use thinp::Pool;
 use thinp::control::{DeviceId, Mode};
+use thinp::metadata::repair::RepairError;
 use thinp::records::{Change, Records};
 
 /// The name of the metadata export: no volume can have it, for volumes' names have no colon.
@@ -86,6 +87,15 @@ pub enum ServiceError {
     /// All thin ids are taken.
     #[error("no thin id is free")]
     NoFreeId,
+    /// The pool is in use, and its metadata changes.
+    #[error("the pool is in {0} mode: there is nothing to repair")]
+    NothingToRepair(Mode),
+    /// A disk is not there, or there are two.
+    #[error("{0}")]
+    NoDisk(String),
+    /// The metadata cannot be repaired.
+    #[error(transparent)]
+    Repair(#[from] RepairError),
     /// The volume has sessions.
     #[error("volume {0} is in use")]
     InUse(String),
@@ -203,6 +213,11 @@ impl Service {
     /// A token from the appliance's own dice.
     pub(crate) fn new_token(&self) -> Token {
         Token::generate(&*self.random)
+    }
+
+    /// Keeps changes away until what is returned is dropped.
+    pub(crate) async fn changes(&self) -> Permit<'_> {
+        self.changes.acquire(1).await
     }
 
     /// Carries out one change after the other.

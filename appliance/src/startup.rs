@@ -13,7 +13,7 @@ use platform::Runtime;
 use platform::block::Disk;
 use thinp::control::Mode;
 use thinp::records::Records;
-use thinp::{Format, Pool, PoolOptions};
+use thinp::{Format, OpenError, Pool, PoolOptions};
 
 /// Opens the pool on the disks `meta` and `data`. The error is for people: it says which disk, and what to do.
 pub(crate) async fn open(
@@ -32,7 +32,7 @@ pub(crate) async fn open(
         cache_blocks,
         ..PoolOptions::default()
     };
-    let pool = Pool::open(runtime, meta.clone(), data, options).await.map_err(|error| error.to_string())?;
+    let pool = Pool::open(runtime, meta.clone(), data, options).await.map_err(|error| reason(&error))?;
     let ((records, catalog), trouble) = match load(&pool).await {
         Ok(loaded) => (loaded, None),
         // The volumes are sound: they can be exported again, though their names are lost for now.
@@ -49,6 +49,17 @@ pub(crate) async fn open(
     Ok(served)
 }
 
+/// Why there is no pool, and whether a repair may help.
+fn reason(error: &OpenError) -> String {
+    let may_help = match error {
+        OpenError::Metadata(error) => error.is_damage(),
+        OpenError::DataInUse { .. } => true,
+        _ => false,
+    };
+    let way = "; or attach a blank disk with the serial meta-new and POST /v1/pool/repair";
+    format!("{error}{}", if may_help { way } else { "" })
+}
+
 /// Makes the reserved device in a pool that was made elsewhere; what was decided in memory is kept.
 pub(crate) async fn adopt(service: &Service, served: &Served) -> Result<(), ServiceError> {
     let records = Records::create(&served.pool).await?;
@@ -63,7 +74,8 @@ pub(crate) async fn adopt(service: &Service, served: &Served) -> Result<(), Serv
     served.change(&[], edits).await
 }
 
-fn disk(disks: &[(String, Disk)], serial: &str) -> Result<Disk, String> {
+/// The disk with a serial.
+pub(crate) fn disk(disks: &[(String, Disk)], serial: &str) -> Result<Disk, String> {
     let mut found = disks.iter().filter(|(name, _)| name == serial).map(|(_, disk)| disk);
     match (found.next(), found.next()) {
         (Some(disk), None) => Ok(disk.clone()),
@@ -128,6 +140,16 @@ async fn settle(service: &Service, served: &Served, console: &dyn Fn(&str)) -> R
         show(&token, console);
     }
     if writable || !served.adopted() { served.reconcile().await } else { Ok(()) }
+}
+
+/// Without a pool nobody knows the hashes of its tokens: one is made that holds until the restart.
+pub(crate) fn lend_token(service: &Service, console: &dyn Fn(&str)) {
+    let generate = matches!(service.settings.token, TokenSource::Generate);
+    if generate && service.tokens.borrow().is_empty() {
+        let token = service.new_token();
+        service.tokens.borrow_mut().push(token.hash());
+        show(&token, console);
+    }
 }
 
 fn show(token: &Token, console: &dyn Fn(&str)) {

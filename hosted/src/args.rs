@@ -7,10 +7,12 @@ use std::path::PathBuf;
 
 /// How to call it.
 pub const USAGE: &str = "\
-Usage: hosted --meta FILE --data FILE --iscsi ADDRESS:PORT --http ADDRESS:PORT [--token TOKEN] [KEY=VALUE ...]
+Usage: hosted --meta FILE --data FILE --iscsi ADDRESS:PORT --http ADDRESS:PORT [--token TOKEN]
+              [--meta-new FILE] [KEY=VALUE ...]
 
   --meta FILE     the metadata disk, a file or block device
   --data FILE     the data disk
+  --meta-new FILE the disk that a repair of the metadata writes to
   --iscsi, --http where to listen; port 0 is any free port, which the ready line tells
   --token TOKEN   the token of the management interface; without one the appliance makes one at first boot
   KEY=VALUE       a setting, as on the appliance's kernel command line: format=yes, block=1M, log=debug ...";
@@ -22,6 +24,8 @@ pub struct Args {
     pub meta: PathBuf,
     /// The data disk.
     pub data: PathBuf,
+    /// The disk that a repair writes.
+    pub meta_new: Option<PathBuf>,
     /// Where the iSCSI portal listens.
     pub iscsi: SocketAddr,
     /// Where the management interface listens.
@@ -34,13 +38,14 @@ pub struct Args {
 
 /// Reads the arguments; `None` if only help is asked for.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Args>, lexopt::Error> {
-    let (mut meta, mut data, mut iscsi, mut http, mut token) = (None, None, None, None, None);
+    let (mut meta, mut data, mut meta_new, mut iscsi, mut http, mut token) = (None, None, None, None, None, None);
     let mut settings = Vec::new();
     let mut parser = Parser::from_args(args);
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Long("meta") => meta = Some(PathBuf::from(parser.value()?)),
             Arg::Long("data") => data = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("meta-new") => meta_new = Some(PathBuf::from(parser.value()?)),
             Arg::Long("iscsi") => iscsi = Some(parser.value()?.parse()?),
             Arg::Long("http") => http = Some(parser.value()?.parse()?),
             Arg::Long("token") => token = Some(parser.value()?.string()?),
@@ -53,6 +58,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Args>, l
     Ok(Some(Args {
         meta: meta.ok_or_else(missing("--meta FILE"))?,
         data: data.ok_or_else(missing("--data FILE"))?,
+        meta_new,
         iscsi: iscsi.ok_or_else(missing("--iscsi ADDRESS:PORT"))?,
         http: http.ok_or_else(missing("--http ADDRESS:PORT"))?,
         token,
@@ -70,11 +76,12 @@ mod tests {
 
     #[test]
     fn everything_is_understood() {
-        let line = "--meta m.img --data=d.img --iscsi 127.0.0.1:0 --http [::1]:80 --token secret format=yes block=1M";
+        let line = "--meta m.img --data=d.img --meta-new n.img --iscsi 127.0.0.1:0 --http [::1]:80 --token secret format=yes block=1M";
         let args = read(line).unwrap().unwrap();
         let expected = Args {
             meta: "m.img".into(),
             data: "d.img".into(),
+            meta_new: Some("n.img".into()),
             iscsi: "127.0.0.1:0".parse().unwrap(),
             http: "[::1]:80".parse().unwrap(),
             token: Some("secret".into()),

@@ -94,12 +94,16 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let signals = Signals::catch(&reactor)?;
     let meta = FileDisk::open(&args.meta, reactor.bell())?;
     let data = FileDisk::open(&args.data, reactor.bell())?;
+    let mut disks = vec![("meta", meta), ("data", data)];
+    if let Some(path) = &args.meta_new {
+        disks.push(("meta-new", FileDisk::open(path, reactor.bell())?));
+    }
     let net = Net::new(reactor.clone(), runtime.clone());
     let listen = |address| net.listen(address).map_err(|error| format!("cannot listen on {address}: {error}"));
 
     let parts = Parts {
         runtime,
-        disks: vec![("meta".into(), Disk::new(meta.clone())), ("data".into(), Disk::new(data.clone()))],
+        disks: disks.iter().map(|(serial, disk)| (String::from(*serial), Disk::new(disk.clone()))).collect(),
         iscsi: listen(args.iscsi)?,
         http: listen(args.http)?,
         settings,
@@ -108,7 +112,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         console: Rc::new(os::console),
         stop: Box::pin(signals.first()),
     };
-    let host = Host { reactor, disks: vec![meta, data], clock };
+    let host = Host { reactor, disks: disks.into_iter().map(|(_, disk)| disk).collect(), clock };
     executor.run(&timers.clone(), &host, async move {
         appliance::run(parts).await;
         if timers.timeout(SETTLE, net.settle()).await.is_err() {

@@ -222,9 +222,42 @@ pub struct Wait {
     pub after: u64,
 }
 
+/// A repair that is asked for: what was lost with the superblock, or is to be taken instead of what it says.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Repair {
+    /// Overwrite the new disk even if it is not blank.
+    pub force: bool,
+    /// Take the state of the last commit even where another has more mappings.
+    pub last_commit: bool,
+    /// Userland's transaction id.
+    pub transaction_id: Option<u64>,
+    /// Sectors in a data block.
+    pub data_block_sectors: Option<u32>,
+    /// Size of the data disk in such blocks.
+    pub data_blocks: Option<u64>,
+}
+
+/// What a repair did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RepairReport {
+    /// Thin devices in the new metadata.
+    pub devices: u64,
+    /// Mappings of all devices together.
+    pub mappings: u64,
+    /// Mappings that are known to be lost.
+    pub mappings_lost: u64,
+    /// Devices of which something was lost or assumed.
+    pub damaged_devices: u64,
+    /// All of it, for people: where things came from, what was lost, what was assumed.
+    pub report: Vec<String>,
+    /// What to do next.
+    pub next: String,
+}
+
 /// The appliance as its manager sees it. What changes something resolves once the change is durable.
 ///
-/// Without a pool everything but [`Control::health`], [`Control::tokens`], [`Control::sessions`] and
+/// Without a pool everything but [`Control::health`], [`Control::tokens`], [`Control::sessions`], [`Control::repair`] and
 /// [`Control::power_off`] fails with [`Code::NoPool`](crate::Code::NoPool) and the reason.
 #[expect(async_fn_in_trait, reason = "one thread: no future need be Send")]
 pub trait Control: 'static {
@@ -269,6 +302,9 @@ pub trait Control: 'static {
 
     /// Checks all of the metadata, and if nothing is wrong takes needs_check away.
     async fn clear_needs_check(&self) -> Result<CheckReport, ControlError>;
+
+    /// Rebuilds damaged metadata onto another disk.
+    async fn repair(&self, wanted: Repair) -> Result<RepairReport, ControlError>;
 
     /// Takes a metadata snapshot; its metadata block.
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError>;

@@ -1,7 +1,7 @@
 //! The endpoints: each reads its body, makes one call of [`Control`] and answers.
 
 use crate::api::Api;
-use crate::control::{Control, Deletion, Export, NewSnapshot, NewVolume, PoolView, Resize, Volume, Wait};
+use crate::control::{Control, Deletion, Export, NewSnapshot, NewVolume, PoolView, Repair, Resize, Volume, Wait};
 use crate::error::{Code, ControlError};
 use crate::http::Failure;
 use crate::http::answer::{JSON, bare_json, json};
@@ -45,6 +45,10 @@ impl Body for Deletion {
 
 impl Body for Wait {
     const EXAMPLE: &str = r#"{"after":7}, the `events` of GET /v1/pool"#;
+}
+
+impl Body for Repair {
+    const EXAMPLE: &str = r#"{}, or what is to be taken: {"data_block_sectors":128,"force":true}"#;
 }
 
 impl Body for Export {
@@ -125,6 +129,7 @@ impl<C: Control> Api<C> {
             }
             Endpoint::ShowViews => Reply::json(&control.views()?)?,
             Endpoint::ClearNeedsCheck => Reply::json(&control.clear_needs_check().await?)?,
+            Endpoint::Repair => Reply::json(&control.repair(read_json(exchange).await?).await?)?,
             Endpoint::ShowMetadataSnapshot => Reply::json(&root(control.pool()?.status.held_root))?,
             Endpoint::ReserveMetadataSnapshot => {
                 Reply::Created(json(&root(Some(control.reserve_metadata_snapshot().await?)))?, None)

@@ -49,7 +49,8 @@ mod tests;
 pub use api::Api;
 pub use control::{
     CheckOutcome, CheckProgress, CheckReport, CheckState, Control, Deletion, Export, Health, HealthState,
-    MetadataExport, NewSnapshot, NewVolume, PoolInfo, Resize, View, Views, Volume, VolumeSpace, Wait,
+    MetadataExport, NewSnapshot, NewVolume, PoolInfo, Repair, RepairReport, Resize, View, Views, Volume, VolumeSpace,
+    Wait,
 };
 pub use error::{Code, ControlError};
 pub use http::Limits;

@@ -221,6 +221,7 @@ pub trait BlockDevice {
 pub struct Disk {
     device: Rc<dyn BlockDevice>,
     flow: Flow,
+    read_only: bool,
 }
 
 impl Disk {
@@ -231,17 +232,23 @@ impl Disk {
 
     /// A disk over a shared device.
     pub fn from_rc(device: Rc<dyn BlockDevice>) -> Disk {
-        Disk { device, flow: Flow::default() }
+        Disk { device, flow: Flow::default(), read_only: false }
     }
 
     /// The same disk, its requests in another flow.
     pub fn with_flow(&self, flow: Flow) -> Disk {
-        Disk { device: self.device.clone(), flow }
+        Disk { flow, ..self.clone() }
+    }
+
+    /// The same disk, which this holder cannot change.
+    pub fn read_only(&self) -> Disk {
+        Disk { read_only: true, ..self.clone() }
     }
 
     /// What the disk can take now.
     pub fn limits(&self) -> Limits {
-        self.device.limits()
+        let limits = self.device.limits();
+        Limits { read_only: limits.read_only || self.read_only, ..limits }
     }
 
     /// Size of the disk now.
@@ -253,7 +260,7 @@ impl Disk {
     pub fn start(&self, op: Op, sector: u64, sectors: u64, bufs: Bufs) -> Completion {
         let (sender, receiver) = oneshot::channel();
         let request = Request { op, sector, sectors, bufs, flow: self.flow };
-        let verdict = check(&request, &self.device.limits());
+        let verdict = check(&request, &self.limits());
         let io = Io { request: Some(request), completer: Some(Completer::Future(sender)) };
         match verdict {
             Ok(()) => self.device.submit(io),

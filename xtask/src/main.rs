@@ -21,7 +21,7 @@ usage: cargo xtask COMMAND [options]
   bench boot how fast it boots, how big it is, how little memory it needs
   bench delta what a delta of two snapshots costs beside thin_delta
   bench pdata what metadata operations cost, in time and in heap
-  pool       check, dump or restore metadata images: gossamer-pool
+  pool       check, dump, restore or repair metadata images: gossamer-pool
   fuzz       look for damaged metadata that upsets what reads it
   tidy       check the rules of the house
   sim        the deterministic simulator: power cuts at every point

@@ -26,6 +26,7 @@ usage: cargo xtask run [options]
   --dir FOLDER        where disks and token are (default gossamer-disks in the repository)
   --meta FILE         the metadata disk (default FOLDER/meta.img)
   --data FILE         the data disk (default FOLDER/data.img)
+  --meta-new FILE     a disk that a repair of the metadata writes
   --meta-size SIZE    of a metadata disk made now (default 64M)
   --data-size SIZE    of a data disk made now, sparse (default 16G)
   --iscsi-port PORT   on 127.0.0.1 (default 3260)
@@ -49,6 +50,7 @@ struct Options {
     accelerator: Option<Accelerator>,
     folder: PathBuf,
     meta: Option<PathBuf>,
+    meta_new: Option<PathBuf>,
     data: Option<PathBuf>,
     meta_bytes: u64,
     data_bytes: u64,
@@ -66,6 +68,7 @@ impl Options {
             accelerator: None,
             folder: root.join("gossamer-disks"),
             meta: None,
+            meta_new: None,
             data: None,
             meta_bytes: 64 << 20,
             data_bytes: 16 << 30,
@@ -87,6 +90,7 @@ impl Options {
                 }
                 Long("dir") => options.folder = parser.value()?.into(),
                 Long("meta") => options.meta = Some(parser.value()?.into()),
+                Long("meta-new") => options.meta_new = Some(parser.value()?.into()),
                 Long("data") => options.data = Some(parser.value()?.into()),
                 Long("meta-size") => options.meta_bytes = process::size_bytes(&parser.value()?.string()?)?,
                 Long("data-size") => options.data_bytes = process::size_bytes(&parser.value()?.string()?)?,
@@ -139,6 +143,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser) -> Result<()> {
         None => pick_accelerator(&machine),
     };
     machine.disks = vec![Disk::file("meta", &meta), Disk::file("data", &data)];
+    machine.disks.extend(options.meta_new.iter().map(|file| Disk::file("meta-new", file)));
 
     // From here on Ctrl-C means: power off in order.
     let interrupted = Arc::new(AtomicBool::new(false));

@@ -74,6 +74,10 @@ impl Control for Failing {
         self.fail()
     }
 
+    async fn repair(&self, _: Repair) -> Result<RepairReport, ControlError> {
+        self.fail()
+    }
+
     async fn start_check(&self) -> Result<CheckState, ControlError> {
         self.fail()
     }

@@ -6,6 +6,7 @@ use pdata::Error as StorageError;
 use platform::block::{IoError, Op};
 use platform::buf::NoBuffers;
 use thinp::control::{DeviceId, Mode};
+use thinp::metadata::repair::RepairError;
 use thinp::metadata::{DataBlock, MetadataError};
 use thinp::{Error, OpenError, PoolDisk};
 
@@ -141,5 +142,11 @@ pub fn of_the_appliance() -> Vec<ServiceError> {
         ServiceError::Catalog(CatalogError::Duplicate { page: 1, what: "volume v1".into() }),
         ServiceError::Catalog(CatalogError::TooLarge { record_bytes: 5000, capacity_bytes: 4032 }),
         ServiceError::Catalog(CatalogError::Unencodable("a name is too long".into())),
+        ServiceError::NothingToRepair(Mode::Write),
+        ServiceError::NoDisk("there is no disk with the serial `meta-new`: attach one".into()),
+        ServiceError::Repair(RepairError::NothingFound { blocks: 1024 }),
+        ServiceError::Repair(RepairError::BlockSizeUnknown),
+        ServiceError::Repair(RepairError::NotBlank { sector: 7 }),
+        ServiceError::Repair(RepairError::TooSmall { blocks: 64, enough: 1024 }),
     ]
 }

@@ -229,6 +229,13 @@ impl Control for Fake {
         Ok(CheckReport { clean: true, damage, leaks, hints, untold, devices: 2, mappings: 40, problems: Vec::new() })
     }
 
+    async fn repair(&self, wanted: Repair) -> Result<RepairReport, ControlError> {
+        self.fail_if_told()?;
+        let report = [format!("{wanted:?}")].to_vec();
+        let next = "swap the disks".to_string();
+        Ok(RepairReport { devices: 2, mappings: 40, mappings_lost: 3, damaged_devices: 1, report, next })
+    }
+
     async fn reserve_metadata_snapshot(&self) -> Result<u64, ControlError> {
         self.fail_if_told()?;
         self.hold(Some(17));

@@ -160,6 +160,21 @@ fn space_is_told_for_each_volume_and_for_several_together() {
 }
 
 #[test]
+fn metadata_is_repaired_as_asked_for() {
+    let rig = Rig::new();
+    let asked = r#"{"data_block_sectors":128,"force":true}"#;
+    let wanted = "Repair { force: true, last_commit: false, transaction_id: None, data_block_sectors: Some(128), \
+                  data_blocks: None }";
+    let report = json!({
+        "devices": 2, "mappings": 40, "mappings_lost": 3, "damaged_devices": 1, "report": [wanted],
+        "next": "swap the disks"
+    });
+    expect(rig.json("POST", "/v1/pool/repair", asked), 200, report);
+    assert_eq!(rig.json("POST", "/v1/pool/repair", "{}").status, 200);
+    rig.json("POST", "/v1/pool/repair", r#"{"blocks":1}"#).assert_error(Code::Errno(Errno::EINVAL));
+}
+
+#[test]
 fn messages_pass_word_for_word() {
     let rig = Rig::new();
     let response = rig.ask("POST", "/v1/pool/message", "text/plain; charset=utf-8", "create_thin 7\n");

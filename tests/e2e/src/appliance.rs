@@ -37,6 +37,8 @@ pub struct Site {
     pub meta: PathBuf,
     /// The data disk's file.
     pub data: PathBuf,
+    /// The file of the disk that a repair writes, if one is attached.
+    pub meta_new: Option<PathBuf>,
     /// Settings of the kernel command line.
     pub settings: Vec<String>,
     /// The token to hand over; `None` lets the appliance make one.
@@ -56,7 +58,8 @@ impl Site {
 
     /// Two disks that are there already.
     pub fn over(context: &Context, meta: PathBuf, data: PathBuf) -> Site {
-        Site { context: context.clone(), meta, data, settings: Vec::new(), token: Some(TOKEN.to_owned()), nbd: None }
+        let token = Some(TOKEN.to_owned());
+        Site { context: context.clone(), meta, data, meta_new: None, settings: Vec::new(), token, nbd: None }
     }
 
     /// Starts the appliance and waits until it serves its pool.
@@ -113,6 +116,9 @@ impl Site {
         ensure!(self.nbd.is_none(), "the hosted appliance has files for disks");
         let mut command = process::tied(&self.context.hosted);
         command.arg("--meta").arg(&self.meta).arg("--data").arg(&self.data);
+        if let Some(meta_new) = &self.meta_new {
+            command.arg("--meta-new").arg(meta_new);
+        }
         command.args(["--iscsi", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
         match &self.token {
             Some(token) => command.args(["--token", token]),
@@ -136,10 +142,11 @@ impl Site {
                 None
             }
         };
-        let disks = match &self.nbd {
+        let mut disks = match &self.nbd {
             Some(socket) => vec![Disk::nbd("meta", socket), Disk::nbd("data", socket)],
             None => vec![Disk::file("meta", &self.meta), Disk::file("data", &self.data)],
         };
+        disks.extend(self.meta_new.iter().map(|file| Disk::file("meta-new", file)));
         Ok(Machine {
             profile: Profile::load(&xtask::root(), name)?,
             accelerator: Accelerator::Tcg,

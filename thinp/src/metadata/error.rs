@@ -174,6 +174,20 @@ impl MetadataError {
         }
     }
 
+    /// What is on the metadata disk is not what should be there, while the disk itself works.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            MetadataError::Storage(error) => !error.is_io() && !error.is_no_space(),
+            MetadataError::Blank
+            | MetadataError::NotSuperblock { .. }
+            | MetadataError::BadMagic { .. }
+            | MetadataError::BadSuperblockChecksum
+            | MetadataError::BadSuperblock { .. }
+            | MetadataError::BadMapping { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Of a change or commit: the transaction is not to be committed any more, [`super::Metadata::abort`] is the way on. All
     /// other errors of changes are refusals that changed nothing. Of a lookup it only says that metadata could not be read.
     pub fn spoils(&self) -> bool {

@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
     Test::new("bad_disks::data_disk_smaller_than_the_pool_says", data_disk_smaller_than_the_pool_says),
     Test::new("bad_disks::superblock_with_a_bad_checksum", superblock_with_a_bad_checksum),
     Test::new("bad_disks::tree_root_with_a_bad_checksum", tree_root_with_a_bad_checksum),
+    Test::new("bad_disks::damaged_metadata_is_repaired", damaged_metadata_is_repaired),
     Test::new("bad_disks::an_incompatible_flag", an_incompatible_flag),
     Test::new("bad_disks::blank_metadata_beside_used_data", blank_metadata_beside_used_data),
     Test::new("bad_disks::damaged_records", damaged_records),
@@ -67,6 +68,42 @@ fn tree_root_with_a_bad_checksum(context: &Context) -> Result<()> {
     let root = u64::from_le_bytes(superblock[MAPPING_ROOT_AT..MAPPING_ROOT_AT + 8].try_into()?);
     change_block(&site, root, false, |block| block[100] ^= 0x10)?;
     refused(&site, &["meta", &format!("block {root}")])
+}
+
+/// The pool cannot be opened; the metadata is rebuilt on another disk, and with that as `meta` everything is there.
+fn damaged_metadata_is_repaired(context: &Context) -> Result<()> {
+    let mut site = used_pool(context)?;
+    let fresh = context.scratch.join("meta-new.img");
+    process::sparse_file(&fresh, META_BYTES)?;
+    change_block(&site, 0, false, |block| block[48] ^= 1)?;
+    let damaged = fs::read(&site.meta)?;
+
+    site.meta_new = None;
+    let without = site.start_without_pool()?;
+    ensure!(without.console().contains("meta-new"), "the console does not tell the way\n{}", without.console());
+    let answer = without.answer("POST", "/v1/pool/repair", &json!({}))?;
+    ensure!(answer.status == 404 && answer.text().contains("meta-new"), "{} {}", answer.status, answer.text());
+    without.power_off()?;
+
+    site.meta_new = Some(fresh.clone());
+    let appliance = site.start_without_pool()?;
+    let unknown = appliance.answer("POST", "/v1/pool/repair", &json!({}))?;
+    ensure!(unknown.status == 400, "the block size is lost: {} {}", unknown.status, unknown.text());
+    let asked = json!({ "data_block_sectors": 128 });
+    let report = appliance.call("POST", "/v1/pool/repair", &asked)?;
+    ensure!(report["mappings"].as_u64() >= Some(2) && report["mappings_lost"] == 0, "{report}");
+    let again = appliance.answer("POST", "/v1/pool/repair", &asked)?;
+    ensure!(again.status == 409, "the new disk is not blank any more: {} {}", again.status, again.text());
+    appliance.power_off()?;
+    ensure!(fs::read(&site.meta)? == damaged, "the only copy was changed");
+
+    context.thin_check(&fresh)?;
+    (site.meta, site.meta_new) = (fresh, None);
+    let appliance = site.start()?;
+    check_volume(&appliance)?;
+    let refused = appliance.answer("POST", "/v1/pool/repair", &asked)?;
+    ensure!(refused.status == 409, "a pool in use: {} {}", refused.status, refused.text());
+    appliance.power_off()
 }
 
 /// Volumes are sound although their names are lost: the appliance serves what it can and says what is wrong.
