@@ -35,6 +35,20 @@ impl Access {
     }
 }
 
+/// Who activated the pool last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+pub struct Activation {
+    /// Counts activations.
+    #[n(0)]
+    pub epoch: u64,
+    /// Which instance it was.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub instance: [u8; 16],
+    /// It has not closed the pool: it may still use it, or it crashed.
+    #[n(2)]
+    pub open: bool,
+}
+
 /// What the appliance knows of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct ApplianceRecord {
@@ -47,6 +61,9 @@ pub struct ApplianceRecord {
     /// Who may read the metadata.
     #[n(2)]
     pub metadata_export: Option<Access>,
+    /// Who activated the pool last; nothing in a pool of before there were activations.
+    #[n(3)]
+    pub activation: Option<Activation>,
 }
 
 /// What the appliance knows of a thin device.

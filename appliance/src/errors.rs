@@ -43,7 +43,7 @@ fn code(error: &ServiceError) -> Code {
             Code::Errno(Errno::EINVAL)
         }
         ServiceError::NoFreeId => Code::Errno(Errno::ENOSPC),
-        ServiceError::NothingToRepair(_) => Code::Errno(Errno::EBUSY),
+        ServiceError::NothingToRepair(_) | ServiceError::Elsewhere { .. } => Code::Errno(Errno::EBUSY),
         ServiceError::NoDisk(_) => Code::Errno(Errno::ENODATA),
         ServiceError::Repair(error) => Code::Errno(match error {
             RepairError::NothingFound { .. } => Errno::ENODATA,
@@ -61,6 +61,7 @@ fn hint(error: &ServiceError) -> &'static str {
         ServiceError::NoPool(_) => {
             "GET /healthz shows the reason; put it right and start the appliance again, or POST /v1/pool/repair"
         }
+        ServiceError::Elsewhere { .. } => "stop the other instance, or start this one with takeover=yes",
         ServiceError::NothingToRepair(_) => "a repair is for a pool that cannot be opened, or is read-only or failed",
         ServiceError::NoDisk(_) => "a repair reads the disk meta and writes the disk meta-new",
         ServiceError::Repair(error) => match error {

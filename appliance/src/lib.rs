@@ -29,6 +29,7 @@ pub mod catalog;
 mod check;
 mod control;
 pub mod errors;
+mod owner;
 mod repair;
 mod runs;
 pub mod service;
@@ -138,6 +139,7 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
         async move { portal.serve(stream).await }
     });
     announce(&runtime, &service, console.clone(), iscsi_at, http_at);
+    owner::watch(&runtime, &service, console.clone());
     service.powered_off().await;
     portal.shutdown().await;
     if runtime.timers.timeout(SHUTDOWN_TIME, api.shutdown()).await.is_err() {

@@ -3,6 +3,7 @@
 use crate::Secrets;
 use crate::catalog::{Access, Catalog, CatalogError, Edit, VolumeRecord};
 use crate::check::CheckJob;
+use crate::owner;
 use crate::runs::STREAMS_MAX;
 use crate::settings::Settings;
 use crate::space::SpaceCache;
@@ -87,6 +88,17 @@ pub enum ServiceError {
     /// All thin ids are taken.
     #[error("no thin id is free")]
     NoFreeId,
+    /// The pool may be in use elsewhere.
+    #[error(
+        "instance {by} activated the pool (activation {epoch}) and did not close it: it may be using it; \
+         if it is dead for certain, start with takeover=yes"
+    )]
+    Elsewhere {
+        /// Its identity.
+        by: String,
+        /// Which activation it was.
+        epoch: u64,
+    },
     /// The pool is in use, and its metadata changes.
     #[error("the pool is in {0} mode: there is nothing to repair")]
     NothingToRepair(Mode),
@@ -162,6 +174,7 @@ impl Service {
         };
         let status = served.pool.status();
         let reason = match status.mode {
+            _ if served.pool.is_taken_over() => Some(thinp::Error::TakenOver.to_string()),
             _ if served.trouble.is_some() => served.trouble.clone(),
             _ if status.needs_check => {
                 Some("the metadata needs a check: POST /v1/pool/clear-needs-check does it".to_string())
@@ -197,8 +210,11 @@ impl Service {
     /// Commits and closes the pool.
     pub(crate) async fn close(&self) {
         let _alone = self.changes.acquire(1).await;
-        let Some(pool) = self.pool() else { return };
-        if let Err(error) = pool.close().await {
+        let Ok(served) = self.served() else { return };
+        if let Err(error) = owner::release(&served).await {
+            log::error!("releasing the pool: {error}");
+        }
+        if let Err(error) = served.pool.close().await {
             log::error!("closing the pool: {error}");
         }
     }

@@ -23,6 +23,8 @@ pub struct Settings {
     pub iqn_prefix: String,
     /// Format the disks even if they are not blank.
     pub format: bool,
+    /// Use a pool that another instance activated and did not close: that one is known to be dead.
+    pub take_over: bool,
     /// Sectors in a data block, for a pool that is made now.
     pub data_block_sectors: u32,
     /// At so many free data blocks an event is raised.
@@ -82,6 +84,7 @@ impl Default for Settings {
             http_port: 80,
             iqn_prefix: "iqn.2026-11.io.gossamer".to_string(),
             format: false,
+            take_over: false,
             data_block_sectors: 128,
             low_water_blocks: 0,
             check_at_start: true,
@@ -126,6 +129,7 @@ impl Settings {
             "iqn" if is_iqn(value) => self.iqn_prefix = value.to_string(),
             "iqn" => return Err("use a name like iqn.2026-11.com.example, of a-z, 0-9, dots and hyphens"),
             "format" => self.format = parse_yes_no(value)?,
+            "takeover" => self.take_over = parse_yes_no(value)?,
             "block" => self.data_block_sectors = parse_block(value)?,
             "low_water" => self.low_water_blocks = value.parse().map_err(|_| "use a number of data blocks")?,
             "check.start" => self.check_at_start = parse_yes_no(value)?,
@@ -226,7 +230,7 @@ mod tests {
     fn every_word_is_understood() {
         let (settings, warnings) = Settings::parse(
             "net=192.168.7.2/24,192.168.7.1 iscsi.port=3261 iscsi.portal=127.0.0.1:13260,[::1]:13260 \
-             http.port=8080 iqn=iqn.2001-04.com.example format=yes \
+             http.port=8080 iqn=iqn.2001-04.com.example format=yes takeover=yes \
              block=1M low_water=64 check.start=no check.rate=512K on_panic=exit token=given log=debug virtio_mmio.device=512@0xfeb00e00:12",
         );
         assert_eq!(warnings, [""; 0]);
@@ -242,6 +246,7 @@ mod tests {
             http_port: 8080,
             iqn_prefix: "iqn.2001-04.com.example".into(),
             format: true,
+            take_over: true,
             data_block_sectors: 2048,
             low_water_blocks: 64,
             check_at_start: false,

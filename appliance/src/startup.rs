@@ -1,6 +1,7 @@
 //! From disks to a pool that is served: opening, records, the first token.
 
 use crate::catalog::{ApplianceRecord, Catalog, Edit};
+use crate::owner;
 use crate::service::{Served, Service, ServiceError, derived};
 use crate::settings::TokenSource;
 use alloc::format;
@@ -45,6 +46,10 @@ pub(crate) async fn open(
     };
     let (records, catalog) = (RefCell::new(records), RefCell::new(catalog));
     let served = Served { pool, records, catalog, metadata_disk: meta, trouble };
+    let writable = served.pool.status().mode <= Mode::OutOfDataSpace;
+    if writable {
+        owner::must_be_ours(service, served.catalog().appliance()).map_err(|error| error.to_string())?;
+    }
     settle(service, &served, console).await.map_err(|error| error.to_string())?;
     Ok(served)
 }
@@ -68,6 +73,7 @@ pub(crate) async fn adopt(service: &Service, served: &Served) -> Result<(), Serv
         identity: served.catalog().appliance().identity,
         token_hashes: service.tokens.borrow().iter().map(|hash| hash.0.into()).collect(),
         metadata_export: served.catalog().appliance().metadata_export.clone(),
+        activation: Some(owner::activation(service, served.catalog().appliance())),
     };
     let volumes: Vec<Edit> = served.catalog().volumes().cloned().map(Edit::Put).collect();
     let edits = core::iter::once(Edit::Appliance(appliance)).chain(volumes).collect();
@@ -132,6 +138,9 @@ async fn settle(service: &Service, served: &Served, console: &dyn Fn(&str)) -> R
         }
     }
     let writable = served.pool.status().mode <= Mode::OutOfDataSpace;
+    if writable && served.adopted() {
+        record.activation = Some(owner::activation(service, &record));
+    }
     if record != kept && (writable || !served.adopted()) {
         served.change(&[], [Edit::Appliance(record)].into()).await?;
     }

@@ -1,6 +1,6 @@
 //! The records against a model, and against bad bytes. A failure prints its seed; `GOSSAMER_SEED=N` runs that one.
 
-use appliance::catalog::{Access, ApplianceRecord, Catalog, CatalogError, Edit, VolumeRecord};
+use appliance::catalog::{Access, Activation, ApplianceRecord, Catalog, CatalogError, Edit, VolumeRecord};
 use appliance::settings::Settings;
 use platform::random::{Random, Seeded};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,9 +41,19 @@ impl Dice {
         VolumeRecord { device, name, size_bytes, origin, read_only, identity, export, deleting: self.below(4) == 0 }
     }
 
+    fn activation(&self) -> Option<Activation> {
+        let (epoch, open) = (self.below(1 << 40) as u64, self.below(2) == 0);
+        (self.below(3) > 0).then(|| Activation { epoch, instance: self.identity(), open })
+    }
+
     fn appliance(&self) -> ApplianceRecord {
         let token_hashes = (0..self.below(3)).map(|_| <[u8; 32]>::try_from(self.bytes(32)).unwrap().into()).collect();
-        ApplianceRecord { identity: self.identity(), token_hashes, metadata_export: self.access() }
+        ApplianceRecord {
+            identity: self.identity(),
+            token_hashes,
+            metadata_export: self.access(),
+            activation: self.activation(),
+        }
     }
 }
 

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 /// How to call it.
 pub const USAGE: &str = "\
 Usage: hosted --meta FILE --data FILE --iscsi ADDRESS:PORT --http ADDRESS:PORT [--token TOKEN]
-              [--meta-new FILE] [KEY=VALUE ...]
+              [--meta-new FILE] [--identity HEX] [KEY=VALUE ...]
 
   --meta FILE     the metadata disk, a file or block device
   --data FILE     the data disk
+  --identity HEX  who this instance is, 32 hexadecimal digits: give each host that can reach the disks its own
   --meta-new FILE the disk that a repair of the metadata writes to
   --iscsi, --http where to listen; port 0 is any free port, which the ready line tells
   --token TOKEN   the token of the management interface; without one the appliance makes one at first boot
@@ -26,6 +27,8 @@ pub struct Args {
     pub data: PathBuf,
     /// The disk that a repair writes.
     pub meta_new: Option<PathBuf>,
+    /// Who this instance is.
+    pub identity: Option<String>,
     /// Where the iSCSI portal listens.
     pub iscsi: SocketAddr,
     /// Where the management interface listens.
@@ -39,12 +42,14 @@ pub struct Args {
 /// Reads the arguments; `None` if only help is asked for.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Args>, lexopt::Error> {
     let (mut meta, mut data, mut meta_new, mut iscsi, mut http, mut token) = (None, None, None, None, None, None);
+    let mut identity = None;
     let mut settings = Vec::new();
     let mut parser = Parser::from_args(args);
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Long("meta") => meta = Some(PathBuf::from(parser.value()?)),
             Arg::Long("data") => data = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("identity") => identity = Some(parser.value()?.string()?),
             Arg::Long("meta-new") => meta_new = Some(PathBuf::from(parser.value()?)),
             Arg::Long("iscsi") => iscsi = Some(parser.value()?.parse()?),
             Arg::Long("http") => http = Some(parser.value()?.parse()?),
@@ -59,6 +64,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Args>, l
         meta: meta.ok_or_else(missing("--meta FILE"))?,
         data: data.ok_or_else(missing("--data FILE"))?,
         meta_new,
+        identity,
         iscsi: iscsi.ok_or_else(missing("--iscsi ADDRESS:PORT"))?,
         http: http.ok_or_else(missing("--http ADDRESS:PORT"))?,
         token,
@@ -82,6 +88,7 @@ mod tests {
             meta: "m.img".into(),
             data: "d.img".into(),
             meta_new: Some("n.img".into()),
+            identity: None,
             iscsi: "127.0.0.1:0".parse().unwrap(),
             http: "[::1]:80".parse().unwrap(),
             token: Some("secret".into()),

@@ -107,7 +107,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         iscsi: listen(args.iscsi)?,
         http: listen(args.http)?,
         settings,
-        secrets: Secrets { token: args.token, identity: None },
+        secrets: Secrets { token: args.token, identity: args.identity },
         cache_blocks: CACHE_BLOCKS,
         console: Rc::new(os::console),
         stop: Box::pin(signals.first()),

@@ -8,6 +8,7 @@
 use crate::buf::Buf;
 use crate::sync::oneshot;
 use alloc::{boxed::Box, rc::Rc};
+use core::cell::Cell;
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
@@ -221,7 +222,8 @@ pub trait BlockDevice {
 pub struct Disk {
     device: Rc<dyn BlockDevice>,
     flow: Flow,
-    read_only: bool,
+    /// No writes any more; shared by clones.
+    locked: Rc<Cell<bool>>,
 }
 
 impl Disk {
@@ -232,7 +234,7 @@ impl Disk {
 
     /// A disk over a shared device.
     pub fn from_rc(device: Rc<dyn BlockDevice>) -> Disk {
-        Disk { device, flow: Flow::default(), read_only: false }
+        Disk { device, flow: Flow::default(), locked: Rc::default() }
     }
 
     /// The same disk, its requests in another flow.
@@ -240,15 +242,20 @@ impl Disk {
         Disk { flow, ..self.clone() }
     }
 
-    /// The same disk, which this holder cannot change.
-    pub fn read_only(&self) -> Disk {
-        Disk { read_only: true, ..self.clone() }
+    /// The same disk with a lock of its own, open: [`Disk::lock`] of this one does not lock the other.
+    pub fn lockable(&self) -> Disk {
+        Disk { locked: Rc::default(), ..self.clone() }
+    }
+
+    /// From now on this disk and its clones refuse everything but reads and flushes.
+    pub fn lock(&self) {
+        self.locked.set(true);
     }
 
     /// What the disk can take now.
     pub fn limits(&self) -> Limits {
         let limits = self.device.limits();
-        Limits { read_only: limits.read_only || self.read_only, ..limits }
+        Limits { read_only: limits.read_only || self.locked.get(), ..limits }
     }
 
     /// Size of the disk now.

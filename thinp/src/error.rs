@@ -130,6 +130,12 @@ pub enum Error {
         /// How many.
         problems: u64,
     },
+    /// Another host has activated the pool. Nothing is written here any more.
+    #[error(
+        "another host has taken the pool over, so nothing of it is used here any more: stop one of the two, \
+         then open the pool again on the other"
+    )]
+    TakenOver,
     /// The pool was closed.
     #[error("the pool is closed: open it again")]
     Closed,

@@ -79,6 +79,7 @@ fn of_disks() -> Vec<Error> {
         storage(StorageError::Io { block: 512, action: "read", source: FAILED_READ }),
         storage(StorageError::Flush(FAILED_FLUSH)),
         Error::ChangesLost(device()),
+        Error::TakenOver,
         Error::Metadata(MetadataError::Spoilt),
     ]
 }
@@ -142,6 +143,7 @@ pub fn of_the_appliance() -> Vec<ServiceError> {
         ServiceError::Catalog(CatalogError::Duplicate { page: 1, what: "volume v1".into() }),
         ServiceError::Catalog(CatalogError::TooLarge { record_bytes: 5000, capacity_bytes: 4032 }),
         ServiceError::Catalog(CatalogError::Unencodable("a name is too long".into())),
+        ServiceError::Elsewhere { by: "00112233445566778899aabbccddeeff".into(), epoch: 7 },
         ServiceError::NothingToRepair(Mode::Write),
         ServiceError::NoDisk("there is no disk with the serial `meta-new`: attach one".into()),
         ServiceError::Repair(RepairError::NothingFound { blocks: 1024 }),

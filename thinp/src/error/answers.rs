@@ -84,6 +84,7 @@ answers! {
     "MetadataIo" EIO Medium = P::Metadata(M::Storage(S::Io { .. })),
     "MetadataFlush" EIO Medium = P::Metadata(M::Storage(S::Flush(_))),
     "ChangesLost" EIO Medium = P::ChangesLost(_),
+    "TakenOver" EIO Failed = P::TakenOver | P::Metadata(M::TakenOver),
     "Spoilt" EIO Medium = P::Metadata(M::Spoilt),
     // Damage.
     "Blank" EPERM Medium = P::Metadata(M::Blank),

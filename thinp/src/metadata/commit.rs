@@ -64,10 +64,15 @@ impl Metadata {
     pub async fn abort(&self) -> Result<()> {
         let aborted = self.try_abort().await;
         if aborted.is_err() {
-            self.set_read_only(true);
-            self.turns.give_up();
+            self.give_up();
         }
         aborted
+    }
+
+    /// Nothing is changed or looked up any more.
+    pub fn give_up(&self) {
+        self.set_read_only(true);
+        self.turns.give_up();
     }
 
     async fn try_abort(&self) -> Result<()> {
@@ -103,6 +108,7 @@ impl Metadata {
     async fn reopen(&self) -> Result<Core> {
         let pins = self.core().tm.pins().clone();
         let core = Core::open(&self.runtime, &self.disk, self.cache_blocks, false, &pins).await?;
+        self.core.borrow().block0.check_same(&core.block0)?;
         let ids: Vec<_> = self.devices.borrow().keys().copied().collect();
         for id in ids {
             let found = core.device_details(id).await?.zip(core.device_root(id).await?);

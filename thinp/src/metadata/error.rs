@@ -159,6 +159,12 @@ pub enum MetadataError {
     /// The metadata needs a check before it may grow.
     #[error("the metadata needs a check before it changes: check it, then clear the flag")]
     NeedsCheck,
+    /// Block 0 is not what was written here last.
+    #[error(
+        "block 0 of the metadata disk was changed by another host, which has this pool: stop one of the two, \
+         then open the pool again on the other"
+    )]
+    TakenOver,
     /// An earlier failure spoilt the transaction; only [`super::Metadata::abort`] helps.
     #[error("an earlier failure of a disk spoilt the pool's transaction: abort it")]
     Spoilt,
@@ -191,6 +197,9 @@ impl MetadataError {
     /// Of a change or commit: the transaction is not to be committed any more, [`super::Metadata::abort`] is the way on. All
     /// other errors of changes are refusals that changed nothing. Of a lookup it only says that metadata could not be read.
     pub fn spoils(&self) -> bool {
-        matches!(self, MetadataError::Storage(_) | MetadataError::DataFlush(_) | MetadataError::Spoilt)
+        matches!(
+            self,
+            MetadataError::Storage(_) | MetadataError::DataFlush(_) | MetadataError::Spoilt | MetadataError::TakenOver
+        )
     }
 }

@@ -15,6 +15,7 @@ mod error;
 #[cfg(test)]
 mod hog;
 mod mappings;
+mod owner;
 pub mod repair;
 pub mod restore;
 mod room;

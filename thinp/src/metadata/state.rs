@@ -1,14 +1,16 @@
 //! One opened pool: its transaction, trees, data map and superblock. An abort throws it away and opens another.
 
+use super::owner::Block0;
 use super::superblock::{self, PaddedRoot, SUPERBLOCK, Superblock};
 use super::trees::{DATA_BLOCKS_MAX, DETAILS, DetailsRecord, MappingTree};
 use super::{Details, MetadataError, Result};
 use crate::control::DeviceId;
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use futures_util::future::join;
 use pdata::TransactionManager;
-use pdata::block::BLOCK_SECTORS;
+use pdata::block::{BLOCK_BYTES, BLOCK_SECTORS, Block};
 use pdata::block_manager::BlockManager;
 use pdata::pins::Pins;
 use pdata::space_map::{DiskMap, METADATA_BLOCKS_MAX};
@@ -26,6 +28,8 @@ pub(super) struct Core {
     pub superblock: RefCell<Superblock>,
     /// As it is on disk.
     pub committed: Cell<Superblock>,
+    /// Block 0, to see whether the disk is still ours.
+    pub block0: Block0,
     /// Something besides the devices' own state changed.
     pub changed: Cell<bool>,
 }
@@ -41,7 +45,7 @@ pub(super) fn disk_blocks(disk: &Disk) -> u64 {
 }
 
 impl Core {
-    fn new(tm: TransactionManager, data: DiskMap, superblock: Superblock) -> Core {
+    fn new(tm: TransactionManager, data: DiskMap, superblock: Superblock, block0: Box<Block>) -> Core {
         let data = Rc::new(data);
         Core {
             tm,
@@ -49,6 +53,7 @@ impl Core {
             data,
             superblock: RefCell::new(superblock),
             committed: Cell::new(superblock),
+            block0: Block0::new(block0),
             changed: Cell::new(false),
         }
     }
@@ -62,7 +67,8 @@ impl Core {
         pins: &Pins,
     ) -> Result<Core> {
         let blocks = blocks(runtime, disk, cache_blocks);
-        let superblock = Superblock::open(&*blocks.read_raw(SUPERBLOCK).await?, read_only)?;
+        let block0 = blocks.read_raw(SUPERBLOCK).await?;
+        let superblock = Superblock::open(&block0, read_only)?;
         let (disk_blocks, map) = (blocks.disk_blocks(), &superblock.metadata_space_map.root);
         if disk_blocks < map.nr_blocks.get() {
             return Err(MetadataError::DiskShrunk { disk_blocks, map_blocks: map.nr_blocks.get() });
@@ -73,7 +79,7 @@ impl Core {
         }
         let tm = TransactionManager::reopen(blocks, map, pins).await?;
         let data = DiskMap::open(&superblock.data_space_map.root);
-        Ok(Core::new(tm, data, superblock))
+        Ok(Core::new(tm, data, superblock, block0))
     }
 
     /// Makes an empty pool. What was there before is unreadable from the first step on; the superblock comes last.
@@ -109,7 +115,8 @@ impl Core {
         blocks.erase(SUPERBLOCK).await?;
         let tm = TransactionManager::create(blocks, nr_blocks).await?;
         let data = DiskMap::create(&tm, data_blocks).await?;
-        let core = Core::new(tm, data, Superblock::format(data_block_sectors, nr_blocks));
+        let erased = Box::new([0; BLOCK_BYTES]);
+        let core = Core::new(tm, data, Superblock::format(data_block_sectors, nr_blocks), erased);
         let (mapping_root, details_root) = (core.tree.devices.create(&core.tm).await?, DETAILS.create(&core.tm).await?);
         core.set_mapping_root(mapping_root);
         core.set_details_root(details_root);
@@ -195,9 +202,7 @@ impl Core {
     }
 
     async fn write_superblock(&self, superblock: &Superblock) -> Result<()> {
-        let blocks = self.tm.blocks();
-        blocks.write_raw(SUPERBLOCK, &superblock::KIND, &superblock.to_block()).await?;
-        blocks.flush().await?;
+        self.block0.write(self.tm.blocks(), superblock).await?;
         self.committed.set(*superblock);
         Ok(())
     }

@@ -74,7 +74,7 @@ impl Inner {
     /// Commits while the caller keeps other commits away.
     pub(crate) async fn commit_held(self: &Rc<Self>, _held: &Permit<'_>) -> Result<(), Error> {
         if self.mode() >= Mode::ReadOnly {
-            return Err(Error::Refused(self.mode()));
+            return Err(self.state.refusal());
         }
         let freed = self.passdown.take();
         if !self.metadata.any_changes() {

@@ -5,6 +5,7 @@ mod commit;
 mod delete;
 mod message;
 mod mode;
+mod owner;
 mod passdown;
 mod view;
 
@@ -29,7 +30,7 @@ use mode::State;
 use passdown::Passdown;
 use platform::Runtime;
 use platform::block::Disk;
-use platform::sync::Semaphore;
+use platform::sync::{Notify, Semaphore};
 
 /// The feature arguments of a pool's table line (reference 7.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,6 +98,8 @@ pub(crate) struct Inner {
     meta_disk: Disk,
     /// Active devices.
     devices: RefCell<BTreeMap<DeviceId, Weak<Device>>>,
+    /// Told when a device becomes active, and when the pool ends.
+    opened: Rc<Notify>,
     /// One change of the set of devices at a time, checks included.
     control: Semaphore,
     /// Devices that are being deleted, step by step.
@@ -120,6 +123,8 @@ impl Pool {
                 return Err(OpenError::WriteProtected(which));
             }
         }
+        // From here on whoever writes to them does so through these locks.
+        let (meta, data) = (meta.lockable(), data.lockable());
         let scratch = Scratch::new(&runtime.bufs)?;
         // Buffers of its own: volumes that hold all others while they wait for space must not keep a commit, which may bring
         // it, from being written.
@@ -145,6 +150,7 @@ impl Pool {
             block_sectors: u64::from(block_sectors),
             meta_disk: meta,
             devices: RefCell::default(),
+            opened: Rc::default(),
             control: Semaphore::new(1),
             deleting: RefCell::default(),
             reserved: Cell::new(None),
@@ -152,6 +158,9 @@ impl Pool {
         });
         inner.look_at_space();
         inner.start_periodic();
+        if !read_only {
+            inner.start_heartbeat();
+        }
         Ok(Pool(inner))
     }
 
@@ -194,6 +203,11 @@ impl Pool {
         Ok(self.status())
     }
 
+    /// Another host has taken the pool over; this one does not use it any more.
+    pub fn is_taken_over(&self) -> bool {
+        self.0.state.is_taken_over()
+    }
+
     /// How far the pool could [`grow`](Pool::grow) now.
     pub fn disk_blocks(&self) -> DiskBlocks {
         self.0.disk_blocks()
@@ -217,6 +231,7 @@ impl Pool {
 
     /// Carries out the text of a `dmsetup message` and returns its answer, which is empty for all that exist.
     pub async fn message(&self, text: &str) -> Result<String, Error> {
+        self.0.check_owned()?;
         if matches!(self.0.mode(), Mode::ReadOnly | Mode::Fail) {
             return Err(Error::MessageRefused(self.0.mode()));
         }
@@ -322,6 +337,7 @@ impl Pool {
             inner.metadata.open_device(device).await?;
             let active = Rc::new(Device::new(inner.clone(), device, origin));
             inner.devices.borrow_mut().insert(device, Rc::downgrade(&active));
+            inner.opened.notify_all();
             Ok(Thin::new(active))
         })
         .await
@@ -336,6 +352,7 @@ impl Pool {
             inner.metadata.set_read_only(true);
             inner.state.close();
             inner.commits.wake_periodic();
+            inner.opened.notify_all();
             result
         })
         .await
@@ -402,6 +419,7 @@ impl Inner {
         match self.mode() {
             Mode::Write | Mode::OutOfDataSpace => Ok(()),
             Mode::OutOfMetadataSpace if needs == Needs::Nothing => Ok(()),
+            _ if self.state.is_taken_over() => Err(Error::TakenOver),
             mode => Err(Error::MessageRefused(mode)),
         }
     }
@@ -411,7 +429,12 @@ impl Inner {
         if self.state.closed() {
             return Err(Error::Closed);
         }
-        if self.mode() == Mode::Fail { Err(Error::Refused(Mode::Fail)) } else { Ok(()) }
+        if self.mode() == Mode::Fail { Err(self.state.refusal()) } else { Ok(()) }
+    }
+
+    /// No other host is known to have the pool.
+    fn check_owned(&self) -> Result<(), Error> {
+        if self.state.is_taken_over() { Err(Error::TakenOver) } else { Ok(()) }
     }
 
     pub(crate) fn check_not_reserved(&self, device: DeviceId) -> Result<(), Error> {
@@ -452,5 +475,6 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.commits.wake_periodic();
+        self.opened.notify_all();
     }
 }

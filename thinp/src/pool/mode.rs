@@ -19,6 +19,7 @@ pub(crate) struct State {
     /// A task watches how long that lasts.
     no_space_watched: Cell<bool>,
     closed: Cell<bool>,
+    taken_over: Cell<bool>,
     data_is_low: Cell<bool>,
     metadata_is_low: Cell<bool>,
     events: Cell<u64>,
@@ -34,6 +35,7 @@ impl State {
             no_space_since: Cell::new(None),
             no_space_watched: Cell::new(false),
             closed: Cell::new(false),
+            taken_over: Cell::new(false),
             data_is_low: Cell::new(false),
             metadata_is_low: Cell::new(false),
             events: Cell::new(0),
@@ -70,6 +72,22 @@ impl State {
 
     pub(crate) fn closed(&self) -> bool {
         self.closed.get()
+    }
+
+    /// Another host has the pool.
+    pub(crate) fn take_over(&self) {
+        self.taken_over.set(true);
+        self.mode.set(Mode::Fail);
+        self.event();
+    }
+
+    pub(crate) fn is_taken_over(&self) -> bool {
+        self.taken_over.get()
+    }
+
+    /// What is answered to what the mode does not allow.
+    pub(crate) fn refusal(&self) -> Error {
+        if self.is_taken_over() { Error::TakenOver } else { Error::Refused(self.mode()) }
     }
 
     fn event(&self) {
@@ -162,7 +180,7 @@ impl Inner {
         }
         match self.mode() {
             Mode::Write | Mode::OutOfDataSpace => Ok(()),
-            mode => Err(Error::Refused(mode)),
+            _ => Err(self.state.refusal()),
         }
     }
 
@@ -278,7 +296,7 @@ impl Inner {
     pub(crate) async fn changed<T>(self: &Rc<Self>, result: metadata::Result<T>) -> Result<T, Error> {
         match result {
             // Made, but into a transaction that is being aborted.
-            Ok(_) if self.mode() >= Mode::ReadOnly => Err(Error::Refused(self.mode())),
+            Ok(_) if self.mode() >= Mode::ReadOnly => Err(self.state.refusal()),
             Ok(value) => {
                 self.commits.wake_periodic();
                 self.look_at_low_water();
@@ -295,6 +313,9 @@ impl Inner {
 
     /// Aborts the transaction; the pool changes nothing any more.
     pub(crate) async fn abort(self: &Rc<Self>, error: MetadataError) -> Error {
+        if error == MetadataError::TakenOver || self.state.is_taken_over() {
+            return self.taken_over();
+        }
         if self.mode() < Mode::ReadOnly {
             log::error!("pool: {error}; the transaction is aborted");
             self.state.mode.set(Mode::ReadOnly);
@@ -302,6 +323,7 @@ impl Inner {
             self.keep(self.passdown.take());
             match self.metadata.abort().await {
                 Ok(()) => self.metadata.set_read_only(true),
+                Err(MetadataError::TakenOver) => return self.taken_over(),
                 Err(error) => {
                     log::error!("pool: the abort failed, too: {error}");
                     self.state.mode.set(Mode::Fail);

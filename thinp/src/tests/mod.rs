@@ -9,6 +9,7 @@ mod model;
 mod modes;
 mod online;
 mod opening;
+mod owner;
 mod records;
 mod steps;
 mod views;

@@ -254,7 +254,9 @@ fn trap_25_the_data_flush_comes_before_the_superblock() {
         assert!(written < data_flush && data_flush < superblock);
         assert_eq!(meta_flushes.len(), 2);
         let between = &log[meta_flushes[0] + 1..superblock];
-        assert!(between.iter().all(|(name, _, _)| *name == "data"), "alone, behind a flush");
+        // Before it is overwritten it is read: it must still be this pool's.
+        let read = |op: &Op, at: u64| *op == Op::Read && at == 0;
+        assert!(between.iter().all(|(name, op, at)| *name == "data" || read(op, *at)), "alone, behind a flush");
         assert_eq!(meta_flushes[1], superblock + 1);
     });
 }
@@ -290,7 +292,8 @@ fn changes_are_committed_within_a_second_and_an_idle_pool_writes_nothing() {
         assert_eq!(commits(&log), 1);
         log.borrow_mut().clear();
         world.runtime.timers.sleep(Duration::from_secs(100)).await;
-        assert!(log.borrow().is_empty());
+        // It is only looked whether the pool is still this host's.
+        assert!(log.borrow().iter().all(|entry| *entry == ("meta", Op::Read, 0)), "{:?}", log.borrow());
         // The first change after a pause is committed almost at once.
         world.write(&thin, BLOCK, 1, 0x11).await.unwrap();
         world.runtime.timers.sleep(Duration::from_millis(10)).await;

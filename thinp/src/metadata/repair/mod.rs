@@ -94,7 +94,8 @@ pub async fn repair(
     cache_blocks: usize,
     options: &Options,
 ) -> Result<Report, RepairError> {
-    let (from, overrides) = (&from.read_only(), &options.overrides);
+    let (from, overrides) = (&from.lockable(), &options.overrides);
+    from.lock();
     let blocks = BlockManager::new(from.clone(), runtime.bufs.clone(), cache_blocks);
     let nr_blocks = disk_blocks(from);
     let mut scan = Scan::run(&blocks, nr_blocks).await;
