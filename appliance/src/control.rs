@@ -1,6 +1,7 @@
 //! The service in the words of the management interface.
 
 use crate::catalog::{Access, Edit, VolumeRecord};
+use crate::owner;
 use crate::repair::Workshop;
 use crate::runs;
 use crate::service::{METADATA_TARGET, Served, Service, ServiceError, Targets};
@@ -128,8 +129,10 @@ impl Control for Manager {
 
     async fn clear_needs_check(&self) -> Result<CheckReport, ControlError> {
         let cleared = self.service.alone(async |served| {
+            owner::must_be_ours(&self.service, &served.catalog().appliance().clone())?;
             let report = served.pool.clear_needs_check().await?;
             startup::reload(served).await?;
+            owner::activate(&self.service, served).await?;
             served.reconcile().await?;
             Ok(report)
         });

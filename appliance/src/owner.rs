@@ -39,6 +39,16 @@ pub(crate) fn activation(service: &Service, record: &ApplianceRecord) -> Activat
     Activation { epoch: before.saturating_add(1), instance: instance(service, record), open: true }
 }
 
+/// Begins to use a pool that could not be changed when it was opened.
+pub(crate) async fn activate(service: &Service, served: &Served) -> Result<(), ServiceError> {
+    if !served.adopted() {
+        return Ok(());
+    }
+    let mut record = served.catalog().appliance().clone();
+    record.activation = Some(activation(service, &record));
+    served.change(&[], [Edit::Appliance(record)].into()).await
+}
+
 /// Tells whoever comes next that the pool is free.
 pub(crate) async fn release(served: &Served) -> Result<(), ServiceError> {
     let mut record = served.catalog().appliance().clone();

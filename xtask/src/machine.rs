@@ -149,6 +149,8 @@ pub struct Machine {
     pub settings: Vec<String>,
     /// A file with the access token, handed over by fw_cfg (a command line is for everyone to see).
     pub token: Option<PathBuf>,
+    /// Who the instance is, as 32 hexadecimal digits, handed over by fw_cfg.
+    pub identity: Option<String>,
     /// The disks, in order; their drives are called `disk0`, `disk1` and so on.
     pub disks: Vec<Disk>,
     /// Where QEMU's monitor listens, a unix socket for [`crate::qmp`].
@@ -182,6 +184,9 @@ impl Machine {
         add(&["-netdev", &forward, "-device", &format!("{},netdev=net", self.profile.net_device)]);
         if let Some(socket) = &self.qmp {
             add(&["-qmp", &format!("unix:{},server=on,wait=off", escape(socket))]);
+        }
+        if let Some(identity) = &self.identity {
+            add(&["-fw_cfg", &format!("name=opt/io.gossamer/identity,string={identity}")]);
         }
         if let Some(token) = &self.token {
             add(&["-fw_cfg", &format!("name=opt/io.gossamer/token,file={}", escape(token))]);
@@ -257,6 +262,7 @@ mod tests {
             image: "/i".into(),
             settings: vec!["net=dhcp".into(), "token=given".into()],
             token: Some("/t".into()),
+            identity: Some("11223344556677889900aabbccddeeff".into()),
             disks: vec![Disk::file("meta", Path::new("/a,b")), Disk::nbd("data", Path::new("/s"))],
             qmp: Some("/q".into()),
             iscsi_port: 1,
@@ -269,6 +275,7 @@ mod tests {
             "file.server.path=/s,file.export=data",
             "hostfwd=tcp:127.0.0.1:2-10.0.2.15:80",
             "-append net=dhcp token=given",
+            "name=opt/io.gossamer/identity,string=11223344556677889900aabbccddeeff",
             "name=opt/io.gossamer/token,file=/t",
             "-m 64M",
             "-qmp unix:/q,server=on,wait=off",

@@ -133,6 +133,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser) -> Result<()> {
         image,
         settings,
         token: Some(token_file),
+        identity: None,
         disks: Vec::new(),
         qmp: None,
         iscsi_port: options.iscsi_port,

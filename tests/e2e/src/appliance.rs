@@ -43,6 +43,8 @@ pub struct Site {
     pub settings: Vec<String>,
     /// The token to hand over; `None` lets the appliance make one.
     pub token: Option<String>,
+    /// Who the instance is, if it is given that.
+    pub identity: Option<String>,
     /// Disks served from elsewhere, in place of the two files.
     pub nbd: Option<PathBuf>,
 }
@@ -59,7 +61,16 @@ impl Site {
     /// Two disks that are there already.
     pub fn over(context: &Context, meta: PathBuf, data: PathBuf) -> Site {
         let token = Some(TOKEN.to_owned());
-        Site { context: context.clone(), meta, data, meta_new: None, settings: Vec::new(), token, nbd: None }
+        Site {
+            context: context.clone(),
+            meta,
+            data,
+            meta_new: None,
+            settings: Vec::new(),
+            token,
+            identity: None,
+            nbd: None,
+        }
     }
 
     /// Starts the appliance and waits until it serves its pool.
@@ -124,6 +135,9 @@ impl Site {
             Some(token) => command.args(["--token", token]),
             None => command.arg("token=generate"),
         };
+        if let Some(identity) = &self.identity {
+            command.args(["--identity", identity]);
+        }
         command.args(&self.settings);
         Ok(command)
     }
@@ -154,6 +168,7 @@ impl Site {
             image: self.context.image.clone(),
             settings,
             token,
+            identity: self.identity.clone(),
             disks,
             qmp: Some(self.qmp()),
             iscsi_port: process::free_port()?,

@@ -30,8 +30,8 @@ async fn sound(world: &World) {
 
 #[test]
 fn a_large_device_is_deleted_while_others_write() {
-    const LARGE: u64 = 200_000;
-    let meta = MemDisk::new(4000 * 8);
+    const LARGE: u64 = 300_000;
+    let meta = MemDisk::new(5000 * 8);
     let disks = run(1, meta, MemDisk::new((LARGE + 1000) * BLOCK), async |world| {
         let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
         pool.create_thin(id(7)).await.unwrap();

@@ -114,6 +114,7 @@ fn prepare(root: &Path, name: &str, image: &Path, folder: &Path) -> Result<Machi
         image: image.to_owned(),
         settings: vec!["net=10.0.2.15/24,10.0.2.2".into(), "token=given".into()],
         token: Some(token),
+        identity: None,
         disks: vec![disk("meta", 16 << 20)?, disk("data", 1 << 30)?],
         qmp: None,
         iscsi_port: process::free_port()?,

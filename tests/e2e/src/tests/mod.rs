@@ -9,6 +9,7 @@ mod linux_initiator;
 mod linux_pools;
 mod metadata_snapshot;
 mod needs_check;
+mod owner;
 mod power_cut;
 
 use crate::runner::Test;
@@ -23,6 +24,7 @@ pub const ALL: &[&[Test]] = &[
     linux_initiator::TESTS,
     metadata_snapshot::TESTS,
     needs_check::TESTS,
+    owner::TESTS,
     linux_pools::TESTS,
     power_cut::TESTS,
 ];
