@@ -13,7 +13,7 @@ use std::process::Command;
 use thinp::metadata::dump::{self, Format};
 use thinp::metadata::repair::{self, LostRange, Options, Origin, RepairError, Report, Source};
 use thinp::metadata::restore::Overrides;
-use thinp::metadata::{Metadata, VirtualBlock};
+use thinp::metadata::{Metadata, Progress, VirtualBlock};
 
 /// What every pool here has, for when the superblock is lost.
 const GIVEN: Options = Options {
@@ -96,7 +96,9 @@ async fn a_step(metadata: &Metadata, devices: &mut Vec<u64>, step: u64, dice: &D
     metadata.close_device(device);
     if dice.chance(9) && devices.len() > 2 {
         let gone = devices.remove(dice.below(devices.len() as u64) as usize);
-        metadata.delete(id(gone)).await.unwrap();
+        while metadata.delete(id(gone)).await.unwrap() == Progress::Partial {
+            commit(metadata).await;
+        }
     }
 }
 
