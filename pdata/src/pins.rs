@@ -189,6 +189,12 @@ impl Pin {
         self.unpin();
     }
 
+    /// As [`Pin::end`], for a commit that is no longer what it was: nobody waits for reads under way.
+    pub fn revoke(&self) {
+        self.ended.set(true);
+        self.unpin();
+    }
+
     /// A read that [`Pin::end`] waits for.
     pub(crate) fn begin_read(self: &Rc<Self>) -> Result<Reading> {
         // Without whom it was pinned by, nothing is.

@@ -25,8 +25,11 @@ impl Block0 {
         Block0 { last: RefCell::new(block), attempted: RefCell::default(), writes: Cell::new(0) }
     }
 
+    /// It is the one or the other, or what a read that overlaps our own write sees: some bytes of each.
     fn is_ours(&self, found: &Block) -> bool {
-        **self.last.borrow() == *found || self.attempted.borrow().as_ref().is_some_and(|block| **block == *found)
+        let (last, attempted) = (self.last.borrow(), self.attempted.borrow());
+        let attempted = attempted.as_ref().unwrap_or(&last);
+        found.iter().zip(last.iter().zip(attempted.iter())).all(|(found, (last, new))| found == last || found == new)
     }
 
     /// Fails if the other, read later, was written by somebody else.
@@ -63,5 +66,23 @@ impl Metadata {
     pub async fn check_owner(&self) -> Result<()> {
         let core = self.core();
         core.block0.check(core.tm.blocks()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pdata::block::BLOCK_BYTES;
+
+    #[test]
+    fn a_look_during_a_write_of_ones_own_sees_some_of_both() {
+        let block0 = Block0::new(Box::new([1; BLOCK_BYTES]));
+        let mut mixed = [1; BLOCK_BYTES];
+        mixed[512..1500].fill(2);
+        assert!(!block0.is_ours(&mixed));
+        *block0.attempted.borrow_mut() = Some(Box::new([2; BLOCK_BYTES]));
+        assert!(block0.is_ours(&mixed) && block0.is_ours(&[1; BLOCK_BYTES]) && block0.is_ours(&[2; BLOCK_BYTES]));
+        mixed[700] = 3;
+        assert!(!block0.is_ours(&mixed));
     }
 }

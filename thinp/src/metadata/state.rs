@@ -171,15 +171,16 @@ impl Core {
     }
 
     /// Makes the transaction durable (reference 5.2): data flush and write-out of metadata, side by side; metadata flush;
-    /// the superblock alone; metadata flush.
+    /// the superblock alone; metadata flush. What another owner committed is not overwritten: its blocks may be free here.
     pub async fn commit(&self, flush_data: impl AsyncFnOnce() -> Result<(), IoError>) -> Result<()> {
         let mut next = *self.superblock.borrow();
         next.data_space_map = PaddedRoot::new(self.data.close(&self.tm).await?);
         next.metadata_space_map = PaddedRoot::new(self.tm.close().await?);
         let blocks = self.tm.blocks();
         let metadata = async {
+            self.block0.check(blocks).await?;
             blocks.write_out().await?;
-            blocks.flush().await
+            Ok::<(), MetadataError>(blocks.flush().await?)
         };
         let (metadata, data) = join(metadata, flush_data()).await;
         metadata?;

@@ -193,6 +193,11 @@ impl Metadata {
         self.core.borrow().tm.pins().held_back_blocks()
     }
 
+    /// Ends all views at once: somebody else may overwrite what they show.
+    pub fn revoke_views(&self) {
+        self.views.open().iter().for_each(|view| view.pin.revoke());
+    }
+
     /// Ends views, the oldest first, until there is room without them and they hold back no more than they may.
     pub(super) async fn end_views_for_room(&self) {
         let within = || self.held_back_blocks() <= self.metadata_blocks() / HELD_BACK_SHARE;

@@ -25,7 +25,9 @@ impl Pool {
             if !report.is_sound() {
                 return Err(Error::NotSound { problems: report.problems.len() as u64 + report.untold });
             }
-            inner.metadata.clear_needs_check().await?;
+            if let Err(error) = inner.metadata.clear_needs_check().await {
+                return Err(inner.failed(error).await);
+            }
             inner.metadata.set_read_only(false);
             inner.set_mode(Mode::Write);
             inner.look_at_space();

@@ -14,13 +14,15 @@ use platform::time::Duration;
 const HEARTBEAT: Duration = Duration::from_millis(900);
 
 impl Inner {
-    /// Another host has the pool: from now on neither disk takes a write from here, and every request fails.
+    /// Another host has the pool: from now on neither disk takes a write from here, every request fails, and no view shows
+    /// anything.
     pub(crate) fn taken_over(&self) -> Error {
         if !self.state.is_taken_over() {
             log::error!("pool: {}", Error::TakenOver);
             self.data.lock();
             self.meta_disk.lock();
             self.metadata.give_up();
+            self.metadata.revoke_views();
             self.state.take_over();
         }
         Error::TakenOver

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::metadata::check::Report;
 use crate::metadata::space::DeviceSpace;
 use crate::metadata::view::{VIEWS_MAX, View};
+use crate::metadata::{self, MetadataError};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -24,17 +25,20 @@ impl Pool {
 
     /// Checks all that a view shows.
     pub async fn check_view(&self, view: &View) -> Result<Report, Error> {
-        Ok(view.check(self.0.check_memory_bytes()).await?)
+        let report = view.check(self.0.check_memory_bytes()).await;
+        self.0.seen(report).await
     }
 
     /// What each device maps, and what it has alone, at the moment of a view.
     pub async fn space(&self, view: &View) -> Result<Vec<DeviceSpace>, Error> {
-        Ok(view.space(self.0.check_memory_bytes()).await?)
+        let space = view.space(self.0.check_memory_bytes()).await;
+        self.0.seen(space).await
     }
 
     /// Data blocks that deleting these devices, all of them, would have freed at the moment of a view.
     pub async fn freed_by(&self, view: &View, devices: &[DeviceId]) -> Result<u64, Error> {
-        Ok(view.freed_by(devices, self.0.check_memory_bytes()).await?)
+        let freed = view.freed_by(devices, self.0.check_memory_bytes()).await;
+        self.0.seen(freed).await
     }
 
     /// Which commit a view would show that is opened now ([`View::commit`]); none if something is uncommitted.
@@ -53,6 +57,14 @@ impl Pool {
 }
 
 impl Inner {
+    /// What a view showed, if nobody else can have overwritten it meanwhile.
+    async fn seen<T>(&self, result: metadata::Result<T>) -> Result<T, Error> {
+        if self.mode() < Mode::ReadOnly && self.metadata.check_owner().await == Err(MetadataError::TakenOver) {
+            return Err(self.taken_over());
+        }
+        if self.state.is_taken_over() { Err(Error::TakenOver) } else { Ok(result?) }
+    }
+
     async fn open_view(self: &Rc<Self>, holder: String, bytes_per_second: Option<u64>) -> Result<View, Error> {
         let held = self.commits.hold().await;
         if self.mode() < Mode::ReadOnly {

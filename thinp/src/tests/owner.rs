@@ -105,6 +105,8 @@ fn a_commit_finds_the_other_before_it_overwrites_anything_of_it() {
         world.write(&thin, BLOCK, BLOCK, 0x22).await.unwrap();
         assert_eq!(thin.flush().await, Err(Error::TakenOver));
         assert_eq!(world.meta.contents().peek(0, 4096), superblock, "the other's superblock is whole");
+        // The blocks that it took next were free here, too.
+        is_sound(&world).await;
         is_out(&world, &first, &thin).await;
     });
 }
@@ -133,6 +135,33 @@ fn linux_is_noticed_too_and_an_abort_writes_no_flag_over_it() {
             fails.set(false);
             assert_eq!(world.meta.contents().peek(0, 4096), theirs, "no needs_check over the other's superblock");
             is_out(&world, &pool, &thin).await;
+        });
+    }
+}
+
+/// The blocks that a view shows are kept by its own pool only.
+#[test]
+fn views_of_a_pool_that_was_taken_over_show_nothing() {
+    for noticed in [false, true] {
+        run_blank(9, 64, async move |world| {
+            let (first, thin) = world.pool_with_device(PoolOptions::default()).await;
+            world.write(&thin, 0, 4 * BLOCK, 0x11).await.unwrap();
+            let view = first.open_view("test", None).await.unwrap();
+            assert!(first.check_view(&view).await.unwrap().problems.is_empty());
+            let second = world.open().await;
+            for device in 1..20 {
+                second.create_thin(id(device)).await.unwrap();
+            }
+            if noticed {
+                world.runtime.timers.sleep(SECOND).await;
+                assert!(view.is_ended() && first.views().views.is_empty());
+            }
+            assert_eq!(first.check_view(&view).await, Err(Error::TakenOver), "noticed {noticed}");
+            assert!(view.is_ended() && first.space(&view).await == Err(Error::TakenOver));
+            assert_eq!(first.freed_by(&view, &[id(0)]).await, Err(Error::TakenOver));
+            assert_eq!(first.open_view("another", None).await.err(), Some(Error::TakenOver));
+            is_out(&world, &first, &thin).await;
+            is_sound(&world).await;
         });
     }
 }
