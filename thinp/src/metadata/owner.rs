@@ -43,7 +43,12 @@ impl Block0 {
         let found = blocks.read_raw(SUPERBLOCK).await?;
         // Written meanwhile, it was checked just before that.
         let overtaken = self.writes.get() != writes;
-        if overtaken || self.is_ours(&found) { Ok(()) } else { Err(MetadataError::TakenOver) }
+        if overtaken || self.is_ours(&found) {
+            return Ok(());
+        }
+        // What is no superblock nobody has written: the disk has failed.
+        superblock::KIND.verify(&found, SUPERBLOCK)?;
+        Err(MetadataError::TakenOver)
     }
 
     /// Writes a superblock durably, if the disk is still ours.
