@@ -85,6 +85,8 @@ pub struct Secrets {
     pub identity: Option<String>,
 }
 
+const METADATA_BLOCK_BYTES: usize = 4096;
+
 /// How long connections may take to end at a power-off.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(5);
 /// How long to wait before a listener that failed is tried again.
@@ -101,7 +103,9 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
         ..PortalOptions::default()
     };
     let portal = Portal::new(&runtime, Rc::new(Targets(service.clone())), options);
-    let workshop = Workshop { disks: disks.clone(), cache_blocks, console: console.clone() };
+    // Half of what the cache may take, which a pool that is read-only may hold at the same time.
+    let memory_bytes = cache_blocks.saturating_mul(METADATA_BLOCK_BYTES) / 2;
+    let workshop = Workshop { disks: disks.clone(), memory_bytes, console: console.clone() };
     let manager =
         control::Manager { runtime: runtime.clone(), service: service.clone(), portal: portal.clone(), workshop };
     let manager = Rc::new(manager);

@@ -23,7 +23,7 @@ const NEXT: &str = "power off; attach the disk meta-new as meta, and keep the ol
 pub(crate) struct Workshop {
     /// All disks by their serials.
     pub disks: Vec<(String, Disk)>,
-    pub cache_blocks: usize,
+    pub memory_bytes: usize,
     pub console: Rc<dyn Fn(&str)>,
 }
 
@@ -49,7 +49,7 @@ impl Workshop {
         let Repair { transaction_id, data_block_sectors, data_blocks, last_commit, .. } = wanted;
         let overrides = Overrides { transaction_id, data_block_sectors, data_blocks };
         let options = Options { overrides, last_commit };
-        let report = repair(runtime, &old, &new, self.cache_blocks, &options).await?;
+        let report = repair(runtime, &old, &new, self.memory_bytes, &options).await?;
         let text = report.to_string();
         text.lines().for_each(|line| log::warn!("repair: {line}"));
         (self.console)(&format!("gossamer: repaired onto {NEW_DISK}: {NEXT}"));

@@ -32,7 +32,10 @@ const BUFFER_BYTES: usize = 4 << 20;
 /// What a restore reads of its input at a time.
 const INPUT_BYTES: usize = 64 << 10;
 
-/// Metadata blocks of 4 KiB that a restore or a repair keeps in memory.
+/// Most memory of a repair: enough for as many nodes as metadata can have.
+const REPAIR_BYTES: usize = 1 << 30;
+
+/// Metadata blocks of 4 KiB that a restore keeps in memory.
 const CACHE_BLOCKS: usize = 4096;
 
 /// Files answer at once, and nothing here looks at the time.
@@ -194,7 +197,7 @@ fn run_repair(input: &Path, output: &Path, options: &repair::Options, force: boo
         if !force {
             must_be_blank(&runtime, &to).await?;
         }
-        repair::repair(&runtime, &from, &to, CACHE_BLOCKS, options).await
+        repair::repair(&runtime, &from, &to, REPAIR_BYTES, options).await
     });
     let report = repaired.map_err(|error| failed(&error))?;
     if quiet { Ok(()) } else { say(&report.to_string()) }

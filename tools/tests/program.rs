@@ -136,3 +136,96 @@ fn what_cannot_be_is_told_and_nothing_is_written() {
     let checked = run(&[&"check", &blank]);
     assert_eq!(checked.status.code(), Some(1), "what a restore began is no pool: {}", stdout(&checked));
 }
+
+/// A pool whose root of the details (reference 1.1) is gone, and its bytes.
+fn without_details(folder: &Folder) -> (PathBuf, Vec<u8>) {
+    let image = folder.pool();
+    let mut bytes = fs::read(&image).unwrap();
+    let root = u64::from_le_bytes(bytes[328..336].try_into().unwrap()) as usize;
+    bytes[root * 4096..][..4096].fill(0);
+    fs::write(&image, &bytes).unwrap();
+    (image, bytes)
+}
+
+#[test]
+fn a_repair_writes_another_file_and_tells_what_was_lost() {
+    let folder = Folder::new("repair");
+    let (image, damaged) = without_details(&folder);
+    assert_eq!(run(&[&"check", &"-q", &image]).status.code(), Some(1));
+    let fresh = folder.file("fresh.img", &[0; 128 << 12]);
+    let repaired = run(&[&"repair", &"-i", &image, &"-o", &fresh]);
+    assert_eq!((repaired.status.code(), stderr(&repaired)), (Some(0), String::new()));
+    let told = stdout(&repaired);
+    for line in [
+        "2 devices and 41 mappings, from the state of the last commit",
+        "transaction id: 3, as in the superblock",
+        "device 1: 21 mappings, it is not known of how many; its details were lost",
+        "device 7: 20 mappings, it is not known of how many; its details were lost",
+    ] {
+        assert!(told.contains(line), "{line} is not in: {told}");
+    }
+    let checked = run(&[&"check", &fresh]);
+    assert_eq!((checked.status.code(), stdout(&checked).trim()), (Some(0), "2 devices, 41 mappings: good"));
+
+    let made = fs::read(&fresh).unwrap();
+    let again = run(&[&"repair", &"-i", &image, &"-o", &fresh]);
+    assert_eq!((again.status.code(), stdout(&again)), (Some(1), String::new()));
+    assert!(stderr(&again).contains("not blank at sector 0"), "{}", stderr(&again));
+    assert_eq!(fs::read(&fresh).unwrap(), made, "what is refused is not written");
+    let forced = run(&[&"repair", &"-q", &"--force", &"-i", &image, &"-o", &fresh]);
+    assert_eq!((forced.status.code(), stdout(&forced) + &stderr(&forced)), (Some(0), String::new()));
+    assert_eq!(run(&[&"check", &"-q", &fresh]).status.code(), Some(0));
+    assert_eq!(fs::read(&image).unwrap(), damaged, "the only copy");
+}
+
+#[test]
+fn a_repair_takes_what_was_lost_with_the_superblock_from_the_command_line() {
+    let folder = Folder::new("superblock");
+    let image = folder.pool();
+    let before = run(&[&"dump", &image]).stdout;
+    let mut damaged = fs::read(&image).unwrap();
+    damaged[..4096].fill(0xff);
+    fs::write(&image, &damaged).unwrap();
+    let fresh = folder.file("fresh.img", &[0; 128 << 12]);
+    let unknown = run(&[&"repair", &"-i", &image, &"-o", &fresh]);
+    assert_eq!((unknown.status.code(), stdout(&unknown)), (Some(1), String::new()));
+    assert!(stderr(&unknown).contains("data block size"), "{}", stderr(&unknown));
+    assert_eq!(fs::read(&fresh).unwrap(), [0; 128 << 12]);
+    let given = ["--data-block-size=128", "--nr-data-blocks=64", "--transaction-id=3"];
+    let repaired = run(&[&"repair", &"-i", &image, &"-o", &fresh, &given[0], &given[1], &given[2]]);
+    assert_eq!((repaired.status.code(), stderr(&repaired)), (Some(0), String::new()));
+    assert!(stdout(&repaired).contains("data blocks: 64, as given"), "{}", stdout(&repaired));
+    assert_eq!(run(&[&"dump", &fresh]).stdout, before);
+    assert_eq!(fs::read(&image).unwrap(), damaged, "the only copy");
+}
+
+#[test]
+fn a_repair_refuses_what_will_not_do() {
+    let folder = Folder::new("refused");
+    let (image, damaged) = without_details(&folder);
+    let (symbolic, hard) = (folder.0.join("symbolic"), folder.0.join("hard"));
+    std::os::unix::fs::symlink(&image, &symbolic).unwrap();
+    fs::hard_link(&image, &hard).unwrap();
+    let small = folder.file("small.img", &[0; 10 << 12]);
+    let used = folder.file("used.img", &[&[0; 100 << 12][..], &[7; 28 << 12][..]].concat());
+    let noise = folder.file("noise.img", &[0xa5; 128 << 12]);
+    let blank = folder.file("blank.img", &[0; 128 << 12]);
+    for (from, to, told) in [
+        (&image, &image, "the damaged metadata itself"),
+        (&image, &symbolic, "the damaged metadata itself"),
+        (&hard, &image, "the damaged metadata itself"),
+        (&image, &small, "at least 64"),
+        (&image, &used, "not blank at sector 800"),
+        (&image, &folder.0.join("absent"), "absent"),
+        (&noise, &blank, "none of the 128 blocks"),
+    ] {
+        let refused = run(&[&"repair", &"-i", from, &"-o", to]);
+        assert_eq!((refused.status.code(), stdout(&refused)), (Some(1), String::new()), "{told}");
+        assert!(stderr(&refused).contains(told), "{told} is not in: {}", stderr(&refused));
+    }
+    assert_eq!(run(&[&"repair", &"-i", &image]).status.code(), Some(2));
+    assert!(!folder.0.join("absent").exists());
+    assert_eq!(fs::read(&image).unwrap(), damaged, "the only copy");
+    assert_eq!(fs::read(&small).unwrap(), [0; 10 << 12]);
+    assert_eq!(fs::read(&blank).unwrap(), [0; 128 << 12]);
+}

@@ -150,5 +150,6 @@ pub fn of_the_appliance() -> Vec<ServiceError> {
         ServiceError::Repair(RepairError::BlockSizeUnknown),
         ServiceError::Repair(RepairError::NotBlank { sector: 7 }),
         ServiceError::Repair(RepairError::TooSmall { blocks: 64, enough: 1024 }),
+        ServiceError::Repair(RepairError::TooManyNodes { nodes: 32768, mebibytes: 8 }),
     ]
 }

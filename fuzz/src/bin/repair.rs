@@ -3,7 +3,7 @@
 
 use fuzz::disk::{BLOCKS, CowDisk};
 use fuzz::image::{Bytes, decode};
-use fuzz::{BUDGET_BYTES, CACHE_BLOCKS, run, runtime};
+use fuzz::{BUDGET_BYTES, run, runtime};
 use platform::block::Disk;
 use std::rc::Rc;
 use thinp::metadata::check;
@@ -19,7 +19,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| run(async {
     let options = Options { overrides, last_commit: form & 2 != 0 };
     let before: Vec<_> = (0..BLOCKS).map(|number| damaged.block(number)).collect();
     let (from, to) = (Disk::new(damaged.clone()), Disk::new(fresh));
-    if let Ok(report) = repair(&runtime(), &from, &to, CACHE_BLOCKS, &options).await {
+    if let Ok(report) = repair(&runtime(), &from, &to, BUDGET_BYTES / 4, &options).await {
         let found = check::check(&runtime(), &to, BUDGET_BYTES / 4).await.expect("a superblock was written");
         assert!(found.is_sound(), "what was repaired is not sound: {:?}", found.problems);
         assert_eq!((found.devices, found.mappings), (report.restored.devices, report.restored.mappings));

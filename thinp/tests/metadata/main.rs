@@ -2,6 +2,7 @@
 
 mod concurrent;
 mod crash;
+mod damages;
 mod deltas;
 mod dumps;
 mod facts;

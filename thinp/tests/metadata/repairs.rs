@@ -6,7 +6,7 @@ use crate::harness::*;
 use crate::hostile::{self, damageable_pool};
 use crate::image::{self, DETAILS_ROOT, MAPPING_ROOT};
 use crate::judge::Judge;
-use platform::block::{BlockDevice, Disk};
+use platform::block::Disk;
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::process::Command;
@@ -21,25 +21,33 @@ const GIVEN: Options = Options {
     last_commit: false,
 };
 
-const BLOCKS: u64 = 4096;
+pub const BLOCKS: u64 = 4096;
+
+/// So many nodes fit, and caches of 32 blocks.
+const MEMORY_BYTES: usize = 1 << 20;
 
 fn repaired_with(disk: &MemDisk, options: &Options) -> Result<(MemDisk, Report), RepairError> {
     let before = bytes_of(disk);
-    let fresh = MemDisk::new(disk.limits().size_sectors);
-    let report =
-        block_on_ready(repair::repair(&runtime(), &Disk::new(disk.clone()), &Disk::new(fresh.clone()), 64, options));
+    let fresh = MemDisk::new(BLOCKS * 8);
+    let report = block_on_ready(repair::repair(
+        &runtime(),
+        &Disk::new(disk.clone()),
+        &Disk::new(fresh.clone()),
+        MEMORY_BYTES,
+        options,
+    ));
     assert!(bytes_of(disk) == before, "the only copy was changed");
     report.map(|report| (fresh, report))
 }
 
-fn repaired(disk: &MemDisk) -> Result<(MemDisk, Report), RepairError> {
+pub fn repaired(disk: &MemDisk) -> Result<(MemDisk, Report), RepairError> {
     repaired_with(disk, &GIVEN)
 }
 
 /// Mappings that `thin_repair` 1.x recovers, none if it gives up; `None` without the tools.
-fn thin_repair(disk: &MemDisk) -> Option<u64> {
+pub fn thin_repair(disk: &MemDisk) -> Option<u64> {
     let program = tools()?.join("thin_repair");
-    let (input, output) = (temporary_file(disk), temporary_file(&MemDisk::new(disk.limits().size_sectors)));
+    let (input, output) = (temporary_file(disk), temporary_file(&MemDisk::new(BLOCKS * 8)));
     let mut command = Command::new("timeout");
     command.arg("60").arg(program).arg("--data-block-size").arg("128").arg("-i").arg(&input).arg("-o").arg(&output);
     let out = command.output().unwrap();
@@ -103,7 +111,7 @@ async fn a_step(metadata: &Metadata, devices: &mut Vec<u64>, step: u64, dice: &D
 }
 
 /// Blocks that are not blank, but for the superblock.
-fn used(disk: &MemDisk) -> Vec<u64> {
+pub fn used(disk: &MemDisk) -> Vec<u64> {
     (1..BLOCKS).filter(|block| disk.peek(block * 4096, 4096).iter().any(|byte| *byte != 0)).collect()
 }
 
@@ -251,7 +259,7 @@ fn is_as_it_was_after_a_repair(case: &str) {
 crate::golden::for_each_case!(is_as_it_was_after_a_repair);
 
 /// A device of many leaves under one internal node, and a snapshot that shares them.
-fn two_devices() -> MemDisk {
+pub fn two_devices() -> MemDisk {
     let disk = MemDisk::new(BLOCKS * 8);
     block_on_ready(async {
         let metadata = format(&disk, 60_000).await;
@@ -270,7 +278,7 @@ fn two_devices() -> MemDisk {
     disk
 }
 
-fn root_of(disk: &MemDisk, device: u64) -> u64 {
+pub fn root_of(disk: &MemDisk, device: u64) -> u64 {
     let roots = image::entries(disk, image::word(disk, MAPPING_ROOT));
     image::word(disk, roots.iter().find(|entry| entry.key == device).unwrap().value_at)
 }
@@ -368,9 +376,19 @@ fn disks_that_will_not_do_are_refused() {
     noise.poke(4096, &[0xa5; 100 * 4096]);
     assert_eq!(repaired(&noise).map(|_| ()), Err(RepairError::NothingFound { blocks: BLOCKS }));
     let disk = two_devices();
+    let (from, to) = (Disk::new(disk.clone()), MemDisk::new(BLOCKS * 8));
+    let little = block_on_ready(repair::repair(&runtime(), &from, &Disk::new(to.clone()), 4 << 10, &GIVEN));
+    assert_eq!(little, Err(RepairError::TooManyNodes { nodes: 16, mebibytes: 0 }));
+    assert_eq!(bytes_of(&to), vec![0; (BLOCKS * 4096) as usize]);
     let small = MemDisk::new(64 * 8);
     let onto = |target: &MemDisk| {
-        block_on_ready(repair::repair(&runtime(), &Disk::new(disk.clone()), &Disk::new(target.clone()), 64, &GIVEN))
+        block_on_ready(repair::repair(
+            &runtime(),
+            &Disk::new(disk.clone()),
+            &Disk::new(target.clone()),
+            MEMORY_BYTES,
+            &GIVEN,
+        ))
     };
     assert_eq!(onto(&small).map(|_| ()), Ok(()));
     block_on_ready(async {

@@ -51,8 +51,8 @@ struct Orphan {
     entries: u64,
     time: u32,
     whole: bool,
-    /// What the space map says.
-    in_use: Option<bool>,
+    /// References, as the space map has them.
+    count: Option<u32>,
 }
 
 impl Hole {
@@ -111,30 +111,36 @@ async fn orphans(forest: &mut Forest<'_>, space: Option<&TransactionManager>) ->
             Some(space) => space.count(block).await.ok(),
             None => None,
         };
-        let in_use = count.map(|count| count > 0);
-        orphans.push(Orphan { first, last, block, entries: tree.mappings, time: tree.time, whole: tree.whole, in_use });
+        orphans.push(Orphan { first, last, block, entries: tree.mappings, time: tree.time, whole: tree.whole, count });
     }
-    orphans.retain(|orphan| orphan.in_use != Some(false));
+    orphans.retain(|orphan| orphan.count != Some(0));
     orphans.sort_unstable_by_key(|orphan| orphan.first);
     orphans
 }
 
-/// Gives a device whose root is lost the one whole tree that has exactly its number of mappings.
+/// Gives a device whose root is lost the one whole tree that has exactly its number of mappings. Several devices have it
+/// together if the space map counts as many references.
 fn match_roots(salvage: &mut Salvage, holes: &mut Vec<Hole>, orphans: &[Orphan]) {
-    let mut trees = HashMap::<u64, (u32, u64)>::new();
+    let mut trees = HashMap::<u64, (u32, &Orphan)>::new();
     for orphan in orphans.iter().filter(|orphan| orphan.whole) {
-        let (times, block) = trees.entry(orphan.entries).or_default();
-        (*times, *block) = (times.saturating_add(1), orphan.block);
+        let (times, _) = trees.entry(orphan.entries).or_insert((0, orphan));
+        *times = times.saturating_add(1);
     }
     let mut wanted = HashMap::<u64, u32>::new();
     for hole in holes.iter().filter(|hole| hole.piece.is_root()) {
-        *wanted.entry(hole.lacking.unwrap_or(0)).or_default() += 1;
+        let devices = wanted.entry(hole.lacking.unwrap_or(0)).or_default();
+        *devices = devices.saturating_add(1);
     }
     holes.retain(|hole| {
         let lacking = hole.lacking.filter(|lacking| *lacking > 0 && hole.piece.is_root());
-        let only = lacking.filter(|lacking| wanted.get(lacking) == Some(&1)).and_then(|lacking| trees.get(&lacking));
-        let Some((1, block)) = only else { return true };
-        salvage.adopt(&hole.piece, *block);
+        let Some((lacking, (1, tree))) = lacking.and_then(|lacking| Some((lacking, trees.get(&lacking)?))) else {
+            return true;
+        };
+        let devices = wanted.get(&lacking).copied();
+        if devices != Some(1) && devices != tree.count {
+            return true;
+        }
+        salvage.adopt(&hole.piece, tree.block);
         false
     });
 }
@@ -148,11 +154,11 @@ async fn take_orphans(forest: &Forest<'_>, holes: &mut [Hole], orphans: &[Orphan
     for hole in holes {
         let mut fitting: Vec<&Orphan> =
             within(orphans, &hole.piece).filter(|orphan| places.get(&orphan.block) == Some(&1)).collect();
-        fitting.sort_by_key(|orphan| (orphan.in_use.is_none(), Reverse((orphan.time, orphan.entries))));
+        fitting.sort_by_key(|orphan| (orphan.count.is_none(), Reverse((orphan.time, orphan.entries))));
         let mut lacking = hole.lacking;
         for orphan in fitting {
             let fits = lacking.is_some_and(|lacking| orphan.entries <= lacking);
-            if !(fits || orphan.in_use == Some(true)) || !hole.has_room(orphan.first, orphan.last) {
+            if !(fits || orphan.count.is_some()) || !hole.has_room(orphan.first, orphan.last) {
                 continue;
             }
             lacking = lacking.map(|lacking| lacking.saturating_sub(orphan.entries));

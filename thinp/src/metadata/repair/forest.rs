@@ -130,14 +130,14 @@ impl<'a> Forest<'a> {
     pub async fn grow(blocks: &'a BlockManager, scan: &'a Scan) -> Forest<'a> {
         let mut forest = Forest { blocks, scan, known: HashMap::new(), roots: Vec::new(), orphans: Vec::new() };
         let mut roles = Vec::new();
-        // Bits: a whole node leads to it; any node does.
+        // Bits: a whole node leads to it; any node does where it can be.
         let mut within = HashMap::<u64, u8>::new();
         for found in scan.nodes() {
             let Some(role) = forest.role(found).await else { continue };
             let alone = role == Role::Mappings && found.what != What::Internal;
             if !alone {
                 let tree = forest.survey(found.block, role).await.unwrap_or_default();
-                for (_, child) in forest.children(found.block).await {
+                for child in forest.children_in_place(found).await {
                     *within.entry(child).or_default() |= 1 | u8::from(tree.whole) << 1;
                 }
             }
@@ -189,6 +189,18 @@ impl<'a> Forest<'a> {
         }
         let roots = node.values::<U64>().unwrap_or_default();
         node.keys().zip(roots.iter().map(|root| root.get())).collect()
+    }
+
+    /// Children, but for those whose keys cannot be where they are.
+    async fn children_in_place(&self, found: &Found) -> Vec<u64> {
+        let children = self.children(found.block).await;
+        let last =
+            |index: usize| children.get(index.saturating_add(1)).map_or(u64::MAX, |(next, _)| next.saturating_sub(1));
+        let in_place = |index: usize, first: u64, child: u64| {
+            found.what != What::Internal || self.scan.get(child).is_none_or(|child| child.fits(first, last(index)))
+        };
+        let placed = children.iter().enumerate().filter(|(index, (first, child))| in_place(*index, *first, *child));
+        placed.map(|(_, (_, child))| *child).collect()
     }
 
     /// Details of the devices in a leaf.

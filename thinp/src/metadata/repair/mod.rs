@@ -6,7 +6,8 @@
 //! of it is lost. Else that, the newest state that is whole, and without a superblock the newest of all are compared: the one
 //! with the most mappings is taken. Where a tree has holes they are filled as far as can be ([`fill`]). What then is there is dumped, and restored on the other disk.
 //!
-//! Memory: about 40 bytes for each node found, 24 for each leaf shared by devices, and the cache.
+//! Memory: a part of what is given caches blocks; the rest holds what is known of the nodes, [`NODE_BYTES`] each at most. A
+//! disk of more nodes than that is refused before anything is written.
 
 mod fill;
 mod forest;
@@ -31,6 +32,7 @@ use super::{Details, MetadataError};
 use alloc::vec::Vec;
 use futures_util::future::join;
 use pdata::TransactionManager;
+use pdata::block::BLOCK_BYTES;
 use pdata::block_manager::BlockManager;
 use pdata::btree::Place;
 use platform::Runtime;
@@ -42,6 +44,15 @@ const LEAVES_AT_ONCE: usize = 252;
 
 /// Pieces of the dump that wait for the restore.
 const PIECES_MAX: usize = 2;
+
+/// Blocks that each of the two disks' caches holds at most.
+const CACHE_BLOCKS_MAX: usize = 4096;
+
+/// The caches of both disks take a part in so many of the memory.
+const CACHE_SHARE: usize = 4;
+
+/// Memory for a node, in all tables together.
+const NODE_BYTES: usize = 192;
 
 /// What to put in place of what is found, and which state to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +72,14 @@ pub enum RepairError {
     NothingFound {
         /// Blocks of the disk.
         blocks: u64,
+    },
+    /// There is more than the memory holds.
+    #[error("this metadata has more than {nodes} nodes, which {mebibytes} MiB cannot hold: repair it on a larger host")]
+    TooManyNodes {
+        /// Nodes that would fit.
+        nodes: u64,
+        /// The memory.
+        mebibytes: u64,
     },
     /// The size of data blocks is nowhere to be found.
     #[error("the size of the pool's data blocks was lost with the superblock: give it (data block size, in sectors)")]
@@ -86,19 +105,25 @@ pub enum RepairError {
     Metadata(#[from] MetadataError),
 }
 
-/// Rebuilds on `to` what can be found on `from`. What `to` held is lost. The cache holds `cache_blocks` of 4 KiB.
+/// Rebuilds on `to` what can be found on `from`. What `to` held is lost. It takes no more than `memory_bytes`, but for
+/// buffers of requests and a few hundred kilobytes.
 pub async fn repair(
     runtime: &Runtime,
     from: &Disk,
     to: &Disk,
-    cache_blocks: usize,
+    memory_bytes: usize,
     options: &Options,
 ) -> Result<Report, RepairError> {
+    let caches_bytes = memory_bytes / CACHE_SHARE;
+    let cache_blocks = (caches_bytes / 2 / BLOCK_BYTES).min(CACHE_BLOCKS_MAX);
+    let nodes_max = memory_bytes.saturating_sub(caches_bytes) / NODE_BYTES;
     let (from, overrides) = (&from.lockable(), &options.overrides);
     from.lock();
     let blocks = BlockManager::new(from.clone(), runtime.bufs.clone(), cache_blocks);
     let nr_blocks = disk_blocks(from);
-    let mut scan = Scan::run(&blocks, nr_blocks).await;
+    let Some(mut scan) = Scan::run(&blocks, nr_blocks, nodes_max).await else {
+        return Err(RepairError::TooManyNodes { nodes: nodes_max as u64, mebibytes: (memory_bytes >> 20) as u64 });
+    };
     let superblock = match blocks.read_raw(SUPERBLOCK).await {
         Ok(block) => Superblock::open(&block, true),
         Err(error) => Err(error.into()),

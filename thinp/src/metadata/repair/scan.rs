@@ -59,8 +59,8 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Reads the whole disk.
-    pub async fn run(blocks: &BlockManager, nr_blocks: u64) -> Scan {
+    /// Reads the whole disk; nothing comes of it if that has more than `nodes_max` nodes.
+    pub async fn run(blocks: &BlockManager, nr_blocks: u64, nodes_max: usize) -> Option<Scan> {
         let mut scan = Scan::default();
         let mut batch = Batch::default();
         let mut begin = 0;
@@ -78,9 +78,12 @@ impl Scan {
                     },
                 }
             }
+            if scan.nodes.len() > nodes_max {
+                return None;
+            }
             begin = end;
         }
-        scan
+        Some(scan)
     }
 
     fn note(&mut self, number: u64, block: &Block, nr_blocks: u64) {
