@@ -1,16 +1,21 @@
 //! Runs other programs: with a time limit, and so that none outlives this process.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::dice::Dice;
+
+/// Ports that are not given a second time at once.
+const PORTS_REMEMBERED: usize = 1000;
 
 /// How often a running program is looked at.
 const POLL: Duration = Duration::from_millis(5);
@@ -121,12 +126,19 @@ fn join(thread: JoinHandle<Vec<u8>>) -> Vec<u8> {
     thread.join().unwrap_or_default()
 }
 
-/// A TCP port that is free on the loopback address, below the range that the kernel hands to outgoing connections.
+/// A TCP port that is free on the loopback address, below the range that the kernel hands to outgoing connections, and none of
+/// the last ones: whom those were for may not have taken them yet.
 pub fn free_port() -> Result<u16> {
+    static LAST: Mutex<VecDeque<u16>> = Mutex::new(VecDeque::new());
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     let mut dice = Dice::new(Dice::fresh_seed());
     for _ in 0..200 {
         let port = dice.between(16_000, 29_999) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if !last.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            last.push_back(port);
+            if last.len() > PORTS_REMEMBERED {
+                last.pop_front();
+            }
             return Ok(port);
         }
     }
@@ -160,6 +172,7 @@ pub fn size_bytes(text: &str) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn sizes() {
@@ -169,6 +182,12 @@ mod tests {
         for bad in ["", "G", "-1", "1.5G", "99999999999T", "4 G"] {
             assert!(size_bytes(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn ports_are_not_given_twice() {
+        let ports: BTreeSet<u16> = (0..900).map(|_| free_port().unwrap()).collect();
+        assert_eq!(ports.len(), 900);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use platform::block::{BlockDevice, Disk};
 use platform::block::{IoError, Op};
 use platform::layers::Fault;
 use platform::mem::MemDisk;
+use platform::task::block_on_ready;
 use platform::time::Duration;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -137,6 +138,32 @@ fn linux_is_noticed_too_and_an_abort_writes_no_flag_over_it() {
             is_out(&world, &pool, &thin).await;
         });
     }
+}
+
+#[test]
+fn a_commit_looks_again_before_the_superblock() {
+    run_blank(10, 64, async |world| {
+        let (armed, outside) = (Rc::new(Cell::new(false)), world.clone());
+        let comes = armed.clone();
+        // The other comes when all but the superblock is written.
+        let meta = Fault::new(Rc::new(world.meta.clone()), move |request| {
+            if request.op == Op::Flush && comes.replace(false) {
+                block_on_ready(change_from_outside(&outside));
+            }
+            None
+        });
+        let options = PoolOptions::default();
+        let pool = Pool::open(&world.runtime, Disk::new(meta), world.data_disk(), options).await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        thin.flush().await.unwrap();
+        world.write(&thin, BLOCK, BLOCK, 0x22).await.unwrap();
+        armed.set(true);
+        assert_eq!(thin.flush().await, Err(Error::TakenOver));
+        assert!(!armed.get(), "nothing was flushed");
+        is_out(&world, &pool, &thin).await;
+    });
 }
 
 /// The blocks that a view shows are kept by its own pool only.
