@@ -1,11 +1,14 @@
-//! Dumps an arbitrary image as XML, the pool or its metadata snapshot, in the form that the bytes tell.
+//! Dumps an arbitrary image, the pool or its metadata snapshot, or the delta of two of its devices, in the form that the bytes
+//! tell.
 #![no_main]
 
 use fuzz::image::{Bytes, decode};
 use fuzz::{run, runtime};
 use platform::block::Disk;
 use std::convert::Infallible;
-use thinp::metadata::dump::{DumpError, Format, Options, dump};
+use thinp::control::DeviceId;
+use thinp::metadata::dump::{Format, Options, dump};
+use thinp::metadata::{VirtualBlock, delta};
 
 /// Many more than all devices of an image can have mappings between them, as long as each is written once.
 const DUMP_BYTES_MAX: usize = 64 << 20;
@@ -20,16 +23,21 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| run(async {
         skip_mappings: form & 0x20 != 0,
         ..Options::default()
     };
+    let mut device = || DeviceId::new(u64::from(bytes.byte() % 16)).unwrap_or(DeviceId::MAX);
+    let (left, right, from) = (device(), device(), VirtualBlock(u64::from(bytes.byte())));
+    let format = [delta::Format::Xml, delta::Format::XmlVerbose, delta::Format::Json][usize::from(form % 3)];
+    let pair = delta::Options { left, right, format, same: form & 8 != 0, from };
     // Damage is an error, and fine.
-    let _ = dump_all(&disk, &options).await;
+    let _ = dump(&runtime(), &disk, &options, bounded()).await;
+    let _ = delta::delta(&runtime(), &disk, options.metadata_snap, &pair, bounded()).await;
 }));
 
-async fn dump_all(disk: &Disk, options: &Options) -> Result<(), DumpError<Infallible>> {
+/// Takes no more than a text can have.
+fn bounded() -> impl AsyncFnMut(&[u8]) -> Result<(), Infallible> {
     let mut written = 0;
-    dump(&runtime(), disk, options, async |piece: &[u8]| {
+    async move |piece: &[u8]| {
         written += piece.len();
-        assert!(written < DUMP_BYTES_MAX, "the dump has no end");
+        assert!(written < DUMP_BYTES_MAX, "the text has no end");
         Ok(())
-    })
-    .await
+    }
 }

@@ -98,4 +98,13 @@ impl Context {
         let ended = process::succeed(command.arg(meta), Duration::from_secs(120))?;
         Ok(String::from_utf8(ended.stdout)?)
     }
+
+    /// What thin_delta 1.x says of two devices in the metadata snapshot of this metadata.
+    pub fn thin_delta(&self, meta: &Path, (left, right): (u64, u64), verbose: bool) -> Result<String> {
+        let mut command = self.thin_tool("thin_delta")?;
+        command.args(["-m", "--snap1", &left.to_string(), "--snap2", &right.to_string()]);
+        command.args(verbose.then_some("--verbose"));
+        let ended = process::succeed(command.arg(meta), Duration::from_secs(120))?;
+        Ok(String::from_utf8(ended.stdout)?)
+    }
 }

@@ -96,6 +96,8 @@ fn is_the_metadata_of_that_moment(context: &Context) -> Result<()> {
 }
 
 fn observe(context: &Context, appliance: &Appliance, writer: &Writer) -> Result<()> {
+    writer.wait_acknowledged(200)?;
+    appliance.call("POST", "/v1/volumes/busy/snapshots", &json!({"name": "busy-before"}))?;
     writer.wait_acknowledged(500)?;
     let before = writer.acknowledged.load(Ordering::SeqCst);
     let root = appliance.call("POST", "/v1/pool/metadata-snapshot", &Value::Null)?["root"].as_u64();
@@ -111,6 +113,7 @@ fn observe(context: &Context, appliance: &Appliance, writer: &Writer) -> Result<
     ensure!(shown == Some(root), "the root is {shown:?}, it was {root}");
     let second = dump(context, appliance, "second")?;
     ensure!(first == second, "the metadata snapshot changed while it was held");
+    check_delta(context, appliance)?;
     let now = writer.acknowledged.load(Ordering::SeqCst);
     println!("({before} blocks before the request, {after} begun at the answer, {now} at the second dump)");
 
@@ -132,6 +135,34 @@ fn copy_export(appliance: &Appliance, to: &Path) -> Result<PathBuf> {
     convert.args(["convert", "-f", "raw", "-O", "raw", &appliance.url(METADATA_TARGET)?]).arg(to);
     process::succeed(&mut convert, PATIENCE)?;
     Ok(to.to_owned())
+}
+
+/// The appliance says of the metadata snapshot what thin_delta says, and of now, as JSON, that much was written since.
+fn check_delta(context: &Context, appliance: &Appliance) -> Result<()> {
+    let id = |name: &str| {
+        let volume = appliance.call("GET", &format!("/v1/volumes/{name}"), &Value::Null)?;
+        volume["id"].as_u64().context("no id in the volume")
+    };
+    let devices = (id("busy-before")?, id("busy")?);
+    let delta = |query: &str| -> Result<String> {
+        let path = format!("/v1/volumes/busy-before/delta?to=busy&{query}");
+        let answer = appliance.answer("GET", &path, &Value::Null)?;
+        ensure!(answer.status == 200, "{path}: {}", answer.text());
+        Ok(answer.text())
+    };
+    for (format, verbose) in [("xml", false), ("xml-verbose", true)] {
+        let ours = delta(&format!("metadata_snapshot=yes&format={format}"))?;
+        let theirs = context.thin_delta(&context.scratch.join("second.meta"), devices, verbose)?;
+        ensure!(ours == theirs, "the delta is\n{ours}\nthat of thin_delta is\n{theirs}");
+    }
+    let mut blocks = 0;
+    for line in delta("same=no")?.lines() {
+        let run: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+        ensure!(run["kind"] == "right_only", "nothing but new blocks was written: {line}");
+        blocks += run["length"].as_u64().context("no length")?;
+    }
+    ensure!(blocks >= NEW_BLOCKS_BETWEEN, "the delta has {blocks} blocks only");
+    Ok(())
 }
 
 fn check_dump(xml: &str, before: u64, after: u64) -> Result<()> {
