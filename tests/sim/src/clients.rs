@@ -163,19 +163,53 @@ impl Client {
         good
     }
 
+    /// Overwrites parts of a volume until a command fails, which is returned, or so many were done.
+    pub async fn overwrite(&self, volume: &str, commands: u64) -> Option<Outcome> {
+        let mut session = self.login(volume).await?;
+        for _ in 0..commands {
+            let size = *self.life.model.borrow_mut().volume(volume).size_sectors.known().expect("nobody resizes it");
+            let done = match self.below(6) {
+                0 => Some(self.try_flush(&mut session, volume).await),
+                _ => self.try_write(&mut session, volume, self.some_sectors(size), false).await.transpose(),
+            };
+            let outcome = done.map(|done| done.expect("nobody troubles this connection"));
+            if let Some(failed) = outcome.filter(|outcome| !matches!(outcome, Outcome::Good(_))) {
+                return Some(failed);
+            }
+            self.pause(20_000).await;
+        }
+        session.logout().await.expect("nobody troubles this connection");
+        None
+    }
+
     async fn write(&self, session: &mut Session, volume: &str, sectors: Range<u64>, fua: bool) -> Result<(), Broken> {
+        let outcome = self.try_write(session, volume, sectors, fua).await?;
+        if let Some(outcome) = outcome {
+            self.is_good("a write", &outcome);
+        }
+        Ok(())
+    }
+
+    /// `None` if somebody else works on these sectors.
+    async fn try_write(
+        &self,
+        session: &mut Session,
+        volume: &str,
+        sectors: Range<u64>,
+        fua: bool,
+    ) -> Result<Option<Outcome>, Broken> {
         if !self.claim(volume, &sectors) {
-            return Ok(());
+            return Ok(None);
         }
         let write = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), false);
         let words = sectors.clone().map(|sector| word(write.number, sector));
         let bytes: Vec<u8> = words.flat_map(|word| word.to_le_bytes().repeat(64)).collect();
         let outcome = session.write(sectors.start, &bytes, fua).await?;
-        if self.is_good("a write", &outcome) {
+        if let Outcome::Good(_) = outcome {
             self.life.model.borrow_mut().write_done(&write, fua);
         }
         self.release(volume, &sectors);
-        Ok(())
+        Ok(Some(outcome))
     }
 
     async fn write_zeroes(&self, session: &mut Session, volume: &str, sectors: Range<u64>) -> Result<(), Broken> {
@@ -234,11 +268,17 @@ impl Client {
     }
 
     async fn flush(&self, session: &mut Session, volume: &str) -> Result<(), Broken> {
+        let outcome = self.try_flush(session, volume).await?;
+        self.is_good("a flush", &outcome);
+        Ok(())
+    }
+
+    async fn try_flush(&self, session: &mut Session, volume: &str) -> Result<Outcome, Broken> {
         let begun = self.life.model.borrow_mut().now();
         let outcome = session.flush().await?;
-        if self.is_good("a flush", &outcome) {
+        if let Outcome::Good(_) = outcome {
             self.life.model.borrow_mut().flushed(volume, begun);
         }
-        Ok(())
+        Ok(outcome)
     }
 }

@@ -46,6 +46,8 @@ pub struct Tally {
     pub hit: Counts,
     /// Power cuts after a disk lied: no crash points, for nobody knows what must be there.
     pub after_lies: u64,
+    /// Power cuts during repairs.
+    pub in_repairs: u64,
     /// What was done to the disks.
     pub deeds: faults::Counts,
 }
@@ -56,6 +58,7 @@ impl Tally {
         self.by_appliance += other.by_appliance;
         self.thin_checked += other.thin_checked;
         self.after_lies += other.after_lies;
+        self.in_repairs += other.in_repairs;
         faults::add(&mut self.deeds, &other.deeds);
         self.hit.iter_mut().zip(other.hit).for_each(|(mine, other)| *mine += other);
     }

@@ -5,7 +5,7 @@ use crate::faults::{DATA, META};
 use crate::http::Manager;
 use crate::image::Image;
 use crate::model::BLOCK;
-use crate::site::Site;
+use crate::site::{self, Instance, Site};
 use crate::world::World;
 use platform::block::Disk;
 
@@ -19,7 +19,13 @@ fn volumes_after_a_failed_flush(number: u64) -> Vec<String> {
     let names = world.run(BUFS_BYTES, async move |runtime| {
         let meta = SimDisk::new(&inside, META, Image::new(300 * 8));
         let data = SimDisk::new(&inside, DATA, Image::new(300 * BLOCK));
-        let (site, _ended) = Site::start(&runtime, &inside, Disk::new(meta.clone()), Disk::new(data), 32);
+        let (site, _ended) = Site::start(
+            &runtime,
+            &inside,
+            site::pool(Disk::new(meta.clone()), Disk::new(data)),
+            32,
+            Instance::default(),
+        );
         site.ready(&runtime).await.expect("a new pool");
         let mut manager = Manager::connect(&site.http).expect("the appliance takes connections");
         meta.set_faults(|faults| faults.failing_flush = Some(number));

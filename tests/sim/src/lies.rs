@@ -8,7 +8,7 @@ use crate::initiator::Session;
 use crate::model::BLOCK;
 use crate::quick::QuickDisk;
 use crate::recover::{self, BUFS_BYTES, CACHE_BLOCKS, CHECK_BYTES, Remains, Wanted};
-use crate::site::Site;
+use crate::site::{self, Instance, Site};
 use crate::world::World;
 use appliance::catalog::Catalog;
 use platform::Runtime;
@@ -83,7 +83,7 @@ pub fn by_appliance(remains: Remains, seed: u64, wanted: Wanted) {
     let inside = world.clone();
     world.run(BUFS_BYTES * 4, async move |runtime| {
         let (meta, data) = (Disk::new(QuickDisk::new(remains.meta)), Disk::new(QuickDisk::new(remains.data)));
-        let (site, ended) = Site::start(&runtime, &inside, meta, data, CACHE_BLOCKS);
+        let (site, ended) = Site::start(&runtime, &inside, site::pool(meta, data), CACHE_BLOCKS, Instance::default());
         let ready = site.ready(&runtime).await;
         assert!(ready != Err(String::new()), "an appliance that serves nothing says why");
         let mut manager = Manager::connect(&site.http).expect("the appliance takes connections");
@@ -100,8 +100,7 @@ pub fn by_appliance(remains: Remains, seed: u64, wanted: Wanted) {
             }
             session.logout().await.expect("an answer");
         }
-        let off = manager.ask("POST", "/v1/power-off", None).await.expect("an answer");
-        assert!(off.is_ok(), "power-off: {off:?}");
+        site.power_off().await;
         ended.await.expect("the appliance ends");
     });
     world.end();

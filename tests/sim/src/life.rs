@@ -3,14 +3,13 @@
 use crate::clients::Client;
 use crate::disk::SimDisk;
 use crate::explore::Explorer;
-use crate::http::Manager;
 use crate::manager;
 use crate::model::Model;
 use crate::net::Wire;
 use crate::premade;
 use crate::readers;
 use crate::shape::{Faults, LieKind, Shape};
-use crate::site::Site;
+use crate::site::{self, Instance, Site};
 use crate::world::World;
 use platform::Runtime;
 use platform::block::Disk;
@@ -38,6 +37,24 @@ pub struct Life {
 }
 
 impl Life {
+    /// The life of the appliance `site`.
+    pub fn new(birth: &Birth, runtime: Runtime, site: Site) -> Life {
+        let Birth { world, model, meta, data, shape, .. } = birth;
+        Life {
+            world: world.clone(),
+            runtime,
+            model: model.clone(),
+            meta: meta.clone(),
+            data: data.clone(),
+            site,
+            shape: *shape,
+            left: Cell::new(shape.requests),
+            over: Notify::new(),
+            troubled: Cell::new(shape.tight || shape.faults.disks() || shape.faults.network),
+            reading: Cell::default(),
+        }
+    }
+
     /// Counts a request; false if the life is over.
     pub fn goes_on(&self) -> bool {
         let left = self.left.get();
@@ -101,40 +118,31 @@ pub struct Birth {
     pub clean: bool,
 }
 
+impl Birth {
+    /// Has the power cut between any two events from now on.
+    pub fn watch(&self) {
+        let explorer = self.explorer.clone();
+        self.world.watch(move || explorer.look());
+    }
+}
+
 /// Lives until the requests are used up.
 pub async fn live(birth: Birth, runtime: Runtime) {
-    let Birth { world, model, meta, data, shape, explorer, clean } = birth;
-    let watch = move |world: &World| {
-        let explorer = explorer.clone();
-        world.watch(move || explorer.look());
-    };
+    let Birth { world, model, meta, data, shape, clean, .. } = &birth;
     // Adopting a pool takes several transactions.
     let adopts = shape.premade && !model.borrow().formatted;
     if !adopts {
-        watch(&world);
+        birth.watch();
     }
     let disks = (Disk::new(meta.clone()), Disk::new(data.clone()));
-    let (site, ended) = Site::start(&runtime, &world, disks.0, disks.1, shape.cache_blocks);
-    set_faults(&world, &meta, &data, &shape.faults);
+    let (site, ended) =
+        Site::start(&runtime, world, site::pool(disks.0, disks.1), shape.cache_blocks, Instance::default());
+    set_faults(world, meta, data, &shape.faults);
     if let Err(why) = site.ready(&runtime).await {
         assert!(shape.faults.disks(), "the appliance does not serve the pool: {why}");
         return;
     }
-    let (left, over) = (Cell::new(shape.requests), Notify::new());
-    let troubled = Cell::new(shape.tight || shape.faults.disks() || shape.faults.network);
-    let life = Rc::new(Life {
-        world,
-        runtime,
-        model,
-        meta,
-        data,
-        site,
-        shape,
-        left,
-        over,
-        troubled,
-        reading: Cell::new(false),
-    });
+    let life = Rc::new(Life::new(&birth, runtime, site));
     if let Some(first) = manager::begin(&life).await {
         life.world.look_away();
         if adopts {
@@ -142,7 +150,7 @@ pub async fn live(birth: Birth, runtime: Runtime) {
         }
         Client::new(life.clone(), shape.clients).fill(&first).await;
         manager::snapshots(&life, shape.filled_blocks / 60).await;
-        watch(&life.world);
+        birth.watch();
     }
     let over = life.over.notified();
     let mut tasks = vec![
@@ -152,15 +160,13 @@ pub async fn live(birth: Birth, runtime: Runtime) {
     for number in 0..shape.clients {
         tasks.push(life.runtime.spawner.spawn(Client::new(life.clone(), number).work()));
     }
-    if !clean {
+    if !*clean {
         return over.await;
     }
     for task in tasks {
         task.await.expect("clients end");
     }
     readers::finish(&life).await;
-    let mut manager = Manager::connect(&life.site.http).expect("the appliance takes connections");
-    let off = manager.ask("POST", "/v1/power-off", None).await.expect("an answer");
-    assert!(off.is_ok(), "power-off: {off:?}");
+    life.site.power_off().await;
     ended.await.expect("the appliance ends");
 }

@@ -4,6 +4,7 @@
 
 mod clients;
 mod disk;
+mod duel;
 mod events;
 mod explore;
 mod faults;
@@ -22,6 +23,7 @@ mod premade;
 mod quick;
 mod readers;
 mod recover;
+mod repairs;
 mod run;
 mod shape;
 mod site;

@@ -5,7 +5,7 @@ use crate::image::Image;
 use crate::initiator::{Outcome, Session};
 use crate::model::{BLOCK, MIXED, Model, Presence, Word, Words};
 use crate::quick::QuickDisk;
-use crate::site::Site;
+use crate::site::{self, Instance, Site};
 use crate::world::World;
 use appliance::catalog::{Catalog, VolumeRecord};
 use platform::Runtime;
@@ -197,14 +197,14 @@ pub fn by_appliance(remains: Remains, seed: u64, wanted: Wanted) -> Found {
     let found = world.run(BUFS_BYTES * 4, async move |runtime| {
         let (meta, data) = (Disk::new(QuickDisk::new(remains.meta)), Disk::new(QuickDisk::new(remains.data)));
         let mut found = Found { blank: is_blank(&runtime, &meta).await, ..Found::default() };
-        let (site, ended) = Site::start(&runtime, &inside, meta.clone(), data, CACHE_BLOCKS);
+        // Whoever had the pool is dead.
+        let instance = Instance { takes_over: true, ..Instance::default() };
+        let (site, ended) = Site::start(&runtime, &inside, site::pool(meta.clone(), data), CACHE_BLOCKS, instance);
         site.ready(&runtime).await.expect("the appliance serves the pool");
         if !found.blank {
             look_at_appliance(&site, &wanted, &mut found).await;
         }
-        let mut manager = Manager::connect(&site.http).expect("the appliance takes connections");
-        let off = manager.ask("POST", "/v1/power-off", None).await.expect("an answer");
-        assert!(off.is_ok(), "power-off: {off:?}");
+        site.power_off().await;
         ended.await.expect("the appliance ends");
         expect_sound(&runtime, &meta).await;
         found

@@ -1,6 +1,7 @@
 //! Runs: of one seed, of many, against the clock; what is told of them.
 
 use crate::disk::SimDisk;
+use crate::duel::duel;
 use crate::events;
 use crate::explore::{Explorer, Seen, Tally, table};
 use crate::faults::{self, DATA, META};
@@ -9,6 +10,7 @@ use crate::life::{Birth, live};
 use crate::model::{BLOCK, Model};
 use crate::premade;
 use crate::recover::Remains;
+use crate::repairs;
 use crate::shape::Shape;
 use crate::world::World;
 use anyhow::{Result, bail, ensure};
@@ -45,8 +47,14 @@ const CI_HITS: u64 = 1000;
 /// Runs that are repeated.
 const CI_REPEATED: u64 = 20;
 
+/// Of so many runs one ends with a repair.
+const REPAIR_ONE_IN: u64 = 2;
+
 /// Buffers of an appliance.
 const BUFS_BYTES: usize = 16 << 20;
+
+/// Characters of what was found that a line shows.
+const WHY_CHARS_MAX: usize = 1000;
 
 struct Options {
     seed: Option<u64>,
@@ -71,7 +79,8 @@ pub fn command() -> Result<bool> {
     let Some(options) = options()? else { return Ok(true) };
     events::listen(options.verbose);
     panic::set_hook(Box::new(|info| {
-        let why = info.to_string().replace('\n', " ");
+        // All of a long list of problems says no more than its beginning.
+        let why: String = info.to_string().replace('\n', " ").chars().take(WHY_CHARS_MAX).collect();
         WHY.with_borrow_mut(|place| {
             if place.is_empty() {
                 *place = why
@@ -147,13 +156,19 @@ fn run(seed: u64, seen: Option<&Seen>) -> (u64, Tally) {
         let explorer = Rc::new(Explorer::new(&meta, &data, &model, world.seed(), seen, &tally));
         let (inside, known, looking) = (world.clone(), model.clone(), explorer.clone());
         let birth = Birth { world: inside, model: known, meta, data, shape, explorer: looking, clean };
-        world.run(BUFS_BYTES, async move |runtime| live(birth, runtime).await);
+        world.run(BUFS_BYTES, async move |runtime| match shape.rivals {
+            true => duel(birth, runtime).await,
+            false => live(birth, runtime).await,
+        });
         let left = explorer.cut_for_good(world.seed());
         world.end();
         let Some(left) = left else { break };
         remains = left;
         world.note(remains.meta.hash());
         world.note(remains.data.hash());
+        if life == shape.lives && model.borrow().formatted && world.once_in(REPAIR_ONE_IN) {
+            repairs::repair(&world, remains.clone(), seen, &tally);
+        }
     }
     events::when_aborted(None);
     let tally = Tally { deeds: faults::done(), ..*tally.borrow() };
@@ -258,7 +273,8 @@ fn tell(sum: &Sum, time: Duration) {
     for (name, hit) in table(&sum.tally) {
         println!("{hit:>9} {name}");
     }
-    let Tally { points, by_appliance, thin_checked, after_lies, ref deeds, .. } = sum.tally;
+    let Tally { points, by_appliance, thin_checked, after_lies, in_repairs, ref deeds, .. } = sum.tally;
+    println!("{in_repairs:>9} power cuts during repairs");
     println!("{after_lies:>9} power cuts after a disk lied; done to disks: {}", faults::tell(deeds));
     let (runs, seconds) = (sum.runs, time.as_secs_f64());
     println!(

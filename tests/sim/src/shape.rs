@@ -65,6 +65,8 @@ pub struct Shape {
     pub tight: bool,
     /// The pool is made elsewhere ([`crate::premade`]).
     pub premade: bool,
+    /// A second appliance takes the pool from the first ([`crate::duel`]).
+    pub rivals: bool,
     /// What else goes wrong.
     pub faults: Faults,
     /// Now and then a flush fails, and a transaction is lost.
@@ -86,12 +88,13 @@ const USUAL: Shape = Shape {
     lives: 3,
     tight: false,
     premade: false,
+    rivals: false,
     faults: NO_FAULTS,
     aborts: false,
 };
 
 /// Pools that differ in kind.
-const SHAPES: [Shape; 6] = [
+const SHAPES: [Shape; 7] = [
     // Transactions are lost.
     Shape { volume_blocks: 16, cache_blocks: 16, aborts: true, ..USUAL },
     // Hardly any data.
@@ -122,6 +125,8 @@ const SHAPES: [Shape; 6] = [
     },
     // Many snapshots of small volumes.
     Shape { data_blocks: 200, volume_blocks: 12, volumes: 14, ..USUAL },
+    // Two hosts: the volumes are full.
+    Shape { volume_blocks: 12, filled_blocks: 12, rivals: true, lives: 1, ..USUAL },
 ];
 
 impl Lie {
@@ -133,13 +138,13 @@ impl Lie {
 }
 
 /// Indices into them: what is rare and cheap more often.
-const OFTEN: [usize; 11] = [0, 0, 1, 2, 3, 3, 4, 4, 4, 4, 5];
+const OFTEN: [usize; 15] = [0, 0, 1, 2, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 6];
 
 impl Shape {
     /// The shape of a run in this world.
     pub fn of(world: &World) -> Shape {
         let shape = SHAPES[OFTEN[world.below(OFTEN.len() as u64) as usize]];
-        if shape.premade {
+        if shape.premade || shape.rivals {
             return shape;
         }
         let vary = |n: u64| n - n / 8 + world.below(n / 4 + 1);

@@ -32,6 +32,30 @@ struct Shared {
     trace: Cell<u64>,
     /// Called between two events.
     between: RefCell<Option<Rc<dyn Fn()>>>,
+    /// Timers of machines with clocks of their own.
+    others: RefCell<Vec<(Timers, Rc<OtherClock>)>>,
+}
+
+/// A clock that began at another time than the world's and is slower or faster.
+struct OtherClock {
+    world: World,
+    began_nanos: u64,
+    /// Of a thousand ticks of the world's.
+    rate: u64,
+}
+
+impl OtherClock {
+    /// When, in the world's time, this clock shows `there`.
+    fn world_nanos(&self, there: Instant) -> u64 {
+        (there.nanos.saturating_sub(self.began_nanos) as u128 * 1000).div_ceil(self.rate.into()) as u64
+    }
+}
+
+impl Clock for OtherClock {
+    fn now(&self) -> Instant {
+        let since = u128::from(self.world.now().nanos) * u128::from(self.rate) / 1000;
+        Instant { nanos: self.began_nanos + since as u64 }
+    }
 }
 
 impl World {
@@ -44,6 +68,7 @@ impl World {
             dice: RefCell::new(Dice::new(seed)),
             trace: Cell::new(seed),
             between: RefCell::default(),
+            others: RefCell::default(),
         }))
     }
 
@@ -84,6 +109,15 @@ impl World {
     pub fn end(&self) {
         self.look_away();
         drop(self.0.events.take());
+        drop(self.0.others.take());
+    }
+
+    /// The runtime of another machine in this world, with a clock of its own: it shows `rate` while the world's shows 1000.
+    pub fn other_machine(&self, runtime: &Runtime, rate: u64) -> Runtime {
+        let clock = Rc::new(OtherClock { world: self.clone(), began_nanos: self.below(1 << 50), rate });
+        let timers = Timers::new(clock.clone());
+        self.0.others.borrow_mut().push((timers.clone(), clock));
+        Runtime { timers, ..runtime.clone() }
     }
 
     /// Enters something that happened into the trace.
@@ -121,11 +155,13 @@ impl Clock for World {
 
 impl Machine for World {
     fn poll(&self) -> bool {
+        let others: Vec<Timers> = self.0.others.borrow().iter().map(|(timers, _)| timers.clone()).collect();
+        let fired = others.iter().fold(false, |fired, timers| timers.fire() | fired);
         let due = {
             let mut events = self.0.events.borrow_mut();
             match events.first_entry() {
                 Some(first) if first.key().0 <= self.0.now_nanos.get() => first.remove(),
-                _ => return false,
+                _ => return fired,
             }
         };
         due();
@@ -139,7 +175,10 @@ impl Machine for World {
     fn park(&self, deadline: Option<Instant>) {
         let event = self.0.events.borrow().keys().next().map(|(at, _)| *at);
         let timer = deadline.map(|deadline| deadline.nanos);
-        let next = event.into_iter().chain(timer).min().expect("everybody waits, and nothing will ever happen");
+        let others = self.0.others.borrow();
+        let others = others.iter().filter_map(|(timers, clock)| Some(clock.world_nanos(timers.next_deadline()?)));
+        let next =
+            event.into_iter().chain(timer).chain(others).min().expect("everybody waits, and nothing will ever happen");
         assert!(u128::from(next) < LIMIT.as_nanos(), "something hangs: a day has gone by");
         self.0.now_nanos.set(next.max(self.0.now_nanos.get()));
     }
