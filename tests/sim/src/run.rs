@@ -47,6 +47,10 @@ const CI_HITS: u64 = 1000;
 /// Runs that are repeated.
 const CI_REPEATED: u64 = 20;
 
+/// Seeds that found something, which CI runs before all others. What they found is played again in `found.rs`, too: a
+/// change of the simulator makes other runs of them.
+const FOUND: [u64; 1] = [2017];
+
 /// Of so many runs one ends with a repair.
 const REPAIR_ONE_IN: u64 = 2;
 
@@ -242,7 +246,8 @@ fn many(options: &Options) -> bool {
                     if options.seeds.is_some_and(|seeds| number >= seeds) || lock(&sum).is_enough(options, begun) {
                         return;
                     }
-                    let seed = options.first.wrapping_add(number);
+                    let found = FOUND.get(number as usize).filter(|_| options.ci.is_some());
+                    let seed = found.copied().unwrap_or(options.first.wrapping_add(number));
                     let twice = options.ci.is_some() && number < CI_REPEATED;
                     let result =
                         if twice { try_twice(seed, &seen) } else { try_run(seed, Some(&seen)).map(|(_, tally)| tally) };
