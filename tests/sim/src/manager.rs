@@ -56,6 +56,10 @@ pub async fn work(life: Rc<Life>) {
         if in_doubt && life.world.once_in(3) {
             worker.recover().await;
         }
+        // A long delete is what such a pool is for.
+        if life.shape.premade && life.world.once_in(4) {
+            worker.delete().await;
+        }
         match life.world.below(100) {
             0..12 => worker.create(life.shape.volume_blocks - life.world.below(life.shape.volume_blocks / 2)).await,
             12..34 => worker.snapshot().await,
@@ -207,16 +211,21 @@ impl Worker {
         let idle = |volume: &Volume| volume.users == 0 && volume.presence != Presence::Coming;
         // A large one, of which a delete is long, before others.
         let large = self.any_volume(|volume| idle(volume) && volume.mapped_before > 0);
-        let Some(name) = large.or_else(|| self.any_volume(idle)) else { return };
-        self.life.model.borrow_mut().volume(&name).presence = Presence::Going;
+        if let Some(name) = large.or_else(|| self.any_volume(idle)) {
+            self.delete_volume(&name).await;
+        }
+    }
+
+    async fn delete_volume(&mut self, name: &str) {
+        self.life.model.borrow_mut().volume(name).presence = Presence::Going;
         let answer = self.ask("DELETE", &format!("/v1/volumes/{name}"), None).await;
         if answer.status == 404 || answer.is_ok() {
-            return self.life.model.borrow_mut().volume_gone(&name);
+            return self.life.model.borrow_mut().volume_gone(name);
         }
         // A deletion that a power cut interrupted goes on by itself, and is EBUSY meanwhile.
         assert!(answer.status == 409 || self.life.troubled.get(), "a delete fails for no reason: {answer:?}");
-        if self.volume(&name).await == Some(None) && self.can_be_seen(&answer) {
-            self.life.model.borrow_mut().volume_gone(&name);
+        if self.volume(name).await == Some(None) && self.can_be_seen(&answer) {
+            self.life.model.borrow_mut().volume_gone(name);
         }
     }
 

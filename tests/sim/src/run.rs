@@ -226,47 +226,83 @@ struct Sum {
 }
 
 impl Sum {
+    /// Each kind of event was hit as often as CI wants it.
+    fn has_hit_all(&self, ci: Option<u32>) -> bool {
+        let wanted = CI_HITS * u64::from(ci.unwrap_or(0));
+        table(&self.tally).all(|(_, hit)| hit >= wanted)
+    }
+
     fn is_enough(&self, options: &Options, begun: Instant) -> bool {
         options.seeds.is_some_and(|seeds| self.runs >= seeds)
             || options.limit.is_some_and(|limit| begun.elapsed() > limit)
-            || options.points.is_some_and(|points| self.tally.points >= points)
+            || options.points.is_some_and(|points| self.tally.points >= points && self.has_hit_all(options.ci))
             || options.stop && !self.failures.is_empty()
     }
 }
 
 fn many(options: &Options) -> bool {
-    let begun = Instant::now();
-    let (seen, sum, next) = (Seen::default(), Mutex::new(Sum::default()), AtomicU64::new(0));
     println!("sim: seeds from {}", options.first);
+    let runs = Runs {
+        options,
+        begun: Instant::now(),
+        seen: Seen::default(),
+        sum: Mutex::new(Sum::default()),
+        next: AtomicU64::new(0),
+    };
     thread::scope(|scope| {
         for _ in 0..options.jobs {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if options.seeds.is_some_and(|seeds| number >= seeds) || lock(&sum).is_enough(options, begun) {
-                        return;
-                    }
-                    let found = FOUND.get(number as usize).filter(|_| options.ci.is_some());
-                    let seed = found.copied().unwrap_or(options.first.wrapping_add(number));
-                    let twice = options.ci.is_some() && number < CI_REPEATED;
-                    let result =
-                        if twice { try_twice(seed, &seen) } else { try_run(seed, Some(&seen)).map(|(_, tally)| tally) };
-                    let mut sum = lock(&sum);
-                    sum.runs += 1;
-                    match result {
-                        Ok(tally) => sum.tally.add(&tally),
-                        Err(why) => {
-                            sum.failures.push(failed(seed, &why));
-                            println!("{}", failed(seed, &why));
-                        }
-                    }
-                }
-            });
+            scope.spawn(|| runs.work());
         }
     });
-    let sum = sum.into_inner().expect("no thread panics while it holds this");
-    tell(&sum, begun.elapsed());
+    let time = runs.begun.elapsed();
+    let sum = runs.sum.into_inner().expect("no thread panics while it holds this");
+    tell(&sum, time);
     if let Some(effort) = options.ci { judge(&sum, effort.into()) } else { sum.failures.is_empty() }
+}
+
+/// What all threads share.
+struct Runs<'a> {
+    options: &'a Options,
+    begun: Instant,
+    seen: Seen,
+    sum: Mutex<Sum>,
+    /// The number of the next run.
+    next: AtomicU64,
+}
+
+impl Runs<'_> {
+    /// One run after the other, until there were enough.
+    fn work(&self) {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let over = self.options.seeds.is_some_and(|seeds| number >= seeds);
+            if over || lock(&self.sum).is_enough(self.options, self.begun) {
+                return;
+            }
+            let ci = self.options.ci.is_some();
+            let found = FOUND.get(number as usize).filter(|_| ci);
+            let seed = found.copied().unwrap_or(self.options.first.wrapping_add(number));
+            let result = match ci && number < CI_REPEATED {
+                true => try_twice(seed, &self.seen),
+                false => try_run(seed, Some(&self.seen)).map(|(_, tally)| tally),
+            };
+            self.enter(seed, result);
+        }
+    }
+
+    fn enter(&self, seed: u64, result: Result<Tally, String>) {
+        let mut sum = lock(&self.sum);
+        sum.runs += 1;
+        match result {
+            Ok(tally) => sum.tally.add(&tally),
+            Err(why) => {
+                let cuts = self.seen.lock().expect("no thread panics while it holds this").len();
+                let line = failed(seed, &format!("{why}; after {cuts} power cuts of all runs"));
+                println!("{line}");
+                sum.failures.push(line);
+            }
+        }
+    }
 }
 
 fn lock(sum: &Mutex<Sum>) -> MutexGuard<'_, Sum> {

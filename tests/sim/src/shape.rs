@@ -118,7 +118,7 @@ const SHAPES: [Shape; 7] = [
         data_blocks: 133_000,
         volumes: 3,
         clients: 1,
-        requests: 160,
+        requests: 220,
         premade: true,
         lives: 2,
         ..USUAL
