@@ -25,6 +25,9 @@ const SECOND: Instance = Instance { identity: Some("2222222222222222222222222222
 /// Within this, on its own clock, an appliance notices that another has the pool.
 const NOTICED: Duration = Duration::from_secs(1);
 
+/// Writes that take longer than all of it, about half a minute with the pauses between them.
+const WRITES: u64 = 3000;
+
 /// What initiators are told then: hardware error, internal target failure.
 const TAKEN_OVER: Outcome = Outcome::Check(4, 0x44, 0);
 
@@ -97,7 +100,7 @@ pub async fn duel(birth: Birth, runtime: Runtime) {
 
 fn spawn_writer(runtime: &Runtime, life: &Rc<Life>, volume: &str, number: u64) -> JoinHandle<Option<Outcome>> {
     let (client, volume) = (Client::new(life.clone(), number), volume.to_owned());
-    runtime.spawner.spawn(async move { client.overwrite(&volume, u64::MAX).await })
+    runtime.spawner.spawn(async move { client.overwrite(&volume, WRITES).await })
 }
 
 /// It says what happened, and does nothing any more.

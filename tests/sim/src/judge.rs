@@ -24,8 +24,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 fn program() -> Option<&'static PathBuf> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
-        let shared = env::var_os("GOSSAMER_SHARED").map_or_else(|| xtask::root().join("../shared"), PathBuf::from);
-        let told = process::succeed(&mut Command::new(shared.join("lab/thin-tools")), LIMIT).ok()?;
+        let told = process::succeed(&mut Command::new(xtask::shared().join("lab/thin-tools")), LIMIT).ok()?;
         let folder = PathBuf::from(String::from_utf8(told.stdout).ok()?.trim());
         Some(folder.join("thin_check")).filter(|program| program.is_file())
     };
