@@ -251,7 +251,12 @@ impl Driver {
                 self.count("reserve snapshot");
             }
             Err(MetadataError::SnapshotHeld(_)) => assert!(self.held.is_some()),
-            Err(error) => assert_eq!(error, MetadataError::NoMetadataSpace),
+            Err(error) => {
+                assert_eq!(error, MetadataError::NoMetadataSpace);
+                // What it would have been of was committed before.
+                self.committed = self.now.clone();
+                self.count("no room for a snapshot");
+            }
         }
     }
 

@@ -218,7 +218,6 @@ fn every_failure(targets: &[Target], sticks: bool) -> u64 {
             let mut n = 0;
             let mut outcomes = Vec::new();
             loop {
-                std::println!("{name}, {target:?} {}", n + 1);
                 let outcome = spoilt(case(), &base, target, n, sticks);
                 let what = format!("{name}, {target:?} {}, {:?}", n + 1, outcome.result);
                 if !outcome.struck {
