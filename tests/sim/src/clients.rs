@@ -2,7 +2,7 @@
 
 use crate::faults;
 use crate::initiator::{Broken, Outcome, Session};
-use crate::life::Life;
+use crate::life::{Life, PATIENCE};
 use crate::model::{BLOCK, Word, word};
 use crate::recover::words_of;
 use platform::time::Duration;
@@ -80,17 +80,32 @@ impl Client {
 
     /// `None` if there is a reason for which it is refused.
     async fn login(&self, volume: &str) -> Option<Session> {
-        let login = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume);
-        match self.life.patiently(login).await {
-            Some(Ok(Ok(session))) => Some(session),
-            Some(Ok(Err(why))) => {
-                assert!(self.life.troubled.get(), "volume {volume} refuses a login: {why:?}");
-                None
+        let timers = &self.life.runtime.timers;
+        let until = timers.now() + PATIENCE;
+        loop {
+            let login = Session::login(&self.life.site.iscsi, &self.name, self.number as u8, volume);
+            match self.life.patiently(login).await {
+                Some(Ok(Ok(session))) => return Some(session),
+                Some(Ok(Err(why))) => {
+                    assert!(self.life.troubled.get(), "volume {volume} refuses a login: {why:?}");
+                    return None;
+                }
+                // The target has dropped it; an initiator tries again, but not for ever.
+                Some(Err(Broken)) if self.login_may_take_long() => {
+                    assert!(timers.now() < until, "a login is not answered again and again");
+                    self.pause(1_000_000).await;
+                }
+                _ => panic!("a login is not answered"),
             }
-            // While a disk hangs a login may take longer than the target allows.
-            Some(Err(Broken)) if self.life.shape.faults.errors => None,
-            _ => panic!("a login is not answered"),
         }
+    }
+
+    /// Longer than the target allows: a disk hangs, or a write waits for space that is from a session which the network
+    /// broke and this login replaces.
+    fn login_may_take_long(&self) -> bool {
+        let faults = self.life.shape.faults;
+        let no_space = self.life.shape.tight || faults.full;
+        faults.errors || no_space && faults.network
     }
 
     async fn use_session(&self, mut session: Session, volume: &str) -> Result<(), Broken> {

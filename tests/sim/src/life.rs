@@ -81,7 +81,7 @@ impl Life {
 }
 
 /// Longer than any answer takes: writes wait a minute for space, and each of several requests may hang for half of one.
-const PATIENCE: Duration = Duration::from_secs(900);
+pub const PATIENCE: Duration = Duration::from_secs(900);
 
 fn set_faults(world: &World, meta: &SimDisk, data: &SimDisk, faults: &Faults) {
     for disk in [meta, data].into_iter().filter(|_| faults.errors) {
