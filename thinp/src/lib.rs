@@ -43,6 +43,7 @@ pub mod metadata;
 mod open;
 pub mod pool;
 pub mod records;
+pub mod stream;
 mod thin;
 
 #[cfg(test)]

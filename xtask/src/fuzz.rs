@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: coverage-guided fuzzing of what reads metadata, by libFuzzer on stable Rust.
+//! `cargo xtask fuzz`: coverage-guided fuzzing of what reads metadata and streams, by libFuzzer on stable Rust.
 //!
 //! The crate `fuzz` has the targets. They are built apart from everything else, with the compiler's coverage counters,
 //! under `target/fuzz`, where the corpus is kept as well and the inputs that failed.
