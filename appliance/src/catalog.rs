@@ -5,6 +5,7 @@
 //! [`Plan`] has the pages to write in the same metadata commit as the devices they describe, and enters the
 //! catalog only when that commit succeeded.
 
+use crate::access::{self, Access, Proof, Rule};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
@@ -13,27 +14,6 @@ use alloc::vec::Vec;
 use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Encode};
 use thinp::control::DeviceId;
-
-/// Who may log in to an export.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub enum Access {
-    /// Everybody, because somebody said so in so many words.
-    #[n(0)]
-    All,
-    /// These initiators.
-    #[n(1)]
-    Initiators(#[n(0)] Vec<String>),
-}
-
-impl Access {
-    /// Whether this initiator may.
-    pub fn admits(&self, initiator: &str) -> bool {
-        match self {
-            Access::All => true,
-            Access::Initiators(names) => names.iter().any(|name| name.eq_ignore_ascii_case(initiator)),
-        }
-    }
-}
 
 /// Who activated the pool last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
@@ -58,12 +38,38 @@ pub struct ApplianceRecord {
     /// SHA-256 of the tokens that open the management interface.
     #[n(1)]
     pub token_hashes: Vec<ByteArray<32>>,
-    /// Who may read the metadata.
+    /// Who may read the metadata, where a name is enough: see [`ApplianceRecord::metadata_rule`].
     #[n(2)]
     pub metadata_export: Option<Access>,
     /// Who activated the pool last; nothing in a pool of before there were activations.
     #[n(3)]
     pub activation: Option<Activation>,
+    /// What access rests on besides names.
+    #[cbor(n(5), default)]
+    pub guards: Guards,
+}
+
+/// What access to the appliance's own targets rests on besides names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct Guards {
+    /// What discovery has to prove.
+    #[n(0)]
+    pub discovery: Option<Proof>,
+    /// Who may read the metadata, where a name is not enough.
+    #[n(1)]
+    pub metadata: Option<Rule>,
+}
+
+impl ApplianceRecord {
+    /// Who may read the metadata.
+    pub fn metadata_rule(&self) -> Option<Rule> {
+        access::join(self.metadata_export.as_ref(), self.guards.metadata.as_ref())
+    }
+
+    /// Sets who may read the metadata.
+    pub fn set_metadata_rule(&mut self, rule: Option<Rule>) {
+        (self.metadata_export, self.guards.metadata) = access::split(rule);
+    }
 }
 
 /// What the appliance knows of a thin device.
@@ -87,12 +93,27 @@ pub struct VolumeRecord {
     /// What its serial number is made of: stays when it is renamed or exported anew.
     #[cbor(n(5), with = "minicbor::bytes")]
     pub identity: [u8; 16],
-    /// Who may use it.
+    /// Who may use it, where a name is enough: see [`VolumeRecord::rule`].
     #[n(6)]
     pub export: Option<Access>,
     /// It is being deleted, which takes more than one commit: nobody may use it any more.
     #[cbor(n(7), default)]
     pub deleting: bool,
+    /// Who may use it, where a name is not enough.
+    #[n(11)]
+    pub guarded: Option<Rule>,
+}
+
+impl VolumeRecord {
+    /// Who may use it.
+    pub fn rule(&self) -> Option<Rule> {
+        access::join(self.export.as_ref(), self.guarded.as_ref())
+    }
+
+    /// Sets who may use it.
+    pub fn set_rule(&mut self, rule: Option<Rule>) {
+        (self.export, self.guarded) = access::split(rule);
+    }
 }
 
 /// A page of the reserved device makes no sense.
@@ -314,6 +335,7 @@ impl Catalog {
                 identity: identity(*id),
                 export: None,
                 deleting: false,
+                guarded: None,
             })
         });
         dropped.into_iter().chain(found).collect()
@@ -429,6 +451,7 @@ mod tests {
             identity: [device as u8; 16],
             export: (initiators > 0).then_some(Access::Initiators(names)),
             deleting: false,
+            guarded: None,
         }
     }
 

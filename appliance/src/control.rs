@@ -1,6 +1,7 @@
 //! The service in the words of the management interface.
 
-use crate::catalog::{Access, Edit, VolumeRecord};
+use crate::access::{self, Proof, Rule};
+use crate::catalog::{ApplianceRecord, Edit, VolumeRecord};
 use crate::owner;
 use crate::repair::Workshop;
 use crate::runs;
@@ -12,10 +13,10 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cmp::Reverse;
-use export::Portal;
+use export::{Peer, Portal};
 use mgmt::{
-    CheckReport, CheckState, Control, ControlError, Deletion, DeltaRequest, Export, Health, InitiatorName, Initiators,
-    MappingsRequest, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Repair, RepairReport, Resize, RunsError,
+    Authentication, CheckReport, CheckState, Control, ControlError, Deletion, DeltaRequest, DiscoveryAuth, Export,
+    Health, MappingsRequest, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Repair, RepairReport, Resize, RunsError,
     TokenHash, View, Views, Volume, VolumeName, VolumeSpace,
 };
 use platform::Runtime;
@@ -155,22 +156,28 @@ impl Control for Manager {
 
     fn metadata_export(&self) -> Result<MetadataExport, ControlError> {
         let served = self.service.served()?;
-        let export = served.catalog().appliance().metadata_export.as_ref().map(rule_of);
+        let export = served.catalog().appliance().metadata_rule().map(Export::from);
         let target = export.is_some().then(|| self.service.target_name(METADATA_TARGET));
         Ok(MetadataExport { export, target })
     }
 
     async fn set_metadata_export(&self, rule: Option<Export>) -> Result<MetadataExport, ControlError> {
-        let access = rule.map(access_of);
-        self.service
-            .alone(async |served| {
-                let mut record = served.catalog().appliance().clone();
-                record.metadata_export = access.clone();
-                served.change(&[], [Edit::Appliance(record)].into()).await
-            })
-            .await?;
-        self.end_sessions(METADATA_TARGET, access.as_ref()).await;
+        let rule = rule.map(Rule::from);
+        self.change_appliance(|record| record.set_metadata_rule(rule.clone())).await?;
+        self.end_sessions(METADATA_TARGET, rule.as_ref()).await;
         self.metadata_export()
+    }
+
+    fn discovery_auth(&self) -> Result<DiscoveryAuth, ControlError> {
+        let wanted = self.service.served()?.catalog().appliance().guards.discovery.clone();
+        Ok(DiscoveryAuth { authentication: wanted.map(Authentication::from) })
+    }
+
+    async fn set_discovery_auth(&self, wanted: Option<Authentication>) -> Result<DiscoveryAuth, ControlError> {
+        let wanted = wanted.map(Proof::from);
+        self.change_appliance(|record| record.guards.discovery = wanted.clone()).await?;
+        self.portal.end_sessions(None, |peer| access::is_proven(wanted.as_ref(), peer)).await;
+        self.discovery_auth()
     }
 
     async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError> {
@@ -224,6 +231,7 @@ impl Control for Manager {
                     identity: self.service.new_identity(),
                     export: None,
                     deleting: false,
+                    guarded: None,
                 };
                 served.change(&[Change::CreateThin(device)], [Edit::Put(record)].into()).await
             })
@@ -246,6 +254,7 @@ impl Control for Manager {
                     identity: self.service.new_identity(),
                     export: None,
                     deleting: false,
+                    guarded: None,
                 };
                 let change = Change::CreateSnap { device, origin: of_device };
                 served.change(&[change], [Edit::Put(record)].into()).await
@@ -277,7 +286,7 @@ impl Control for Manager {
             }
             // Written down first: a power cut must not leave a volume that looks whole and has lost blocks.
             let record = served.catalog().of(device).cloned().ok_or_else(|| no_volume(name))?;
-            let record = VolumeRecord { export: None, deleting: true, ..record };
+            let record = VolumeRecord { export: None, guarded: None, deleting: true, ..record };
             served.change(&[], [Edit::Put(record)].into()).await?;
             Ok(Some(device))
         });
@@ -288,18 +297,18 @@ impl Control for Manager {
     }
 
     async fn set_export(&self, name: &VolumeName, rule: Option<Export>) -> Result<Volume, ControlError> {
-        let access = rule.map(access_of);
+        let rule = rule.map(Rule::from);
         self.service
             .alone(async |served| {
                 let mut record = living(served, name)?;
-                if access.is_some() && record.size_bytes.is_none() {
+                if rule.is_some() && record.size_bytes.is_none() {
                     return Err(ServiceError::SizeUnset(name.to_string()));
                 }
-                record.export = access.clone();
+                record.set_rule(rule.clone());
                 served.change(&[], [Edit::Put(record)].into()).await
             })
             .await?;
-        self.end_sessions(name.as_str(), access.as_ref()).await;
+        self.end_sessions(name.as_str(), rule.as_ref()).await;
         self.volume(name).await
     }
 
@@ -310,9 +319,20 @@ impl Control for Manager {
 
 impl Manager {
     /// Ends the sessions that the rule no longer admits.
-    async fn end_sessions(&self, name: &str, access: Option<&Access>) {
-        let admits = |initiator: &str| access.is_some_and(|access| access.admits(initiator));
-        self.portal.end_sessions(&self.service.target_name(name), admits).await;
+    async fn end_sessions(&self, name: &str, rule: Option<&Rule>) {
+        let admits = |peer: &Peer| rule.is_some_and(|rule| rule.admits(peer));
+        self.portal.end_sessions(Some(&self.service.target_name(name)), admits).await;
+    }
+
+    /// Changes the appliance's own record.
+    async fn change_appliance(&self, change: impl FnOnce(&mut ApplianceRecord)) -> Result<(), ServiceError> {
+        self.service
+            .alone(async |served| {
+                let mut record = served.catalog().appliance().clone();
+                change(&mut record);
+                served.change(&[], [Edit::Appliance(record)].into()).await
+            })
+            .await
     }
 
     /// Growing never shows what a volume held before it was made smaller.
@@ -349,6 +369,7 @@ impl Manager {
             let catalog = served.catalog();
             catalog.identified(&identity).and_then(|r| VolumeName::parse(&r.name).ok())
         });
+        let rule = record.rule();
         Some(Volume {
             name: VolumeName::parse(&record.name).ok()?,
             id,
@@ -357,8 +378,8 @@ impl Manager {
             snapshot_of: origin,
             read_only: record.read_only,
             serial: serial(&record.identity),
-            export: record.export.as_ref().map(rule_of),
-            target: record.export.as_ref().map(|_| self.service.target_name(&record.name)),
+            target: rule.as_ref().map(|_| self.service.target_name(&record.name)),
+            export: rule.map(Export::from),
             in_use: self.service.unit(id).is_some(),
         })
     }
@@ -433,21 +454,4 @@ fn living(served: &Served, name: &VolumeName) -> Result<VolumeRecord, ServiceErr
 
 fn no_volume(name: &VolumeName) -> ServiceError {
     ServiceError::NoVolume(name.to_string())
-}
-
-fn access_of(rule: Export) -> Access {
-    match rule.initiators {
-        Initiators::All => Access::All,
-        Initiators::Only(names) => Access::Initiators(names.iter().map(|name| name.as_str().to_string()).collect()),
-    }
-}
-
-fn rule_of(access: &Access) -> Export {
-    let initiators = match access {
-        Access::All => Initiators::All,
-        Access::Initiators(names) => {
-            Initiators::Only(names.iter().filter_map(|name| InitiatorName::parse(name).ok()).collect())
-        }
-    };
-    Export { initiators }
 }

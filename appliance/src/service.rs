@@ -1,7 +1,8 @@
 //! The pool and its records as one thing: every change of either goes through here, one at a time.
 
 use crate::Secrets;
-use crate::catalog::{Access, Catalog, CatalogError, Edit, VolumeRecord};
+use crate::access::{self, Rule};
+use crate::catalog::{Catalog, CatalogError, Edit, VolumeRecord};
 use crate::check::CheckJob;
 use crate::owner;
 use crate::runs::STREAMS_MAX;
@@ -14,7 +15,7 @@ use alloc::rc::{Rc, Weak};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, Ref, RefCell};
-use export::{Directory, Refusal};
+use export::{Chap, Directory, Peer, Refusal};
 use mgmt::{Health, HealthState, Token, TokenHash};
 use platform::Runtime;
 use platform::block::Disk;
@@ -270,9 +271,17 @@ impl Service {
     }
 
     /// The volume, or the metadata, that a target stands for.
-    fn name_of<'a>(&self, target: &'a str) -> Option<&'a str> {
+    fn name_of(&self, target: &str) -> Option<String> {
         let (prefix, rest) = target.split_at_checked(self.settings.iqn_prefix.len())?;
-        if prefix.eq_ignore_ascii_case(&self.settings.iqn_prefix) { rest.strip_prefix(':') } else { None }
+        let name = if prefix.eq_ignore_ascii_case(&self.settings.iqn_prefix) { rest.strip_prefix(':') } else { None };
+        name.map(str::to_ascii_lowercase)
+    }
+
+    /// The rule by which a target is exported; nothing for one that is not.
+    fn rule(&self, served: &Served, target: &str) -> Option<Rule> {
+        let name = self.name_of(target)?;
+        let catalog = served.catalog();
+        if name == METADATA_TARGET { catalog.appliance().metadata_rule() } else { catalog.named(&name)?.rule() }
     }
 
     /// The unit of a device, if a session holds it.
@@ -378,31 +387,42 @@ pub struct Targets(pub Rc<Service>);
 impl Directory for Targets {
     type Unit = Unit;
 
-    fn targets(&self, initiator: &str) -> Vec<String> {
+    fn targets(&self, peer: &Peer) -> Vec<String> {
         let Ok(served) = self.0.served() else { return Vec::new() };
         let catalog = served.catalog();
-        let admits = |rule: &Option<Access>| rule.as_ref().is_some_and(|access| access.admits(initiator));
-        let volumes = catalog.volumes().filter(|record| admits(&record.export)).map(|record| record.name.as_str());
-        let metadata = admits(&catalog.appliance().metadata_export).then_some(METADATA_TARGET);
+        let own = catalog.appliance();
+        if !access::is_proven(own.guards.discovery.as_ref(), peer) {
+            return Vec::new();
+        }
+        let knows = |rule: Option<Rule>| rule.is_some_and(|rule| rule.knows(peer));
+        let volumes = catalog.volumes().filter(|record| knows(record.rule())).map(|record| record.name.as_str());
+        let metadata = knows(own.metadata_rule()).then_some(METADATA_TARGET);
         volumes.chain(metadata).map(|name| self.0.target_name(name)).collect()
     }
 
-    async fn open(&self, target: &str, initiator: &str) -> Result<Rc<Unit>, Refusal> {
+    fn wanted(&self, target: Option<&str>, peer: &Peer) -> Option<Rc<Chap>> {
+        let served = self.0.served().ok()?;
+        match target {
+            None => access::shared(served.catalog().appliance().guards.discovery.as_ref()),
+            Some(target) => {
+                access::shared(self.0.rule(&served, target).filter(|rule| rule.knows(peer))?.proof.as_ref())
+            }
+        }
+    }
+
+    async fn open(&self, target: &str, peer: &Peer) -> Result<Rc<Unit>, Refusal> {
         let service = &self.0;
         let _alone = service.changes.acquire(1).await;
         let served = service.served().map_err(|_| Refusal::Unavailable)?;
-        let name = service.name_of(target).ok_or(Refusal::NotFound)?.to_ascii_lowercase();
-        let admitted = |rule: &Option<Access>| match rule {
-            None => Err(Refusal::NotFound),
-            Some(access) if access.admits(initiator) => Ok(()),
-            Some(_) => Err(Refusal::Forbidden),
-        };
+        let rule = service.rule(&served, target).ok_or(Refusal::NotFound)?;
+        if !rule.admits(peer) {
+            return Err(Refusal::Forbidden);
+        }
+        let name = service.name_of(target).ok_or(Refusal::NotFound)?;
         if name == METADATA_TARGET {
-            admitted(&served.catalog().appliance().metadata_export)?;
             return Ok(service.open_metadata(&served));
         }
         let record = served.catalog().named(&name).cloned().ok_or(Refusal::NotFound)?;
-        admitted(&record.export)?;
         service.open_volume(&served, &record).await
     }
 }

@@ -69,11 +69,11 @@ fn reason(error: &OpenError) -> String {
 pub(crate) async fn adopt(service: &Service, served: &Served) -> Result<(), ServiceError> {
     let records = Records::create(&served.pool).await?;
     served.records.replace(Some(records));
+    let own = served.catalog().appliance().clone();
     let appliance = ApplianceRecord {
-        identity: served.catalog().appliance().identity,
         token_hashes: service.tokens.borrow().iter().map(|hash| hash.0.into()).collect(),
-        metadata_export: served.catalog().appliance().metadata_export.clone(),
-        activation: Some(owner::activation(service, served.catalog().appliance())),
+        activation: Some(owner::activation(service, &own)),
+        ..own
     };
     let volumes: Vec<Edit> = served.catalog().volumes().cloned().map(Edit::Put).collect();
     let edits = core::iter::once(Edit::Appliance(appliance)).chain(volumes).collect();

@@ -1,8 +1,10 @@
 //! The records against a model, and against bad bytes. A failure prints its seed; `GOSSAMER_SEED=N` runs that one.
 
-use appliance::catalog::{Access, Activation, ApplianceRecord, Catalog, CatalogError, Edit, VolumeRecord};
+use appliance::access::{Access, Login, Proof, Rule};
+use appliance::catalog::{Activation, ApplianceRecord, Catalog, CatalogError, Edit, Guards, VolumeRecord};
 use appliance::settings::Settings;
 use platform::random::{Random, Seeded};
+use platform::secret::Secret;
 use std::collections::{BTreeMap, BTreeSet};
 use thinp::control::DeviceId;
 
@@ -34,11 +36,26 @@ impl Dice {
         }
     }
 
+    fn proof(&self) -> Option<Proof> {
+        let login = || Login { user: "user".into(), secret: Secret::new(self.bytes(12)) };
+        let target = (self.below(2) == 0).then(login);
+        (self.below(2) == 0).then(|| Proof { initiator: login(), target })
+    }
+
+    fn rule(&self) -> Option<Rule> {
+        let addresses = (0..self.below(3)).map(|n| format!("192.0.{n}.0/24").parse().unwrap()).collect();
+        self.access().map(|initiators| Rule { initiators, addresses, proof: self.proof() })
+    }
+
     fn record(&self, device: u32, name: String) -> VolumeRecord {
         let size_bytes = (self.below(4) > 0).then(|| self.below(1 << 40) as u64);
         let origin = (self.below(2) == 0).then(|| self.identity());
-        let (read_only, identity, export) = (self.below(2) == 0, self.identity(), self.access());
-        VolumeRecord { device, name, size_bytes, origin, read_only, identity, export, deleting: self.below(4) == 0 }
+        let (read_only, identity, deleting) = (self.below(2) == 0, self.identity(), self.below(4) == 0);
+        let (export, guarded) = (None, None);
+        let mut record =
+            VolumeRecord { device, name, size_bytes, origin, read_only, identity, export, deleting, guarded };
+        record.set_rule(self.rule());
+        record
     }
 
     fn activation(&self) -> Option<Activation> {
@@ -48,12 +65,15 @@ impl Dice {
 
     fn appliance(&self) -> ApplianceRecord {
         let token_hashes = (0..self.below(3)).map(|_| <[u8; 32]>::try_from(self.bytes(32)).unwrap().into()).collect();
-        ApplianceRecord {
+        let mut record = ApplianceRecord {
             identity: self.identity(),
             token_hashes,
-            metadata_export: self.access(),
+            metadata_export: None,
             activation: self.activation(),
-        }
+            guards: Guards { discovery: self.proof(), metadata: None },
+        };
+        record.set_metadata_rule(self.rule());
+        record
     }
 }
 
@@ -200,7 +220,7 @@ fn a_length_from_the_disk_allocates_nothing_by_itself() {
 #[test]
 fn a_record_of_another_version_is_read() {
     let mut catalog = Catalog::new(CAPACITY_BYTES);
-    let record = VolumeRecord { deleting: false, ..Dice(Seeded::from_u64(1)).record(7, "v7".into()) };
+    let record = VolumeRecord { deleting: false, guarded: None, ..Dice(Seeded::from_u64(1)).record(7, "v7".into()) };
     let plan = catalog.plan(vec![Edit::Put(record.clone())]).unwrap();
     let mut page = plan.pages[0].1.clone();
     catalog.enter_plan(plan).unwrap();

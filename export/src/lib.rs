@@ -10,7 +10,7 @@
 //! What a disk has to do, and a portal to it (`examples/serve.rs` has the whole of it):
 //!
 //! ```
-//! use export::{Attributes, Directory, Identity, LogicalUnit, Portal, PortalOptions, Refusal, UnitError};
+//! use export::{Attributes, Chap, Directory, Identity, LogicalUnit, Peer, Portal, PortalOptions, Refusal, UnitError};
 //! use platform::{block::Bufs, buf::Buf};
 //! use std::rc::Rc;
 //!
@@ -53,10 +53,13 @@
 //!
 //! impl Directory for Everybody {
 //!     type Unit = Zero;
-//!     fn targets(&self, _initiator: &str) -> Vec<String> {
+//!     fn targets(&self, _: &Peer) -> Vec<String> {
 //!         vec!["iqn.2026-11.example:zero".into()]
 //!     }
-//!     async fn open(&self, target: &str, _initiator: &str) -> Result<Rc<Zero>, Refusal> {
+//!     fn wanted(&self, _: Option<&str>, _: &Peer) -> Option<Rc<Chap>> {
+//!         None
+//!     }
+//!     async fn open(&self, target: &str, _: &Peer) -> Result<Rc<Zero>, Refusal> {
 //!         if target == "iqn.2026-11.example:zero" { Ok(self.0.clone()) } else { Err(Refusal::NotFound) }
 //!     }
 //! }
@@ -81,8 +84,9 @@ mod budget;
 pub mod iscsi;
 mod portal;
 pub mod scsi;
+mod throttle;
 mod unit;
 
 pub use budget::{Account, Budget, Chunk, Claim};
 pub use portal::{Portal, PortalOptions, Session, SessionInfo};
-pub use unit::{Attributes, Directory, Identity, LogicalUnit, Refusal, UnitError};
+pub use unit::{Attributes, Chap, Credentials, Directory, Identity, LogicalUnit, Peer, Refusal, UnitError};

@@ -1,9 +1,10 @@
 //! The portal: logins, sessions, and what ends them.
 
 use crate::budget::{Account, Budget};
+use crate::iscsi::chap::Challenges;
 use crate::iscsi::connection::{Connection, Lister, Scsi};
 use crate::iscsi::link::Link;
-use crate::iscsi::login::{Agreed, Login, Status, Step};
+use crate::iscsi::login::{Agreed, Login, Status, Step, Terms};
 use crate::iscsi::params::Offer;
 use crate::iscsi::pdu::{AsyncMessage, LoginRequest, LoginResponse, NopIn, opcode, padding};
 use crate::iscsi::send::{self, Outgoing, Payload};
@@ -13,7 +14,8 @@ use crate::scsi::block::CHUNK_BYTES;
 use crate::scsi::lu::Lu;
 use crate::scsi::reserve::Reservations;
 use crate::scsi::sense::Sense;
-use crate::unit::{Directory, LogicalUnit, Refusal};
+use crate::throttle::Throttle;
+use crate::unit::{Directory, LogicalUnit, Peer, Refusal};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -21,7 +23,7 @@ use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::pin::pin;
 use embedded_io_async::{Read, Write};
 use futures_util::future::{Either, select};
@@ -86,6 +88,7 @@ pub struct SessionInfo {
 /// A session, which is one connection.
 pub struct Session {
     info: SessionInfo,
+    peer: Peer,
     isid: [u8; 6],
     /// Connection id.
     pub cid: u16,
@@ -165,6 +168,8 @@ struct Inner<D: Directory> {
     units: RefCell<BTreeMap<String, Weak<Lu<D::Unit>>>>,
     /// By the units' NAA designators.
     reservations: RefCell<BTreeMap<[u8; 16], Rc<RefCell<Reservations>>>>,
+    challenges: Rc<Challenges>,
+    throttle: Throttle,
     connections: Cell<usize>,
     stopping: Cell<bool>,
 }
@@ -202,6 +207,8 @@ impl<D: Directory> Portal<D> {
             sessions: Rc::default(),
             units: RefCell::default(),
             reservations: RefCell::default(),
+            challenges: Challenges::new(runtime.random.clone()),
+            throttle: Throttle::new(runtime.timers.now()),
             connections: Cell::new(0),
             stopping: Cell::new(false),
         }))
@@ -231,11 +238,10 @@ impl<D: Directory> Portal<D> {
         self.0.sessions.by_tsih.borrow().values().map(|session| session.info.clone()).collect()
     }
 
-    /// Ends the sessions of a target whose initiators `admitted` does not name, and waits until what they started
-    /// is over.
-    pub async fn end_sessions(&self, target: &str, admitted: impl Fn(&str) -> bool) {
-        let ends = |info: &SessionInfo| info.target.as_deref() == Some(target) && !admitted(&info.initiator);
-        self.0.sessions.end(|session| ends(&session.info)).await;
+    /// Ends the sessions of a target, or of discovery (`None`), that `admitted` does not pick, and waits until what
+    /// they started is over.
+    pub async fn end_sessions(&self, target: Option<&str>, admitted: impl Fn(&Peer) -> bool) {
+        self.0.sessions.end(|session| session.info.target.as_deref() == target && !admitted(&session.peer)).await;
     }
 
     /// Tells the initiators of a target that its size has changed.
@@ -260,12 +266,22 @@ impl<D: Directory> Portal<D> {
 }
 
 impl<D: Directory> Inner<D> {
-    fn offer(&self) -> Offer {
-        Offer {
-            segment_bytes: CHUNK_BYTES,
-            max_burst_bytes: CHUNK_BYTES,
-            first_burst_bytes: 65_536,
-            max_outstanding_r2t: 4,
+    /// What a login from `address` is held to.
+    fn terms(&self, address: IpAddr) -> Terms<'_> {
+        Terms {
+            offer: Offer {
+                segment_bytes: CHUNK_BYTES,
+                max_burst_bytes: CHUNK_BYTES,
+                first_burst_bytes: 65_536,
+                max_outstanding_r2t: 4,
+            },
+            portal_group: self.options.portal_group,
+            window: self.options.commands_max,
+            wanted: Box::new(move |initiator, target| {
+                self.directory.wanted(target, &Peer { initiator: initiator.into(), address, proven: None })
+            }),
+            challenges: self.challenges.clone(),
+            may_try: Box::new(move || self.throttle.may_try(address, self.runtime.timers.now())),
         }
     }
 
@@ -280,7 +296,8 @@ impl<D: Directory> Inner<D> {
         R: Read<Error = NetError>,
         W: Write<Error = NetError>,
     {
-        let mut login = Login::new(self.offer(), self.options.portal_group, self.options.commands_max);
+        let address = peer.ip().to_canonical();
+        let mut login = Login::new(self.terms(address));
         loop {
             let bhs = match receiver.header().await {
                 Ok(Some(bhs)) if bhs.operation() == opcode::LOGIN_REQUEST => bhs,
@@ -300,11 +317,18 @@ impl<D: Directory> Inner<D> {
                     continue;
                 }
                 Step::Refuse(response) => {
+                    if response.status() == Status::AuthenticationFailure as u16 {
+                        self.throttle.failed(address, self.runtime.timers.now());
+                    }
+                    log::info!("iscsi: login from {peer} refused with status {:04x}h", response.status());
                     answer(writer, response, &[]).await?;
                     return Ok(None);
                 }
                 Step::Finish(agreed, response, text) => (agreed, response, text),
             };
+            if agreed.proven.is_some() {
+                self.throttle.succeeded(address, self.runtime.timers.now());
+            }
             let stat_sn = agreed.stat_sn;
             return match self.grant(agreed, peer).await {
                 Ok(granted) => {
@@ -330,8 +354,10 @@ impl<D: Directory> Inner<D> {
             return Err(Status::OutOfResources);
         }
         self.check_tsih(&agreed)?;
+        let address = peer.ip().to_canonical();
+        let who = Peer { initiator: agreed.initiator.clone(), address, proven: agreed.proven.clone() };
         let unit = match &agreed.target {
-            Some(target) => Some(self.directory.open(target, &agreed.initiator).await.map_err(refused)?),
+            Some(target) => Some(self.directory.open(target, &who).await.map_err(refused)?),
             None => None,
         };
         let same = |session: &Session| {
@@ -353,7 +379,7 @@ impl<D: Directory> Inner<D> {
         let link = Rc::new(Link::new(self.runtime.clone(), account, agreed.params, agreed.cmd_sn, places));
         let info = SessionInfo { initiator: agreed.initiator, peer, target: agreed.target, tsih };
         let sessions = Rc::downgrade(&self.sessions);
-        let session = Rc::new(Session { info, isid: agreed.isid, cid: agreed.cid, link, sessions });
+        let session = Rc::new(Session { info, peer: who, isid: agreed.isid, cid: agreed.cid, link, sessions });
         self.sessions.by_tsih.borrow_mut().insert(tsih, session.clone());
         Ok(Granted { session, scsi, sessions: self.sessions.clone() })
     }
@@ -474,18 +500,17 @@ impl<D: Directory> Inner<D> {
     fn lister(&self, session: &Rc<Session>, local: SocketAddr) -> Box<Lister> {
         let directory = self.directory.clone();
         let info = session.info.clone();
+        let peer = session.peer.clone();
         let group = self.options.portal_group;
         let own = [format!("{local}")];
         let addresses = if self.options.addresses.is_empty() { &own[..] } else { &self.options.addresses };
         let addresses: Vec<String> = addresses.iter().map(|address| format!("{address},{group}")).collect();
         Box::new(move |value| {
             let names = match (value, &info.target) {
-                ("All", None) => directory.targets(&info.initiator),
+                ("All", None) => directory.targets(&peer),
                 ("All" | "", Some(own)) => alloc::vec![own.clone()],
                 ("", None) => return None,
-                (name, None) => {
-                    directory.targets(&info.initiator).into_iter().filter(|t| t.eq_ignore_ascii_case(name)).collect()
-                }
+                (name, None) => directory.targets(&peer).into_iter().filter(|t| t.eq_ignore_ascii_case(name)).collect(),
                 (name, Some(own)) => {
                     if own.eq_ignore_ascii_case(name) {
                         alloc::vec![own.clone()]

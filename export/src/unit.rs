@@ -2,6 +2,8 @@
 
 use alloc::{rc::Rc, string::String, vec::Vec};
 use core::future::Future;
+use core::net::IpAddr;
+use platform::secret::Secret;
 use platform::{block::Bufs, buf::Buf};
 
 /// What a unit can do and how big it is. Asked for with each command: a size may change at any time.
@@ -117,15 +119,48 @@ pub enum Refusal {
     Unavailable,
 }
 
+/// A name and the secret that proves it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// CHAP_N.
+    pub name: String,
+    /// The CHAP secret.
+    pub secret: Secret,
+}
+
+/// What a login has to prove by CHAP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chap {
+    /// As whom the initiator proves itself.
+    pub initiator: Credentials,
+    /// As whom the target does if the initiator asks for it. Its secret is another.
+    pub target: Option<Credentials>,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The iSCSI name that it gave.
+    pub initiator: String,
+    /// The address that it connects from; an IPv4 one is never written as IPv6.
+    pub address: IpAddr,
+    /// What it has proven.
+    pub proven: Option<Rc<Chap>>,
+}
+
 /// The targets: which there are and who may use them. Names are compared in lower case.
 pub trait Directory: 'static {
     /// What a target's LUN 0 is.
     type Unit: LogicalUnit;
 
-    /// The targets that `initiator` may use: all that discovery shows it.
-    fn targets(&self, initiator: &str) -> Vec<String>;
+    /// The targets that `peer` may use, if need be with a secret that it has yet to prove: all that discovery shows it.
+    fn targets(&self, peer: &Peer) -> Vec<String>;
 
-    /// Opens a target. The unit stays open while a session holds it; two sessions of one target that get
-    /// the same `Rc` share its task set and unit attentions.
-    fn open(&self, target: &str, initiator: &str) -> impl Future<Output = Result<Rc<Self::Unit>, Refusal>>;
+    /// What `peer`, which has proven nothing yet, has to prove before it may use a target, or before discovery
+    /// (`None`). For a target that it cannot use anyway nothing.
+    fn wanted(&self, target: Option<&str>, peer: &Peer) -> Option<Rc<Chap>>;
+
+    /// Opens a target. What `peer` has proven is judged by the rules as they are now. The unit stays open while a
+    /// session holds it; two sessions of one target that get the same `Rc` share its task set and unit attentions.
+    fn open(&self, target: &str, peer: &Peer) -> impl Future<Output = Result<Rc<Self::Unit>, Refusal>>;
 }

@@ -1,7 +1,8 @@
 //! What the interface asks of the appliance: plain data in, plain data or a [`ControlError`] out.
 
+use crate::access::{Authentication, DiscoveryAuth, Export};
 use crate::error::ControlError;
-use crate::names::{Initiators, VolumeName, VolumeSize};
+use crate::names::{VolumeName, VolumeSize};
 use crate::runs::{DeltaRequest, MappingsRequest, RunsError};
 use crate::token::TokenHash;
 use alloc::string::{String, ToString};
@@ -143,14 +144,6 @@ pub struct View {
     pub holder: String,
     /// For how long.
     pub seconds: u64,
-}
-
-/// A rule that exports a volume, or the metadata.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Export {
-    /// Who may log in.
-    pub initiators: Initiators,
 }
 
 /// The export of the metadata disk.
@@ -317,6 +310,12 @@ pub trait Control: 'static {
 
     /// Exports the metadata disk, or ends that and its sessions.
     async fn set_metadata_export(&self, rule: Option<Export>) -> Result<MetadataExport, ControlError>;
+
+    /// What discovery has to prove.
+    fn discovery_auth(&self) -> Result<DiscoveryAuth, ControlError>;
+
+    /// Makes discovery prove something, or nothing, and ends the discovery sessions that did not prove it.
+    async fn set_discovery_auth(&self, wanted: Option<Authentication>) -> Result<DiscoveryAuth, ControlError>;
 
     /// At most `most` volumes by name, beginning after the name `after`.
     async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError>;

@@ -1,7 +1,8 @@
 //! The endpoints: each reads its body, makes one call of [`Control`] and answers.
 
+use crate::access::{Authentication, Export};
 use crate::api::Api;
-use crate::control::{Control, Deletion, Export, NewSnapshot, NewVolume, PoolView, Repair, Resize, Volume, Wait};
+use crate::control::{Control, Deletion, NewSnapshot, NewVolume, PoolView, Repair, Resize, Volume, Wait};
 use crate::error::{Code, ControlError};
 use crate::http::Failure;
 use crate::http::answer::{JSON, bare_json, json};
@@ -17,6 +18,7 @@ use platform::net::Stream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 /// Volumes that are asked for at a time while a list is sent.
 const VOLUMES_AT_ONCE: usize = 256;
@@ -52,7 +54,11 @@ impl Body for Repair {
 }
 
 impl Body for Export {
-    const EXAMPLE: &str = r#"{"initiators":["iqn.1993-08.org.debian:01:abc"]} or {"initiators":"all"}"#;
+    const EXAMPLE: &str = r#"{"initiators":["iqn.1993-08.org.debian:01:abc"]} or {"initiators":"all"}; add "addresses":["192.0.2.0/24"], "chap":{"user":…,"secret":…}, "mutual":{"user":…,"secret":…} as need be"#;
+}
+
+impl Body for Authentication {
+    const EXAMPLE: &str = r#"{"chap":{"user":…,"secret":…}}; add "mutual":{"user":…,"secret":…} as need be"#;
 }
 
 /// What an endpoint answers.
@@ -141,6 +147,12 @@ impl<C: Control> Api<C> {
                 Reply::json(&control.set_metadata_export(Some(rule)).await?)?
             }
             Endpoint::EndMetadataExport => control.set_metadata_export(None).await.map(|_| Reply::Empty)?,
+            Endpoint::ShowDiscoveryAuth => Reply::json(&control.discovery_auth()?)?,
+            Endpoint::SetDiscoveryAuth => {
+                let wanted = read_json(exchange).await?;
+                Reply::json(&control.set_discovery_auth(Some(wanted)).await?)?
+            }
+            Endpoint::EndDiscoveryAuth => control.set_discovery_auth(None).await.map(|_| Reply::Empty)?,
             Endpoint::ListVolumes => self.list_volumes(exchange).await.map(|()| Reply::Sent)?,
             Endpoint::CreateVolume => Reply::volume(&control.create_volume(read_json(exchange).await?).await?)?,
             Endpoint::ShowVolume(name) => Reply::json(&control.volume(&name).await?)?,
@@ -225,7 +237,8 @@ fn root(block: Option<u64>) -> Value {
 /// Reads a body of JSON.
 async fn read_json<T: Body, S: Stream>(exchange: &mut Exchange<'_, S>) -> Result<T, Failure> {
     expect_type(exchange, JSON)?;
-    let body = exchange.read_whole().await?;
+    // It may hold a secret.
+    let body = Zeroizing::new(exchange.read_whole().await?);
     let value = serde_json::from_slice(&body).map_err(|error| {
         let message = format!("the body is not what this path takes: {error}");
         ControlError::invalid(message, format!("send {}", T::EXAMPLE))

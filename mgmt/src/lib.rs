@@ -30,6 +30,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod access;
 mod api;
 mod control;
 mod error;
@@ -46,11 +47,11 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use access::{Account, Authentication, DiscoveryAuth, Export};
 pub use api::Api;
 pub use control::{
-    CheckOutcome, CheckProgress, CheckReport, CheckState, Control, Deletion, Export, Health, HealthState,
-    MetadataExport, NewSnapshot, NewVolume, PoolInfo, Repair, RepairReport, Resize, View, Views, Volume, VolumeSpace,
-    Wait,
+    CheckOutcome, CheckProgress, CheckReport, CheckState, Control, Deletion, Health, HealthState, MetadataExport,
+    NewSnapshot, NewVolume, PoolInfo, Repair, RepairReport, Resize, View, Views, Volume, VolumeSpace, Wait,
 };
 pub use error::{Code, ControlError};
 pub use http::Limits;

@@ -6,7 +6,7 @@
 //! - [`block`]: a disk. Requests own their buffers until they complete.
 //! - [`buf`]: those buffers, from one counted pool.
 //! - [`net`]: listeners and byte streams.
-//! - [`time`], [`random`]: the clock and the dice. No core crate has its own.
+//! - [`time`], [`random`]: the clock and the dice. No core crate has its own. [`secret`]: what is kept hidden.
 //! - [`task`]: a single-core executor; [`sync`]: what its tasks wait on. [`simulated`]: time that passes at once.
 //! - [`crc32c`]: a checksum that processors have an instruction for.
 //!
@@ -41,6 +41,7 @@ pub mod layers;
 pub mod mem;
 pub mod net;
 pub mod random;
+pub mod secret;
 pub mod simulated;
 pub mod sync;
 pub mod task;

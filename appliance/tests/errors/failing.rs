@@ -118,6 +118,14 @@ impl Control for Failing {
         self.fail()
     }
 
+    fn discovery_auth(&self) -> Result<DiscoveryAuth, ControlError> {
+        self.fail()
+    }
+
+    async fn set_discovery_auth(&self, _: Option<Authentication>) -> Result<DiscoveryAuth, ControlError> {
+        self.fail()
+    }
+
     async fn volumes(&self, _: Option<&VolumeName>, _: usize) -> Result<Vec<Volume>, ControlError> {
         self.fail()
     }

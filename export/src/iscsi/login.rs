@@ -3,9 +3,13 @@
 //! It knows no target and no session: when an initiator has negotiated its way to the full-feature phase, the
 //! caller looks up what it [agreed](Agreed) on and sends the last response, or [`Login::refuse`]s.
 
+use super::chap::{self, Challenges};
 use super::params::{Negotiation, Offer, Params, SessionType};
 use super::pdu::{CONTINUE, FINAL, LoginRequest, LoginResponse};
 use super::text::{TEXT_BYTES_MAX, TextWriter, normalise_name, pairs};
+use crate::unit::Chap;
+use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use zerocopy::byteorder::big_endian::U32;
@@ -59,6 +63,8 @@ pub struct Agreed {
     pub cmd_sn: u32,
     /// StatSN of the first response in the full-feature phase.
     pub stat_sn: u32,
+    /// What the initiator has proven.
+    pub proven: Option<Rc<Chap>>,
     /// The negotiated parameters.
     pub params: Params,
 }
@@ -100,11 +106,50 @@ struct Leading {
     kind: SessionType,
 }
 
+/// What the target wants for a login: of the initiator's name and the target's (`None` for discovery).
+pub type Wanted<'a> = dyn Fn(&str, Option<&str>) -> Option<Rc<Chap>> + 'a;
+
+/// What is common to all logins of a portal.
+pub struct Terms<'a> {
+    /// The most that is agreed to.
+    pub offer: Offer,
+    /// Target portal group tag.
+    pub portal_group: u16,
+    /// Commands that a session may have outstanding.
+    pub window: u32,
+    /// Who has to prove what.
+    pub wanted: Box<Wanted<'a>>,
+    /// Makes the challenges for that.
+    pub challenges: Rc<Challenges>,
+    /// There were not too many wrong answers to them of late.
+    pub may_try: Box<dyn Fn() -> bool + 'a>,
+}
+
+/// How an initiator is authenticated.
+enum Security {
+    /// Nothing is wanted.
+    Free,
+    /// AuthMethod has to be settled first.
+    Wanted(Rc<Chap>),
+    /// By CHAP.
+    Chap(chap::Exchange),
+}
+
+impl Security {
+    /// Nothing is left to be proven.
+    fn is_done(&self) -> bool {
+        match self {
+            Security::Free => true,
+            Security::Wanted(_) => false,
+            Security::Chap(exchange) => exchange.proven().is_some(),
+        }
+    }
+}
+
 /// A login in progress.
-#[derive(Debug)]
-pub struct Login {
-    portal_group: u16,
-    window: u32,
+pub struct Login<'a> {
+    terms: Terms<'a>,
+    security: Security,
     /// The stage and the first request; fields that may not change are compared with it.
     current: Option<(Stage, LoginRequest)>,
     leading: Option<Leading>,
@@ -113,16 +158,15 @@ pub struct Login {
     stat_sn: u32,
 }
 
-impl Login {
-    /// A connection on which nothing was received. `window` is the number of commands that the session may
-    /// have outstanding.
-    pub fn new(offer: Offer, portal_group: u16, window: u32) -> Login {
+impl<'a> Login<'a> {
+    /// A connection on which nothing was received.
+    pub fn new(terms: Terms<'a>) -> Login<'a> {
         Login {
-            portal_group,
-            window,
             current: None,
             leading: None,
-            negotiation: Negotiation::new(offer),
+            security: Security::Free,
+            negotiation: Negotiation::new(terms.offer),
+            terms,
             collected: Vec::new(),
             stat_sn: 0,
         }
@@ -161,6 +205,11 @@ impl Login {
         }
         let text = core::mem::take(&mut self.collected);
         let reply = self.answer(stage, &text)?;
+        if next.is_some() && matches!(self.security, Security::Wanted(_)) {
+            return Err(Status::AuthenticationFailure);
+        }
+        // The stage of security is left when everything is proven, not before.
+        let next = next.filter(|_| self.security.is_done());
         let flags = match next {
             Some(next) => FINAL | (stage as u8) << 2 | next as u8,
             None => (stage as u8) << 2,
@@ -199,30 +248,67 @@ impl Login {
         let mut reply = TextWriter::default();
         let kind = match &self.leading {
             Some(leading) => leading.kind,
-            None => {
-                let leading = Leading::find(text)?;
-                let kind = leading.kind;
-                self.leading = Some(leading);
-                if kind == SessionType::Normal {
-                    reply.put("TargetPortalGroupTag", self.portal_group);
-                }
-                kind
-            }
+            None => self.lead(text, &mut reply)?,
         };
+        if stage == Stage::Operational && !self.security.is_done() {
+            return Err(Status::AuthenticationFailure);
+        }
+        let mut keys = chap::Keys::default();
         for pair in pairs(text) {
             let (key, value) = pair.map_err(|_| Status::InitiatorError)?;
             self.negotiation.note(key).map_err(|_| Status::InitiatorError)?;
             match key {
                 // Part of the first text, where they were read; `note` refuses them a second time.
                 "InitiatorName" | "TargetName" | "SessionType" => {}
-                "AuthMethod" => security(stage, value, &mut reply)?,
+                "AuthMethod" => self.choose_method(stage, value, &mut reply)?,
+                _ if keys.take(key, value) => {}
                 _ => self.negotiation.answer(kind, key, value, &mut reply),
             }
         }
+        self.authenticate(stage, &keys, &mut reply)?;
         if stage == Stage::Operational {
             self.negotiation.declare(&mut reply);
         }
         Ok(reply.into_bytes())
+    }
+
+    /// Takes the first text, which says who wants what.
+    fn lead(&mut self, text: &[u8], reply: &mut TextWriter) -> Result<SessionType, Status> {
+        let leading = Leading::find(text)?;
+        let kind = leading.kind;
+        if let Some(chap) = (self.terms.wanted)(&leading.initiator, leading.target.as_deref()) {
+            self.security = Security::Wanted(chap);
+        }
+        self.leading = Some(leading);
+        if kind == SessionType::Normal {
+            reply.put("TargetPortalGroupTag", self.terms.portal_group);
+        }
+        Ok(kind)
+    }
+
+    /// AuthMethod: CHAP if something is to be proven, else nothing.
+    fn choose_method(&mut self, stage: Stage, methods: &str, reply: &mut TextWriter) -> Result<(), Status> {
+        if stage != Stage::Security {
+            return Err(Status::InitiatorError);
+        }
+        let method = if self.security.is_done() { "None" } else { "CHAP" };
+        if !methods.split(',').any(|offered| offered == method) {
+            return Err(Status::AuthenticationFailure);
+        }
+        reply.put("AuthMethod", method);
+        if let Security::Wanted(chap) = &self.security {
+            self.security = Security::Chap(chap::Exchange::new(chap.clone(), self.terms.challenges.clone()));
+        }
+        Ok(())
+    }
+
+    fn authenticate(&mut self, stage: Stage, keys: &chap::Keys<'_>, reply: &mut TextWriter) -> Result<(), Status> {
+        match &mut self.security {
+            Security::Chap(_) if keys.has_response() && !(self.terms.may_try)() => Err(Status::ServiceUnavailable),
+            Security::Chap(exchange) if stage == Stage::Security => exchange.step(keys, reply),
+            _ if keys.is_empty() => Ok(()),
+            _ => Err(Status::InitiatorError),
+        }
     }
 
     fn agreed(&mut self, request: &LoginRequest) -> Result<Agreed, Status> {
@@ -236,6 +322,10 @@ impl Login {
             cmd_sn: request.cmd_sn.get(),
             stat_sn: self.stat_sn,
             params: self.negotiation.params(),
+            proven: match &self.security {
+                Security::Chap(exchange) => exchange.proven().cloned(),
+                Security::Free | Security::Wanted(_) => None,
+            },
         })
     }
 
@@ -250,7 +340,7 @@ impl Login {
             task_tag: request.task_tag,
             stat_sn,
             exp_cmd_sn: request.cmd_sn,
-            max_cmd_sn: U32::new(request.cmd_sn.get().wrapping_add(self.window).wrapping_sub(1)),
+            max_cmd_sn: U32::new(request.cmd_sn.get().wrapping_add(self.terms.window).wrapping_sub(1)),
             status_class: class,
             status_detail: detail,
             ..LoginResponse::new()
@@ -280,18 +370,6 @@ impl Leading {
         };
         Ok(Leading { initiator, target, kind })
     }
-}
-
-/// The security stage: no authentication is asked for, so an initiator that insists on one is refused.
-fn security(stage: Stage, methods: &str, reply: &mut TextWriter) -> Result<(), Status> {
-    if stage != Stage::Security {
-        return Err(Status::InitiatorError);
-    }
-    if !methods.split(',').any(|method| method == "None") {
-        return Err(Status::AuthenticationFailure);
-    }
-    reply.put("AuthMethod", "None");
-    Ok(())
 }
 
 #[cfg(test)]

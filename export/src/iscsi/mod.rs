@@ -1,9 +1,10 @@
 //! iSCSI (RFC 7143 at error recovery level 0, with the task management of RFC 7144): the target side.
 //!
-//! Pure parts: [`pdu`], [`digest`], [`text`], [`params`], [`login`], [`text_phase`], [`window`], [`inbound`]. The
+//! Pure parts: [`pdu`], [`digest`], [`text`], [`params`], [`login`], [`chap`], [`text_phase`], [`window`], [`inbound`]. The
 //! shell around them: [`wire`] receives, [`connection`] serves, [`task`] moves a command's data, [`send`] sends.
 //! A session has one connection.
 
+pub mod chap;
 pub mod connection;
 pub mod digest;
 pub mod inbound;

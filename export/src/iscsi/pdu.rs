@@ -306,6 +306,13 @@ impl ScsiCommand {
     }
 }
 
+impl LoginResponse {
+    /// Status class and detail.
+    pub fn status(&self) -> u16 {
+        u16::from_be_bytes([self.status_class, self.status_detail])
+    }
+}
+
 /// Bytes to add to a segment so that it ends on a word.
 pub fn padding(len_bytes: usize) -> usize {
     len_bytes.wrapping_neg() & 3

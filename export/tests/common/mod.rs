@@ -1,6 +1,6 @@
 //! A thin disk in memory behind a directory of one target: what the tests and the example serve.
 
-use export::{Attributes, Directory, Identity, LogicalUnit, Refusal, UnitError};
+use export::{Attributes, Chap, Directory, Identity, LogicalUnit, Peer, Refusal, UnitError};
 use platform::block::{Bufs, Disk, Op, SECTOR_BYTES};
 use platform::buf::{Buf, BufPool};
 use platform::mem::MemDisk;
@@ -23,6 +23,8 @@ pub struct ThinDisk {
     pub hangs: Cell<bool>,
     /// With a clock each read and write takes a while.
     pub slow: Cell<Option<Timers>>,
+    /// What initiators have to prove.
+    pub chap: RefCell<Option<Rc<Chap>>>,
     block_bytes: u32,
     bufs: BufPool,
     mapped: RefCell<BTreeSet<u64>>,
@@ -37,6 +39,7 @@ impl ThinDisk {
             fails: Cell::new(None),
             hangs: Cell::new(false),
             slow: Cell::new(None),
+            chap: RefCell::new(None),
             block_bytes,
             bufs,
             mapped: RefCell::default(),
@@ -168,15 +171,23 @@ pub struct OneTarget(pub Rc<ThinDisk>);
 impl Directory for OneTarget {
     type Unit = ThinDisk;
 
-    fn targets(&self, initiator: &str) -> Vec<String> {
-        if initiator.ends_with("stranger") { Vec::new() } else { vec![TARGET.into()] }
+    fn targets(&self, peer: &Peer) -> Vec<String> {
+        if is_stranger(peer) { Vec::new() } else { vec![TARGET.into()] }
     }
 
-    async fn open(&self, target: &str, initiator: &str) -> Result<Rc<ThinDisk>, Refusal> {
+    fn wanted(&self, _: Option<&str>, _: &Peer) -> Option<Rc<Chap>> {
+        self.0.chap.borrow().clone()
+    }
+
+    async fn open(&self, target: &str, peer: &Peer) -> Result<Rc<ThinDisk>, Refusal> {
         match target {
-            TARGET if initiator.ends_with("stranger") => Err(Refusal::Forbidden),
+            TARGET if is_stranger(peer) || peer.proven != *self.0.chap.borrow() => Err(Refusal::Forbidden),
             TARGET => Ok(self.0.clone()),
             _ => Err(Refusal::NotFound),
         }
     }
+}
+
+fn is_stranger(peer: &Peer) -> bool {
+    peer.initiator.ends_with("stranger")
 }

@@ -128,17 +128,23 @@ impl Initiator {
 
     /// Logs in by one request in the operational stage.
     pub async fn login_with(&mut self, keys: &[&str]) -> (LoginResponse, String) {
+        let answer = self.login_step(0x87, keys).await;
+        self.header_digest = keys.contains(&"HeaderDigest=CRC32C");
+        self.data_digest = keys.contains(&"DataDigest=CRC32C");
+        answer
+    }
+
+    /// One login request with these flags (T, C, CSG, NSG).
+    pub async fn login_step(&mut self, flags: u8, keys: &[&str]) -> (LoginResponse, String) {
         let mut bytes = [0; 48];
         bytes[0] = 0x40 | opcode::LOGIN_REQUEST;
-        bytes[1] = 0x87;
+        bytes[1] = flags;
         bytes[13] = self.isid;
         bytes[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
         let text: Vec<u8> = keys.iter().flat_map(|key| key.bytes().chain([0])).collect();
         self.send(Bhs::from_bytes(bytes), &text).await;
         let (bhs, text) = self.receive().await.expect("a login response");
         assert_eq!(bhs.operation(), opcode::LOGIN_RESPONSE);
-        self.header_digest = keys.contains(&"HeaderDigest=CRC32C");
-        self.data_digest = keys.contains(&"DataDigest=CRC32C");
         (*LoginResponse::of(&bhs), String::from_utf8(text).unwrap().replace('\0', " "))
     }
 

@@ -1,5 +1,6 @@
 //! The portal against a fake initiator over pipes in memory: what goes over the wire, and what is on the disk.
 
+mod chap;
 #[path = "../common/mod.rs"]
 mod common;
 mod initiator;

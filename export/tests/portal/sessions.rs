@@ -311,7 +311,7 @@ fn the_portal_ends_sessions() {
         let mut a = world.login("a", &[]).await;
         start_write(&mut a, 0).await;
         assert_eq!(world.portal.sessions()[0].target.as_deref(), Some(TARGET));
-        world.portal.end_sessions(TARGET, |_| false).await;
+        world.portal.end_sessions(Some(TARGET), |_| false).await;
         assert!(a.receive().await.is_none() && world.portal.sessions().is_empty());
         let mut b = world.login("b", &[]).await;
         world.portal.shutdown().await;

@@ -1,5 +1,6 @@
 //! An appliance that keeps its volumes in a map.
 
+use crate::access::{Authentication, DiscoveryAuth, Export};
 use crate::control::*;
 use crate::error::ControlError;
 use crate::names::VolumeName;
@@ -20,6 +21,7 @@ pub(crate) struct Fake {
     pub pool: RefCell<Result<PoolInfo, ControlError>>,
     pub volumes: RefCell<BTreeMap<VolumeName, Volume>>,
     pub metadata_export: RefCell<Option<Export>>,
+    pub discovery_auth: RefCell<Option<Authentication>>,
     pub messages: RefCell<Vec<String>>,
     event: Notify,
     /// What the next call fails with.
@@ -56,6 +58,7 @@ impl Fake {
             pool: RefCell::new(Ok(PoolInfo { status, disk_blocks, events: 7, adopted: false })),
             volumes: RefCell::default(),
             metadata_export: RefCell::default(),
+            discovery_auth: RefCell::default(),
             messages: RefCell::default(),
             event: Notify::new(),
             fails: RefCell::default(),
@@ -259,6 +262,17 @@ impl Control for Fake {
         self.fail_if_told()?;
         *self.metadata_export.borrow_mut() = rule;
         self.metadata_export()
+    }
+
+    fn discovery_auth(&self) -> Result<DiscoveryAuth, ControlError> {
+        self.fail_if_told()?;
+        Ok(DiscoveryAuth { authentication: self.discovery_auth.borrow().clone() })
+    }
+
+    async fn set_discovery_auth(&self, wanted: Option<Authentication>) -> Result<DiscoveryAuth, ControlError> {
+        self.fail_if_told()?;
+        *self.discovery_auth.borrow_mut() = wanted;
+        self.discovery_auth()
     }
 
     async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError> {

@@ -213,6 +213,21 @@ fn the_metadata_is_exported_by_rule() {
 }
 
 #[test]
+fn discovery_is_authenticated_by_rule_and_secrets_are_not_shown() {
+    let (rig, path) = (Rig::new(), "/v1/pool/discovery-auth");
+    let nothing = json!({"authentication": null});
+    expect(rig.json("GET", path, ""), 200, nothing.clone());
+    let wanted = r#"{"chap":{"user":"a","secret":"twelve bytes"},"mutual":{"user":"b","secret":"thirteen byte"}}"#;
+    let shown = json!({"authentication": {"chap": {"user": "a"}, "mutual": {"user": "b"}}});
+    expect(rig.json("PUT", path, wanted), 200, shown.clone());
+    expect(rig.json("GET", path, ""), 200, shown);
+    assert!(rig.control.discovery_auth.borrow().as_ref().unwrap().chap.secret.reveal() == b"twelve bytes");
+    rig.json("PUT", path, r#"{"chap":{"user":"a"}}"#).assert_error(Code::Errno(Errno::EINVAL));
+    expect_empty(rig.json("DELETE", path, ""));
+    expect(rig.json("GET", path, ""), 200, nothing);
+}
+
+#[test]
 fn a_volume_lives_and_dies() {
     let rig = Rig::new();
     let new = r#"{"name":"v1","size_bytes":1073741824}"#;

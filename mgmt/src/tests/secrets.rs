@@ -50,6 +50,17 @@ fn the_log_tells_what_happened_and_no_token() {
         }
         rig.json("POST", "/v1/volumes", &format!(r#"{{"name":"{token}","size_bytes":512}}"#));
         rig.ask("POST", "/v1/pool/message", "text/plain", token);
+        let account = format!(r#"{{"user":"u","secret":"{token}"}}"#);
+        for (path, body) in [
+            ("/v1/volumes/v2/export", format!(r#"{{"initiators":"all","chap":{account}}}"#)),
+            ("/v1/volumes/v2/export", format!(r#"{{"initiators":"all","mutual":{account}}}"#)),
+            ("/v1/pool/metadata-export", format!(r#"{{"initiators":"all","chap":{account}}}"#)),
+            ("/v1/pool/discovery-auth", format!(r#"{{"chap":{account},"mutual":{account}}}"#)),
+            ("/v1/pool/discovery-auth", format!(r#"{{"chap":{account}}}"#)),
+        ] {
+            let answer = rig.json("PUT", path, &body);
+            assert!(!format!("{}", answer.value()).contains(token), "{path} {}", answer.value());
+        }
     }
     let lines = RECORDER.0.lock().unwrap().clone();
     for expected in [

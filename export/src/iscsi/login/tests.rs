@@ -2,7 +2,11 @@
 
 use super::*;
 use crate::iscsi::pdu::opcode;
+use crate::unit::Credentials;
+use alloc::string::ToString;
 use alloc::vec;
+use platform::random::Seeded;
+use platform::secret::Secret;
 
 const OFFER: Offer =
     Offer { segment_bytes: 262_144, max_burst_bytes: 262_144, first_burst_bytes: 65_536, max_outstanding_r2t: 4 };
@@ -38,8 +42,29 @@ fn status(step: &Step) -> u16 {
     u16::from_be_bytes([header(step).status_class, header(step).status_detail])
 }
 
-fn login() -> Login {
-    Login::new(OFFER, 1, 32)
+fn terms<'a>(chap: Option<Rc<Chap>>, may_try: impl Fn() -> bool + 'a) -> Terms<'a> {
+    Terms {
+        offer: OFFER,
+        portal_group: 1,
+        window: 32,
+        wanted: Box::new(move |_, _| chap.clone()),
+        challenges: Challenges::new(Rc::new(Seeded::from_u64(1))),
+        may_try: Box::new(may_try),
+    }
+}
+
+fn login() -> Login<'static> {
+    Login::new(terms(None, || true))
+}
+
+/// A login that has to prove a secret.
+fn guarded() -> Login<'static> {
+    Login::new(terms(Some(chap()), || true))
+}
+
+fn chap() -> Rc<Chap> {
+    let secret = Secret::new(b"a secret of 20 bytes".to_vec());
+    Rc::new(Chap { initiator: Credentials { name: "user".into(), secret }, target: None })
 }
 
 #[test]
@@ -127,6 +152,66 @@ fn first_requests_that_are_refused() {
         assert!(matches!(step, Step::Refuse(_)), "{:?}", core::str::from_utf8(&text));
         assert_eq!(status(&step), expected as u16, "{:?}", core::str::from_utf8(&text));
     }
+}
+
+#[test]
+fn who_has_to_prove_something_stays_in_its_stage_until_it_has() {
+    let mut login = guarded();
+    let first = [WHO, "AuthMethod=None,CHAP\0"].concat();
+    let step = login.step(&request(true, 0, 1), first.as_bytes());
+    assert_eq!((text(&step).as_str(), header(&step).flags), ("TargetPortalGroupTag=1 AuthMethod=CHAP ", 0x00));
+    let step = login.step(&request(true, 0, 1), b"");
+    assert_eq!((text(&step).as_str(), header(&step).flags), ("", 0x00), "nothing is proven yet");
+    let step = login.step(&request(false, 0, 0), b"CHAP_A=5\0");
+    let asked = text(&step);
+    let value = |key: &str| asked.split(' ').find_map(|pair| pair.strip_prefix(key)).unwrap().to_string();
+    let challenge = value("CHAP_C=0x");
+    let challenge = (0..16).map(|i| u8::from_str_radix(&challenge[2 * i..2 * i + 2], 16).unwrap());
+    let mut hash = <md5::Md5 as md5::Digest>::new();
+    md5::Digest::update(&mut hash, [value("CHAP_I=").parse().unwrap()]);
+    md5::Digest::update(&mut hash, b"a secret of 20 bytes");
+    md5::Digest::update(&mut hash, challenge.collect::<Vec<u8>>());
+    let response: String = md5::Digest::finalize(hash).iter().map(|byte| alloc::format!("{byte:02x}")).collect();
+    let step = login
+        .step(&request(true, 0, 1), format_keys(&["CHAP_N=user", &alloc::format!("CHAP_R=0x{response}")]).as_slice());
+    assert_eq!((text(&step).as_str(), header(&step).flags), ("", 0x81));
+    let Step::Finish(agreed, ..) = login.step(&request(true, 1, 3), b"") else { panic!("not finished") };
+    assert_eq!(agreed.proven, Some(chap()));
+}
+
+#[test]
+fn ways_around_authentication_are_closed() {
+    let named = |keys: &str| [WHO, keys].concat().into_bytes();
+    let table = [
+        (request(true, 1, 3), named("")),
+        (request(false, 1, 0), named("")),
+        (request(true, 0, 1), named("")),
+        (request(true, 0, 3), named("")),
+        (request(true, 0, 3), named("AuthMethod=None\0")),
+        (request(true, 0, 3), named("AuthMethod=KRB5\0")),
+        (request(true, 0, 3), b"InitiatorName=iqn.i\0SessionType=Discovery\0AuthMethod=None\0".to_vec()),
+    ];
+    for (request, text) in table {
+        let step = guarded().step(&request, &text);
+        assert_eq!(status(&step), Status::AuthenticationFailure as u16, "{:?}", core::str::from_utf8(&text));
+    }
+    // The next stage cannot be had by asking for it, nor CHAP be answered before it was chosen.
+    let mut early = guarded();
+    assert!(matches!(early.step(&request(false, 0, 0), WHO.as_bytes()), Step::Send(..)));
+    assert_eq!(status(&early.step(&request(true, 1, 3), b"")), Status::InitiatorError as u16);
+    let step = guarded().step(&request(false, 0, 0), &named("CHAP_A=5\0"));
+    assert_eq!(status(&step), Status::InitiatorError as u16);
+    let step = login().step(&request(false, 0, 0), &named("AuthMethod=None\0CHAP_A=5\0"));
+    assert_eq!(status(&step), Status::InitiatorError as u16, "CHAP was not chosen");
+}
+
+#[test]
+fn after_too_many_wrong_answers_no_more_are_looked_at() {
+    let mut login = Login::new(terms(Some(chap()), || false));
+    login.step(&request(false, 0, 0), [WHO, "AuthMethod=CHAP\0"].concat().as_bytes());
+    assert!(matches!(login.step(&request(false, 0, 0), b"CHAP_A=5\0"), Step::Send(..)));
+    let step = login.step(&request(true, 0, 1), b"CHAP_N=user\0CHAP_R=0x00\0");
+    assert_eq!(status(&step), Status::ServiceUnavailable as u16);
 }
 
 #[test]
