@@ -81,12 +81,15 @@ extern crate alloc;
 extern crate std;
 
 mod budget;
+mod entrance;
 pub mod iscsi;
 mod portal;
 pub mod scsi;
+mod session;
 mod throttle;
 mod unit;
 
 pub use budget::{Account, Budget, Chunk, Claim};
-pub use portal::{Portal, PortalOptions, Session, SessionInfo};
+pub use portal::{Portal, PortalOptions};
+pub use session::{Session, SessionInfo};
 pub use unit::{Attributes, Chap, Credentials, Directory, Identity, LogicalUnit, Peer, Refusal, UnitError};

@@ -1,9 +1,10 @@
 //! The portal: logins, sessions, and what ends them.
 
 use crate::budget::{Account, Budget};
+use crate::entrance::Entrance;
 use crate::iscsi::chap::Challenges;
 use crate::iscsi::connection::{Connection, Lister, Scsi};
-use crate::iscsi::link::Link;
+use crate::iscsi::link::{Limits, Link};
 use crate::iscsi::login::{Agreed, Login, Status, Step, Terms};
 use crate::iscsi::params::Offer;
 use crate::iscsi::pdu::{AsyncMessage, LoginRequest, LoginResponse, NopIn, opcode, padding};
@@ -14,6 +15,7 @@ use crate::scsi::block::CHUNK_BYTES;
 use crate::scsi::lu::Lu;
 use crate::scsi::reserve::Reservations;
 use crate::scsi::sense::Sense;
+use crate::session::{Entered, Session, SessionInfo, Sessions};
 use crate::throttle::Throttle;
 use crate::unit::{Directory, LogicalUnit, Peer, Refusal};
 use alloc::boxed::Box;
@@ -29,12 +31,15 @@ use embedded_io_async::{Read, Write};
 use futures_util::future::{Either, select};
 use platform::Runtime;
 use platform::net::{NetError, Stream};
-use platform::sync::Notify;
 use platform::time::Duration;
 use zerocopy::byteorder::big_endian::{U16, U32};
 
 /// Longest data segment of a login PDU (RFC 7143 section 6.1).
 const LOGIN_SEGMENT_BYTES: usize = 8192;
+
+/// Events of asynchronous messages (RFC 7143 section 11.9.1).
+const LOGOUT_WANTED: u8 = 1;
+const SESSION_DROPPED: u8 = 3;
 
 /// How long the last PDUs of a connection may take to be sent.
 const LINGER: Duration = Duration::from_secs(5);
@@ -46,14 +51,22 @@ pub struct PortalOptions {
     pub portal_group: u16,
     /// Addresses to tell in discovery, as `host:port`. Empty: the address at which the initiator reached us.
     pub addresses: Vec<String>,
-    /// Connections at a time, those in login included. Beyond it logins end with "out of resources" (0302).
-    pub connections_max: usize,
+    /// Normal sessions at a time. Beyond it logins end with "out of resources" (0302).
+    pub sessions_max: usize,
+    /// Discovery sessions at a time. A further one ends the oldest.
+    pub discoveries_max: usize,
+    /// Connections in the login phase at a time. A further one ends the oldest of the address that has most of them.
+    pub logins_max: usize,
     /// Commands that a session may have outstanding: its command window.
     pub commands_max: u32,
+    /// Commands of all sessions together. Beyond it commands end with BUSY.
+    pub commands_in_all_max: usize,
     /// Memory for payload on its way, of all connections together; beyond it they wait.
     pub payload_bytes_max: usize,
     /// A login that takes longer is dropped.
     pub login_timeout: Duration,
+    /// How long initiators that are asked to log out are given for it.
+    pub logout_time: Duration,
     /// An initiator that is silent for so long is pinged, and dropped when it is for twice as long.
     pub ping_interval: Duration,
 }
@@ -63,89 +76,16 @@ impl Default for PortalOptions {
         PortalOptions {
             portal_group: 1,
             addresses: Vec::new(),
-            connections_max: 64,
+            sessions_max: 128,
+            discoveries_max: 16,
+            logins_max: 32,
             commands_max: 128,
+            commands_in_all_max: 4096,
             payload_bytes_max: 16 << 20,
             login_timeout: Duration::from_secs(15),
+            logout_time: Duration::from_secs(2),
             ping_interval: Duration::from_secs(30),
         }
-    }
-}
-
-/// A session as told to the outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionInfo {
-    /// iSCSI name of the initiator.
-    pub initiator: String,
-    /// Where it connects from.
-    pub peer: SocketAddr,
-    /// The target; `None` in a discovery session.
-    pub target: Option<String>,
-    /// The target's part of the session id.
-    pub tsih: u16,
-}
-
-/// A session, which is one connection.
-pub struct Session {
-    info: SessionInfo,
-    peer: Peer,
-    isid: [u8; 6],
-    /// Connection id.
-    pub cid: u16,
-    link: Rc<Link>,
-    sessions: Weak<Sessions>,
-}
-
-impl Session {
-    /// Closes all sessions of this session's target.
-    pub fn close_target(&self) {
-        let Some(sessions) = self.sessions.upgrade() else { return };
-        sessions.close(|other| other.info.target == self.info.target);
-    }
-}
-
-/// All sessions, by TSIH.
-#[derive(Default)]
-struct Sessions {
-    by_tsih: RefCell<BTreeMap<u16, Rc<Session>>>,
-    last_tsih: Cell<u16>,
-    changed: Notify,
-}
-
-impl Sessions {
-    fn find(&self, wanted: impl Fn(&Session) -> bool) -> Option<Rc<Session>> {
-        self.by_tsih.borrow().values().find(|session| wanted(session)).cloned()
-    }
-
-    fn close(&self, chosen: impl Fn(&Session) -> bool) {
-        let sessions: Vec<_> = self.by_tsih.borrow().values().filter(|session| chosen(session)).cloned().collect();
-        sessions.iter().for_each(|session| session.link.close());
-    }
-
-    /// Closes sessions, and waits until no session is left that `chosen` picks.
-    async fn end(&self, chosen: impl Fn(&Session) -> bool) {
-        loop {
-            let changed = self.changed.notified();
-            self.close(&chosen);
-            if self.find(&chosen).is_none() {
-                return;
-            }
-            changed.await;
-        }
-    }
-
-    /// A TSIH that no session has: never 0.
-    fn new_tsih(&self) -> Option<u16> {
-        let taken = self.by_tsih.borrow();
-        let last = self.last_tsih.get();
-        let tsih = (1..=u16::MAX).map(|step| last.wrapping_add(step)).find(|t| *t != 0 && !taken.contains_key(t))?;
-        self.last_tsih.set(tsih);
-        Some(tsih)
-    }
-
-    fn remove(&self, tsih: u16) {
-        self.by_tsih.borrow_mut().remove(&tsih);
-        self.changed.notify_all();
     }
 }
 
@@ -170,30 +110,16 @@ struct Inner<D: Directory> {
     reservations: RefCell<BTreeMap<[u8; 16], Rc<RefCell<Reservations>>>>,
     challenges: Rc<Challenges>,
     throttle: Throttle,
-    connections: Cell<usize>,
+    entrance: Rc<Entrance>,
+    /// Commands of all sessions.
+    commands: Rc<Cell<usize>>,
     stopping: Cell<bool>,
-}
-
-/// A connection is counted as long as this lives.
-struct Counted<'a>(&'a Cell<usize>);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 /// A session that was let in, and may start. Dropping it ends the session.
 struct Granted<U> {
-    session: Rc<Session>,
+    entered: Entered,
     scsi: Option<Scsi<U>>,
-    sessions: Rc<Sessions>,
-}
-
-impl<U> Drop for Granted<U> {
-    fn drop(&mut self) {
-        self.sessions.remove(self.session.info.tsih);
-    }
 }
 
 impl<D: Directory> Portal<D> {
@@ -203,13 +129,14 @@ impl<D: Directory> Portal<D> {
             runtime: runtime.clone(),
             directory,
             budget: Budget::new(runtime.bufs.clone(), options.payload_bytes_max),
-            options,
             sessions: Rc::default(),
             units: RefCell::default(),
             reservations: RefCell::default(),
             challenges: Challenges::new(runtime.random.clone()),
             throttle: Throttle::new(runtime.timers.now()),
-            connections: Cell::new(0),
+            entrance: Entrance::new(options.logins_max),
+            commands: Rc::default(),
+            options,
             stopping: Cell::new(false),
         }))
     }
@@ -217,13 +144,19 @@ impl<D: Directory> Portal<D> {
     /// Serves one connection to its end.
     pub async fn serve(&self, stream: impl Stream) {
         let inner = &self.0;
-        inner.connections.set(inner.connections.get() + 1);
-        let _counted = Counted(&inner.connections);
         let ends = stream.ends();
         let (reader, mut writer) = stream.split();
         let mut receiver = Receiver::new(reader);
-        let login = inner.login(&mut receiver, &mut writer, ends.peer);
-        match inner.runtime.timers.timeout(inner.options.login_timeout, login).await {
+        let outcome = {
+            let visit = inner.entrance.enter(ends.peer.ip().to_canonical());
+            let login = inner.login(&mut receiver, &mut writer, ends.peer);
+            let login = pin!(inner.runtime.timers.timeout(inner.options.login_timeout, login));
+            match select(login, pin!(visit.turned_out())).await {
+                Either::Left((outcome, _)) => outcome,
+                Either::Right(_) => return log::info!("iscsi: login from {ends} made room for others"),
+            }
+        };
+        match outcome {
             Ok(Ok(Some((granted, stat_sn)))) => {
                 inner.full_feature(receiver, writer, granted, stat_sn, ends.local).await
             }
@@ -235,13 +168,13 @@ impl<D: Directory> Portal<D> {
 
     /// The sessions now.
     pub fn sessions(&self) -> Vec<SessionInfo> {
-        self.0.sessions.by_tsih.borrow().values().map(|session| session.info.clone()).collect()
+        self.0.sessions.infos()
     }
 
     /// Ends the sessions of a target, or of discovery (`None`), that `admitted` does not pick, and waits until what
-    /// they started is over.
+    /// they started is over. Their initiators are asked to log out first.
     pub async fn end_sessions(&self, target: Option<&str>, admitted: impl Fn(&Peer) -> bool) {
-        self.0.sessions.end(|session| session.info.target.as_deref() == target && !admitted(&session.peer)).await;
+        self.0.dismiss(|session| session.info.target.as_deref() == target && !admitted(&session.peer)).await;
     }
 
     /// Tells the initiators of a target that its size has changed.
@@ -251,17 +184,10 @@ impl<D: Directory> Portal<D> {
         }
     }
 
-    /// Refuses further logins, tells the initiators, and ends all sessions.
+    /// Refuses further logins, asks the initiators to log out, and ends all sessions.
     pub async fn shutdown(&self) {
         self.0.stopping.set(true);
-        for session in self.0.sessions.by_tsih.borrow().values() {
-            // "All connections of the session are dropped"; parameters 2 and 3 are Time2Wait and Time2Retain.
-            let message = AsyncMessage { event: 3, ..AsyncMessage::new() };
-            if session.link.queue.try_push(Outgoing::status(message.into_bhs(), Payload::None)).is_err() {
-                log::debug!("iscsi: no room to tell {} of the shutdown", session.info.initiator);
-            }
-        }
-        self.0.sessions.end(|_| true).await;
+        self.0.dismiss(|_| true).await;
     }
 }
 
@@ -282,6 +208,25 @@ impl<D: Directory> Inner<D> {
             }),
             challenges: self.challenges.clone(),
             may_try: Box::new(move || self.throttle.may_try(address, self.runtime.timers.now())),
+        }
+    }
+
+    /// Asks for logouts, waits a while for them, and ends the sessions that are left.
+    async fn dismiss(&self, chosen: impl Fn(&Session) -> bool) {
+        let seconds = U16::new(self.options.logout_time.as_secs() as u16);
+        self.tell(&chosen, AsyncMessage { event: LOGOUT_WANTED, parameter_3: seconds, ..AsyncMessage::new() });
+        if self.runtime.timers.timeout(self.options.logout_time, self.sessions.gone(&chosen)).await.is_err() {
+            // Parameters 2 and 3 are Time2Wait and Time2Retain.
+            self.tell(&chosen, AsyncMessage { event: SESSION_DROPPED, ..AsyncMessage::new() });
+            self.sessions.end(chosen).await;
+        }
+    }
+
+    fn tell(&self, chosen: impl Fn(&Session) -> bool, message: AsyncMessage) {
+        for session in self.sessions.all(chosen) {
+            if session.link.queue.try_push(Outgoing::status(message.into_bhs(), Payload::None)).is_err() {
+                log::debug!("iscsi: no room to tell {} that its session ends", session.info.initiator);
+            }
         }
     }
 
@@ -332,7 +277,7 @@ impl<D: Directory> Inner<D> {
             let stat_sn = agreed.stat_sn;
             return match self.grant(agreed, peer).await {
                 Ok(granted) => {
-                    let tsih = U16::new(granted.session.info.tsih);
+                    let tsih = U16::new(granted.entered.session.info.tsih);
                     answer(writer, LoginResponse { tsih, ..response }, &text).await?;
                     Ok(Some((granted, stat_sn)))
                 }
@@ -350,9 +295,6 @@ impl<D: Directory> Inner<D> {
         if self.stopping.get() {
             return Err(Status::ServiceUnavailable);
         }
-        if self.connections.get() > self.options.connections_max {
-            return Err(Status::OutOfResources);
-        }
         self.check_tsih(&agreed)?;
         let address = peer.ip().to_canonical();
         let who = Peer { initiator: agreed.initiator.clone(), address, proven: agreed.proven.clone() };
@@ -366,6 +308,7 @@ impl<D: Directory> Inner<D> {
                 && session.info.target == agreed.target
         };
         self.sessions.end(same).await;
+        self.make_room(agreed.target.is_some())?;
         let tsih = self.sessions.new_tsih().ok_or(Status::OutOfResources)?;
         let lu = match (unit, &agreed.target) {
             (Some(unit), Some(target)) => Some(self.lu(unit, target)),
@@ -375,13 +318,31 @@ impl<D: Directory> Inner<D> {
         let port = format!("{},i,0x{isid}", agreed.initiator);
         let scsi = lu.map(|lu| Scsi { nexus: lu.connect(port), lu });
         let account = Account::new(self.budget.clone());
-        let places = self.options.commands_max;
-        let link = Rc::new(Link::new(self.runtime.clone(), account, agreed.params, agreed.cmd_sn, places));
+        let limits = Limits {
+            window: self.options.commands_max,
+            in_all: self.options.commands_in_all_max,
+            all: self.commands.clone(),
+        };
+        let link = Rc::new(Link::new(self.runtime.clone(), account, agreed.params, agreed.cmd_sn, limits));
         let info = SessionInfo { initiator: agreed.initiator, peer, target: agreed.target, tsih };
         let sessions = Rc::downgrade(&self.sessions);
         let session = Rc::new(Session { info, peer: who, isid: agreed.isid, cid: agreed.cid, link, sessions });
-        self.sessions.by_tsih.borrow_mut().insert(tsih, session.clone());
-        Ok(Granted { session, scsi, sessions: self.sessions.clone() })
+        Ok(Granted { entered: self.sessions.enter(session), scsi })
+    }
+
+    /// A further session is within the limits.
+    fn make_room(&self, normal: bool) -> Result<(), Status> {
+        let of_kind = |session: &Session| session.info.target.is_some() == normal;
+        let room = if normal { self.options.sessions_max } else { self.options.discoveries_max };
+        let mut there = self.sessions.all(of_kind);
+        let excess = (there.len() + 1).saturating_sub(room);
+        if normal {
+            return if excess == 0 { Ok(()) } else { Err(Status::OutOfResources) };
+        }
+        // Discovery takes a moment: who stays longest has got what he came for.
+        there.sort_by_key(|session| session.link.started());
+        there.iter().take(excess).for_each(|session| session.link.close());
+        Ok(())
     }
 
     /// A login that names a session: a session has one connection, and ends with it.
@@ -434,7 +395,8 @@ impl<D: Directory> Inner<D> {
         R: Read<Error = NetError>,
         W: Write<Error = NetError> + 'static,
     {
-        let Granted { session, scsi, .. } = &granted;
+        let Granted { entered, scsi } = &granted;
+        let session = &entered.session;
         let link = session.link.clone();
         let info = &session.info;
         let what = info.target.as_deref().unwrap_or("discovery");
@@ -502,7 +464,7 @@ impl<D: Directory> Inner<D> {
         let info = session.info.clone();
         let peer = session.peer.clone();
         let group = self.options.portal_group;
-        let own = [format!("{local}")];
+        let own = [format!("{}", SocketAddr::new(local.ip().to_canonical(), local.port()))];
         let addresses = if self.options.addresses.is_empty() { &own[..] } else { &self.options.addresses };
         let addresses: Vec<String> = addresses.iter().map(|address| format!("{address},{group}")).collect();
         Box::new(move |value| {

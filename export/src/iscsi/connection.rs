@@ -12,13 +12,13 @@ use super::text_phase::{self, Exchange, Listed, Step};
 use super::window::Turn;
 use super::wire::{ReceiveError, Receiver};
 use crate::budget::Chunk;
-use crate::portal::Session;
 use crate::scsi::block::CHUNK_BYTES;
 use crate::scsi::cdb::{Command, DataOut as Wanted};
 use crate::scsi::lu::{Lu, Nexus};
 use crate::scsi::sense::Sense;
 use crate::scsi::tasks::{Attribute, Place, TaskControl};
 use crate::scsi::{Failure, Status, exec};
+use crate::session::Session;
 use crate::unit::LogicalUnit;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -30,6 +30,9 @@ use zerocopy::byteorder::big_endian::U32;
 
 /// How long receiving may wait for memory. Pings must be answered meanwhile, so then commands end with BUSY.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The bit of opcodes that only a target sends.
+const FROM_TARGET: u8 = 0x20;
 
 /// Why the receiving side stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -110,16 +113,11 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
                 Err(End::Protocol("a login in the full-feature phase"))
             }
             _ if known => self.other(&bhs).await,
-            operation => {
-                self.receiver.end().await?;
-                let reason = match operation {
-                    opcode::SNACK => RejectReason::Snack,
-                    _ if self.scsi.is_none() => RejectReason::Protocol,
-                    _ => RejectReason::Unsupported,
-                };
-                self.link.reject(reason, &bhs).await;
-                Ok(())
-            }
+            opcode::SNACK => self.reject_unnumbered(RejectReason::Snack, &bhs).await,
+            opcode::DATA_OUT => self.reject_unnumbered(RejectReason::Protocol, &bhs).await,
+            opcode::SCSI_COMMAND | opcode::TASK_MANAGEMENT_REQUEST => self.refuse(RejectReason::Protocol, &bhs).await,
+            operation if operation & FROM_TARGET == 0 => self.refuse(RejectReason::Unsupported, &bhs).await,
+            _ => self.reject_unnumbered(RejectReason::Unsupported, &bhs).await,
         }
     }
 
@@ -168,6 +166,8 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
         let mut inbound = Inbound::new(usable, immediate, unasked);
         if let Some(fault) = fault {
             inbound.fail(fault);
+        } else if self.link.has_all_commands() {
+            inbound.fail(Failure::Status(Status::Busy));
         } else if !pdu.writes() && expected > 0 && wanted != Wanted::None {
             // The initiator wants data from a command that takes some.
             inbound.fail(Sense::INVALID_FIELD_IN_CDB);
@@ -271,7 +271,7 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
         if task.inbound.borrow_mut().begin(&pdu, bhs.data_len() as u32).is_err() {
             task.inbound.borrow_mut().fail(Sense::DATA_PHASE_ERROR);
             task.control.changed().notify_all();
-            return self.reject_data(RejectReason::InvalidField, bhs).await;
+            return self.reject_unnumbered(RejectReason::InvalidField, bhs).await;
         }
         self.fill(&task).await?;
         if !self.receiver.end().await? {
@@ -283,7 +283,8 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
         Ok(())
     }
 
-    async fn reject_data(&mut self, reason: RejectReason, bhs: &Bhs) -> Result<(), End> {
+    /// Refuses a PDU that takes no part in command numbering.
+    async fn reject_unnumbered(&mut self, reason: RejectReason, bhs: &Bhs) -> Result<(), End> {
         self.receiver.end().await?;
         self.link.reject(reason, bhs).await;
         Ok(())
@@ -360,6 +361,10 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
             opcode::NOP_OUT => self.nop_out(bhs, data).await,
             opcode::TEXT_REQUEST => self.text(bhs, data.as_ref().map_or(&[], |chunk| &chunk.buf)).await,
             opcode::LOGOUT_REQUEST => self.logout(bhs).await,
+            _ if !self.link.begin_management() => {
+                self.link.reject(RejectReason::TooManyImmediate, bhs).await;
+                Ok(())
+            }
             _ => {
                 if let Some(scsi) = &self.scsi {
                     super::tmf::start(self.link.clone(), self.session.clone(), scsi.clone(), bhs);
@@ -432,7 +437,11 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
             0 => (0, true),
             1 if request.cid.get() == self.session.cid => (0, true),
             1 => (1, false),
-            _ => (2, false),
+            2 => (2, false),
+            _ => {
+                self.link.reject(RejectReason::InvalidField, bhs).await;
+                return Ok(());
+            }
         };
         if leaves {
             self.link.abort_tasks();
@@ -448,8 +457,11 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
 async fn run_command<U: LogicalUnit>(link: Rc<Link>, scsi: Scsi<U>, task: Rc<Task>, place: Place) {
     let mut mover = Mover::new(&link, &task);
     place.turn().await;
+    let no_room = Failure::Status(Status::Busy);
     let result = match task.control.is_aborted() {
         true => Err(Failure::Aborted),
+        // What it would have to be told besides waits for a command that there is room for.
+        false if task.inbound.borrow().fault() == Some(no_room) => Err(no_room),
         false => exec::execute(&scsi.lu, &scsi.nexus, task.lun, task.command, &mut mover).await,
     };
     let result = mover.settle().await.and(result);

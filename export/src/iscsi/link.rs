@@ -20,6 +20,19 @@ const QUEUE_MAX: usize = 256;
 /// Immediate commands that are executed at a time.
 const IMMEDIATE_MAX: usize = 16;
 
+/// Task management functions that run at a time.
+const MANAGEMENT_MAX: usize = 16;
+
+/// How many commands may be outstanding.
+pub struct Limits {
+    /// Of this connection.
+    pub window: u32,
+    /// Of all connections together.
+    pub in_all: usize,
+    /// Those of all connections that are.
+    pub all: Rc<Cell<usize>>,
+}
+
 /// A request that takes part in command numbering.
 pub enum Numbered {
     /// A SCSI command.
@@ -40,6 +53,9 @@ pub struct Link {
     window: RefCell<Window<Numbered>>,
     tasks: RefCell<BTreeMap<u32, Rc<Task>>>,
     next_tag: Cell<u32>,
+    limits: Limits,
+    management: Cell<usize>,
+    started: Instant,
     heard: Cell<Instant>,
     closing: Cell<bool>,
     abandoned: Cell<bool>,
@@ -47,18 +63,21 @@ pub struct Link {
 }
 
 impl Link {
-    /// A connection whose first command has number `cmd_sn`, and that may have `places` commands outstanding.
-    pub fn new(runtime: Runtime, account: Rc<Account>, params: Params, cmd_sn: u32, places: u32) -> Link {
-        let heard = Cell::new(runtime.timers.now());
+    /// A connection whose first command has number `cmd_sn`.
+    pub fn new(runtime: Runtime, account: Rc<Account>, params: Params, cmd_sn: u32, limits: Limits) -> Link {
+        let started = runtime.timers.now();
         Link {
             runtime,
             account,
             queue: Queue::new(QUEUE_MAX),
             params: RefCell::new(params),
-            window: RefCell::new(Window::new(cmd_sn, places)),
+            window: RefCell::new(Window::new(cmd_sn, limits.window)),
             tasks: RefCell::default(),
             next_tag: Cell::new(0),
-            heard,
+            limits,
+            management: Cell::new(0),
+            started,
+            heard: Cell::new(started),
             closing: Cell::new(false),
             abandoned: Cell::new(false),
             changed: Notify::new(),
@@ -122,17 +141,38 @@ impl Link {
     /// Adds a task. Its tag was seen to be free.
     pub fn add_task(&self, task: Rc<Task>) {
         self.tasks.borrow_mut().insert(task.tag, task);
+        self.limits.all.set(self.limits.all.get() + 1);
+    }
+
+    /// All connections together have as many commands as are allowed.
+    pub fn has_all_commands(&self) -> bool {
+        self.limits.all.get() >= self.limits.in_all
     }
 
     /// The task is over: its tag is free.
     pub fn remove_task(&self, task: &Rc<Task>) {
-        self.tasks.borrow_mut().remove(&task.tag);
+        if self.tasks.borrow_mut().remove(&task.tag).is_some() {
+            self.limits.all.set(self.limits.all.get() - 1);
+        }
         self.changed.notify_all();
     }
 
     /// As many immediate commands run as are allowed.
     pub fn has_all_immediate(&self) -> bool {
         self.tasks.borrow().values().filter(|task| task.is_immediate).count() >= IMMEDIATE_MAX
+    }
+
+    /// A task management function begins, if not too many run.
+    pub fn begin_management(&self) -> bool {
+        let running = self.management.get();
+        let begins = running < MANAGEMENT_MAX;
+        self.management.set(running + usize::from(begins));
+        begins
+    }
+
+    /// A task management function is over.
+    pub fn end_management(&self) {
+        self.management.set(self.management.get() - 1);
     }
 
     /// Aborts every task, and drops what waits for its turn.
@@ -186,6 +226,11 @@ impl Link {
     /// Something was received.
     pub fn hear(&self) {
         self.heard.set(self.runtime.timers.now());
+    }
+
+    /// When the session began.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// When something was last received.

@@ -129,6 +129,8 @@ impl Negotiation {
                 None => reply.put(key, "Reject"),
             },
             "InitiatorAlias" => {}
+            // Known, but not to be sent by an initiator, or not now.
+            "SendTargets" | "TargetAlias" | "TargetAddress" | "TargetPortalGroupTag" => reply.put(key, "Reject"),
             _ => reply.put(key, "NotUnderstood"),
         }
     }
@@ -257,6 +259,10 @@ mod tests {
             ("MaxRecvDataSegmentLength", "65536", ""),
             ("MaxRecvDataSegmentLength", "1", "Reject"),
             ("InitiatorAlias", "box", ""),
+            ("SendTargets", "All", "Reject"),
+            ("TargetAlias", "x", "Reject"),
+            ("TargetAddress", "10.0.0.1:3260,1", "Reject"),
+            ("TargetPortalGroupTag", "1", "Reject"),
             ("X-org.example", "1", "NotUnderstood"),
         ];
         for (key, value, expected) in table {

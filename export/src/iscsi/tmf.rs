@@ -4,9 +4,9 @@ use super::connection::Scsi;
 use super::link::Link;
 use super::pdu::{Bhs, FINAL, TaskManagementRequest, TaskManagementResponse};
 use super::send::{Outgoing, Payload};
-use crate::portal::Session;
 use crate::scsi::exec::LUN_0;
 use crate::scsi::sense::Sense;
+use crate::session::Session;
 use crate::unit::LogicalUnit;
 use alloc::rc::Rc;
 
@@ -34,7 +34,7 @@ enum Response {
     Succeeded = 7,
 }
 
-/// Starts a task management function. It runs beside the commands, whose data must go on arriving. It may make
+/// Starts a task management function, which was [begun](Link::begin_management). It runs beside the commands, whose data must go on arriving. It may make
 /// it the turn of requests that arrived early.
 pub fn start<U: LogicalUnit>(link: Rc<Link>, session: Rc<Session>, scsi: Scsi<U>, bhs: &Bhs) {
     let request = *TaskManagementRequest::of(bhs);
@@ -51,6 +51,7 @@ pub fn start<U: LogicalUnit>(link: Rc<Link>, session: Rc<Session>, scsi: Scsi<U>
             ..TaskManagementResponse::new()
         };
         link.send(Outgoing::status(answer.into_bhs(), Payload::None)).await;
+        link.end_management();
         if request.function & !FINAL == TARGET_COLD_RESET {
             session.close_target();
         }

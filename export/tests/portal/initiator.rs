@@ -45,13 +45,19 @@ impl World {
 
     /// A session with these operational keys, its first unit attention taken.
     pub async fn login(&self, name: &str, keys: &[&str]) -> Initiator {
+        let mut initiator = self.login_only(name, keys).await;
+        let first = initiator.command("00", 0).await;
+        assert_eq!(first.sense_code(), (6, 0x29, 0), "the first command of a session");
+        initiator
+    }
+
+    /// A session with these operational keys.
+    pub async fn login_only(&self, name: &str, keys: &[&str]) -> Initiator {
         let mut initiator = self.connect();
         let identity = [format!("InitiatorName=iqn.test:{name}"), format!("TargetName={TARGET}")];
         let all: Vec<&str> = identity.iter().map(String::as_str).chain(keys.iter().copied()).collect();
         let (response, _) = initiator.login_with(&all).await;
         assert_eq!((response.status_class, response.status_detail), (0, 0), "login of {name}");
-        let first = initiator.command("00", 0).await;
-        assert_eq!(first.sense_code(), (6, 0x29, 0), "the first command of a session");
         initiator
     }
 }

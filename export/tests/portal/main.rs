@@ -8,5 +8,7 @@ mod pipe;
 
 mod data;
 mod hostile;
+mod limits;
+mod protocol;
 mod sessions;
 mod units;

@@ -4,9 +4,11 @@ use crate::common::TARGET;
 use crate::initiator::{Initiator, World, cdb, cdb_10, run};
 use core::time::Duration;
 use export::PortalOptions;
-use export::iscsi::pdu::{Bhs, LogoutResponse, NopOut, R2t, Reject, TaskManagementResponse, opcode};
+use export::iscsi::pdu::{AsyncMessage, Bhs, LogoutResponse, NopOut, R2t, Reject, TaskManagementResponse, opcode};
+use std::cell::Cell;
+use std::rc::Rc;
 
-fn request(opcode: u8, immediate: bool) -> [u8; 48] {
+pub fn request(opcode: u8, immediate: bool) -> [u8; 48] {
     let mut bytes = [0; 48];
     bytes[0] = opcode | if immediate { 0x40 } else { 0 };
     bytes[1] = 0x80;
@@ -14,7 +16,7 @@ fn request(opcode: u8, immediate: bool) -> [u8; 48] {
     bytes
 }
 
-async fn text(initiator: &mut Initiator, tag: u32, text: &[u8]) -> (Bhs, String) {
+pub async fn text(initiator: &mut Initiator, tag: u32, text: &[u8]) -> (Bhs, String) {
     let mut bytes = request(opcode::TEXT_REQUEST, true);
     bytes[20..24].copy_from_slice(&tag.to_be_bytes());
     initiator.send(Bhs::from_bytes(bytes), text).await;
@@ -22,7 +24,7 @@ async fn text(initiator: &mut Initiator, tag: u32, text: &[u8]) -> (Bhs, String)
     (bhs, String::from_utf8_lossy(&text).replace('\0', " "))
 }
 
-async fn manage(initiator: &mut Initiator, function: u8, task: u32, ref_cmd_sn: u32) {
+pub async fn manage(initiator: &mut Initiator, function: u8, task: u32, ref_cmd_sn: u32) {
     let mut bytes = request(opcode::TASK_MANAGEMENT_REQUEST, true);
     bytes[1] |= function;
     bytes[20..24].copy_from_slice(&task.to_be_bytes());
@@ -31,7 +33,7 @@ async fn manage(initiator: &mut Initiator, function: u8, task: u32, ref_cmd_sn: 
     initiator.send(Bhs::from_bytes(bytes), &[]).await;
 }
 
-async fn managed(initiator: &mut Initiator, function: u8, task: u32, ref_cmd_sn: u32) -> u8 {
+pub async fn managed(initiator: &mut Initiator, function: u8, task: u32, ref_cmd_sn: u32) -> u8 {
     manage(initiator, function, task, ref_cmd_sn).await;
     let (bhs, _) = initiator.receive().await.unwrap();
     assert_eq!(bhs.operation(), opcode::TASK_MANAGEMENT_RESPONSE);
@@ -39,7 +41,7 @@ async fn managed(initiator: &mut Initiator, function: u8, task: u32, ref_cmd_sn:
 }
 
 /// A write whose data is asked for and does not come.
-async fn start_write(initiator: &mut Initiator, lba: u32) -> (Bhs, u32) {
+pub async fn start_write(initiator: &mut Initiator, lba: u32) -> (Bhs, u32) {
     let bhs = initiator.scsi(0x20, 4096, cdb(&cdb_10(0x2a, lba, 8)));
     initiator.send(bhs, &[]).await;
     let (pdu, _) = initiator.receive().await.unwrap();
@@ -81,16 +83,6 @@ fn logins_to_targets_that_cannot_be_had() {
             assert!(initiator.receive().await.is_none(), "the connection is closed");
         }
         assert!(world.portal.sessions().is_empty());
-    });
-}
-
-#[test]
-fn too_many_connections() {
-    run(PortalOptions { connections_max: 1, ..PortalOptions::default() }, |world| async move {
-        let _first = world.login("a", &[]).await;
-        let mut second = world.connect();
-        let (response, _) = second.login_with(&["InitiatorName=iqn.b", &format!("TargetName={TARGET}")]).await;
-        assert_eq!((response.status_class, response.status_detail), (3, 2));
     });
 }
 
@@ -312,15 +304,55 @@ fn the_portal_ends_sessions() {
         start_write(&mut a, 0).await;
         assert_eq!(world.portal.sessions()[0].target.as_deref(), Some(TARGET));
         world.portal.end_sessions(Some(TARGET), |_| false).await;
-        assert!(a.receive().await.is_none() && world.portal.sessions().is_empty());
+        assert_eq!(farewell(&mut a).await, [(1, 2), (3, 0)]);
+        assert!(world.portal.sessions().is_empty());
         let mut b = world.login("b", &[]).await;
+        let start = world.runtime.timers.now();
         world.portal.shutdown().await;
-        let (told, _) = b.receive().await.unwrap();
-        assert_eq!(told.operation(), opcode::ASYNC);
-        assert!(b.receive().await.is_none());
+        assert_eq!(world.runtime.timers.now() - start, Duration::from_secs(2), "so long it may log out");
+        assert_eq!(farewell(&mut b).await, [(1, 2), (3, 0)]);
         let mut late = world.connect();
         let (response, _) = late.login_with(&["InitiatorName=iqn.c", &format!("TargetName={TARGET}")]).await;
         assert_eq!((response.status_class, response.status_detail), (3, 1));
+    });
+}
+
+/// The asynchronous messages until the end of the stream: event and parameter 3.
+async fn farewell(initiator: &mut Initiator) -> Vec<(u8, u16)> {
+    let mut told = Vec::new();
+    while let Some((bhs, _)) = initiator.receive().await {
+        assert_eq!((bhs.operation(), bhs.task_tag.get()), (opcode::ASYNC, u32::MAX));
+        let message = AsyncMessage::of(&bhs);
+        told.push((message.event, message.parameter_3.get()));
+    }
+    told
+}
+
+#[test]
+fn who_logs_out_when_asked_to_is_not_waited_for() {
+    run(PortalOptions::default(), |world| async move {
+        let mut a = world.login("a", &[]).await;
+        let other = world.login("b", &[]).await;
+        let portal = world.portal.clone();
+        let ended = Rc::new(Cell::new(false));
+        let told = ended.clone();
+        world.runtime.spawner.spawn(async move {
+            portal.end_sessions(Some(TARGET), |peer| peer.initiator.ends_with('b')).await;
+            told.set(true);
+        });
+        let (asked, _) = a.receive().await.unwrap();
+        assert_eq!((AsyncMessage::of(&asked).event, AsyncMessage::of(&asked).parameter_3.get()), (1, 2));
+        assert_eq!(a.write(0, &[1; 512]).await.status, 0, "it is still served");
+        let start = world.runtime.timers.now();
+        a.send(Bhs::from_bytes(request(opcode::LOGOUT_REQUEST, true)), &[]).await;
+        assert_eq!(a.receive().await.unwrap().0.operation(), opcode::LOGOUT_RESPONSE);
+        assert!(a.receive().await.is_none());
+        while !ended.get() {
+            world.runtime.timers.sleep(Duration::from_millis(1)).await;
+        }
+        assert!(world.runtime.timers.now() - start < Duration::from_millis(100));
+        assert_eq!(world.portal.sessions().len(), 1, "the other is admitted still");
+        drop(other);
     });
 }
 
