@@ -75,6 +75,15 @@ fn check(bytes: &[u8], home: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Says why a program needs other files to run.
+pub fn check_static(bytes: &[u8]) -> Result<()> {
+    let elf = Elf::parse(bytes).context("it is no 64-bit ELF file for x86-64")?;
+    for segment in elf.entries(elf.segments) {
+        ensure!(segment.u32(0)? != PT_INTERP, "it names a dynamic linker");
+    }
+    Ok(())
+}
+
 const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
@@ -204,6 +213,13 @@ mod tests {
 
     fn complaint(bytes: &[u8]) -> String {
         format!("{:#}", check(bytes, Path::new(HOME)).unwrap_err())
+    }
+
+    #[test]
+    fn a_static_program_names_no_linker() {
+        check_static(&elf(PT_DYNAMIC, 1, "text")).unwrap();
+        assert!(check_static(&elf(PT_INTERP, 1, "text")).is_err());
+        assert!(check_static(b"#!/bin/sh").is_err());
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod bench;
 pub mod console;
 pub mod dice;
 pub mod fuzz;
+pub mod gossamer;
 pub mod http;
 pub mod image;
 pub mod machine;

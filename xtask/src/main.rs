@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 use xtask::dice::Dice;
 use xtask::nbd::{Flush, Server, Supply};
-use xtask::{bench, fuzz, image, run, sim, suite, tidy, tools};
+use xtask::{bench, fuzz, gossamer, image, run, sim, suite, tidy, tools};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND [options]
@@ -21,6 +21,7 @@ usage: cargo xtask COMMAND [options]
   bench boot how fast it boots, how big it is, how little memory it needs
   bench delta what a delta of two snapshots costs beside thin_delta
   bench pdata what metadata operations cost, in time and in heap
+  gossamer   build the host's program as one static file and print where it is
   pool       check, dump, restore or repair metadata images: gossamer-pool
   fuzz       look for damaged metadata that upsets what reads it
   tidy       check the rules of the house
@@ -60,6 +61,10 @@ fn command() -> Result<bool> {
         "fuzz" => fuzz::run(&root, &mut parser),
         "build" => {
             println!("{}", image::build(&root)?.display());
+            Ok(true)
+        }
+        "gossamer" => {
+            println!("{}", gossamer::build(&root)?.display());
             Ok(true)
         }
         "pool" => tools::run(&root, parser.raw_args()?),

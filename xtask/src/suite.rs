@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 
 use crate::machine::MACHINES;
-use crate::{image, packages, process};
+use crate::{gossamer, image, packages, process};
 
 const USAGE: &str = "\
 usage: cargo xtask test|soak [options]
@@ -125,6 +125,12 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
         PathBuf::new()
     });
     times.push(("image".to_owned(), building.elapsed()));
+    let building = Instant::now();
+    let program = gossamer::build(root).unwrap_or_else(|error| {
+        total.add(Tally::broken(format!("gossamer cannot be built: {error:#}")));
+        PathBuf::new()
+    });
+    times.push(("gossamer".to_owned(), building.elapsed()));
 
     let mut test = cargo();
     test.args(["test", "--locked", "--no-fail-fast"]).env("EFFORT", options.effort.to_string());
@@ -138,7 +144,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     let mut fuzz = process::tied(std::env::current_exe()?.with_file_name("xtask"));
     fuzz.args(["fuzz", "--seconds", &(FUZZ_SECONDS * options.effort).to_string()]);
     stages.push(Stage { name: "fuzz".into(), commands: vec![fuzz] });
-    stages.extend(end_to_end(&options, &image)?);
+    stages.extend(end_to_end(&options, &image, &program)?);
     let limit = STAGE_LIMIT.saturating_mul(u32::try_from(options.effort).unwrap_or(u32::MAX));
     for stage in stages {
         if options.only.as_ref().is_some_and(|part| !stage.name.contains(part.as_str())) {
@@ -182,12 +188,12 @@ fn survivors() -> Result<Stage> {
     Ok(Stage { name: "survivors".into(), commands: vec![command] })
 }
 
-fn end_to_end(options: &Options, image: &Path) -> Result<Vec<Stage>> {
+fn end_to_end(options: &Options, image: &Path, gossamer: &Path) -> Result<Vec<Stage>> {
     let program = std::env::current_exe()?.with_file_name("e2e");
     let command = |on: &str, group: &str, jobs: &str| {
         let mut command = process::tied(&program);
         command.args(["--on", on, "--group", group, "--jobs", jobs, "--effort", &options.effort.to_string()]);
-        command.arg("--image").arg(image);
+        command.arg("--image").arg(image).arg("--gossamer").arg(gossamer);
         command
     };
     let mut stages = Vec::new();

@@ -25,6 +25,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("kernel", &["platform", "netstack", "drivers", "appliance"]),
     ("hosted", &["platform", "appliance"]),
     ("tools", &["platform", "thinp"]),
+    ("gossamer", &["thinp"]),
     ("fuzz", &["platform", "pdata", "thinp"]),
     ("xtask", &[]),
     ("e2e", &["xtask"]),
@@ -42,7 +43,8 @@ const OUTSIDE: &[(&str, &str)] = &[
 ];
 
 /// Of these crates only the named modules may be used by the named crate: (user, used, module).
-const ONLY_MODULE: &[(&str, &str, &str)] = &[("mgmt", "thinp", "control"), ("drivers", "netstack", "device")];
+const ONLY_MODULE: &[(&str, &str, &str)] =
+    &[("mgmt", "thinp", "control"), ("drivers", "netstack", "device"), ("gossamer", "thinp", "stream")];
 
 /// Crates that run without an operating system.
 const NO_STD: &[&str] = &["platform", "pdata", "thinp", "netstack", "export", "mgmt", "appliance", "drivers", "kernel"];

@@ -47,6 +47,8 @@ pub struct Context {
     pub image: PathBuf,
     /// The hosted appliance, for [`Backend::Hosted`].
     pub hosted: PathBuf,
+    /// The host's program.
+    pub gossamer: PathBuf,
     /// A folder of this test's own, empty at its start.
     pub scratch: PathBuf,
     /// Seeds every random choice; printed.

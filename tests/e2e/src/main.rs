@@ -26,6 +26,7 @@ usage: e2e --on hosted|q35|microvm [options] [FILTER...]
   --group NAME    only the tests of a group (acceptance, power-cuts, canaries)
   --image FILE    the image (default: built now)
   --hosted FILE   the hosted appliance (default: beside this program)
+  --gossamer FILE the host's program (default: beside this program)
   --jobs N        tests at a time (default 1)
   --effort N      go on N times as long (default 1)
   --memory MIB    memory of the machines (default 64)
@@ -53,6 +54,7 @@ fn plan() -> Result<Option<Plan>> {
         backend: Backend::Hosted,
         image: PathBuf::new(),
         hosted: built.join("hosted"),
+        gossamer: built.join("gossamer"),
         scratch: built.parent().context("no folder for scratch files")?.join("e2e"),
         seed: Dice::fresh_seed(),
         memory_mib: 64,
@@ -67,6 +69,7 @@ fn plan() -> Result<Option<Plan>> {
             Long("on") => on = Some(parser.value()?.string()?),
             Long("image") => image = Some(PathBuf::from(parser.value()?)),
             Long("hosted") => plan.hosted = PathBuf::from(parser.value()?),
+            Long("gossamer") => plan.gossamer = PathBuf::from(parser.value()?),
             Long("group") => plan.group = Some(parser.value()?.string()?),
             Long("jobs") => plan.jobs = parser.value()?.parse()?,
             Long("effort") => plan.effort = parser.value()?.parse()?,

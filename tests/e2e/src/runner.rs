@@ -72,6 +72,8 @@ pub struct Plan {
     pub image: PathBuf,
     /// The hosted appliance.
     pub hosted: PathBuf,
+    /// The host's program.
+    pub gossamer: PathBuf,
     /// The folder under which each test has its own.
     pub scratch: PathBuf,
     /// Seed of the run.
@@ -109,6 +111,7 @@ impl Plan {
             backend: self.backend.clone(),
             image: self.image.clone(),
             hosted: self.hosted.clone(),
+            gossamer: self.gossamer.clone(),
             scratch: self.scratch.join(folder),
             seed: self.seed,
             memory_mib: self.memory_mib,
