@@ -19,7 +19,7 @@ pub fn build(root: &Path) -> Result<PathBuf> {
         .args(["build", "--package", "gossamer", "--release", "--locked", "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
         .current_dir(root)
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\u{1f}-Cstrip=symbols")
         .status()
         .context("cargo cannot be started")?;
     ensure!(status.success(), "building gossamer failed");
