@@ -81,6 +81,9 @@ pub enum Error {
         /// First sector asked for.
         sector: u64,
     },
+    /// Blocks cannot be copied by sharing them.
+    #[error("blocks of the pool cannot be shared: {0}; copy their data")]
+    NotShareable(&'static str),
     /// A request reaches beyond what a sector number can say.
     #[error("sectors {sector}+{sectors} reach beyond the largest thin device: ask for less")]
     OutOfRange {

@@ -67,6 +67,7 @@ fn of_modes_and_requests() -> Vec<Error> {
         Error::DiscardsIgnored,
         Error::Malformed { sector: 8 },
         Error::OutOfRange { sector: 8, sectors: u64::MAX },
+        Error::NotShareable("the devices are of different pools"),
         Error::NoBuffers(NO_BUFFERS),
     ]
 }

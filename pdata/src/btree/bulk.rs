@@ -55,13 +55,27 @@ impl<V: ValueType> BTree<V> {
     ) -> Result<u64> {
         let mut root = root;
         let mut entries = entries.into_iter().peekable();
-        while let Some((first, _)) = entries.peek() {
-            let shadow = self.shadow(tm, root).await?;
-            root = shadow.number();
-            let leaf = self.leaf_with_room(tm, shadow, *first).await?;
-            fill::<V>(&leaf, &mut entries, &mut replaced)?;
+        while entries.peek().is_some() {
+            root = self.insert_pass(tm, root, &mut entries, &mut replaced).await?;
             tm.settle_some().await?;
         }
+        Ok(root)
+    }
+
+    /// One pass of [`BTree::insert_sorted`]: takes as many entries as go into the leaf of the first, at least that. What it
+    /// costs is bounded as a single insertion is. Returns the new root.
+    pub async fn insert_pass(
+        &self,
+        tm: &TransactionManager,
+        root: u64,
+        entries: &mut Peekable<impl Iterator<Item = (u64, V::Value)>>,
+        mut replaced: impl FnMut(u64, V::Value),
+    ) -> Result<u64> {
+        let Some((first, _)) = entries.peek() else { return Ok(root) };
+        let shadow = self.shadow(tm, root).await?;
+        let root = shadow.number();
+        let leaf = self.leaf_with_room(tm, shadow, *first).await?;
+        fill::<V>(&leaf, entries, &mut replaced)?;
         Ok(root)
     }
 

@@ -76,6 +76,7 @@ answers! {
     // Requests.
     "Malformed" EINVAL OutOfRange = P::Malformed { .. },
     "OutOfRange" EINVAL OutOfRange = P::OutOfRange { .. },
+    "NotShareable" EINVAL Failed = P::NotShareable(_),
     "NoBuffers" ENOMEM Busy = P::NoBuffers(_) | P::Metadata(M::Storage(S::NoMemory)),
     // Disks.
     "Io" EIO Medium = P::Io { .. },

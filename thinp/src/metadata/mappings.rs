@@ -233,7 +233,7 @@ impl Metadata {
         }
     }
 
-    fn check_mapping(&self, device: DeviceId, block: VirtualBlock, mapping: Mapping) -> Result<Mapping> {
+    pub(super) fn check_mapping(&self, device: DeviceId, block: VirtualBlock, mapping: Mapping) -> Result<Mapping> {
         if mapping.block.0 < self.data_blocks() {
             return Ok(mapping);
         }

@@ -6,6 +6,7 @@
 mod change;
 pub mod check;
 mod commit;
+mod copy;
 mod data_space;
 mod delete;
 pub mod delta;
@@ -26,6 +27,7 @@ mod text;
 mod trees;
 pub mod view;
 
+pub use copy::Shared;
 pub use delete::Progress;
 pub use error::MetadataError;
 

@@ -123,23 +123,29 @@ impl Metadata {
 
     /// Before mappings are added or replaced.
     pub(super) async fn check_room_to_map(&self, change: &Change<'_>) -> Result<Floor> {
-        self.check_room(change, Costs::left_by_others).await
+        self.check_room(change, 1, Costs::left_by_others).await
+    }
+
+    /// Before mappings are added or replaced in two places.
+    pub(super) async fn check_room_to_share(&self, change: &Change<'_>) -> Result<Floor> {
+        self.check_room(change, 2, Costs::left_by_others).await
     }
 
     /// Before mappings are removed.
     pub(super) async fn check_room_to_unmap(&self, change: &Change<'_>) -> Result<Floor> {
-        self.check_room(change, Costs::left_by_discard).await
+        self.check_room(change, 1, Costs::left_by_discard).await
     }
 
-    /// A change that would be tight in a transaction with others is refused: a commit makes room.
-    async fn check_room(&self, change: &Change<'_>, floor: fn(&Costs) -> u64) -> Result<Floor> {
+    /// A change, or as many as are made in one go, that would be tight in a transaction with others is refused: a commit
+    /// makes room.
+    async fn check_room(&self, change: &Change<'_>, changes: u64, floor: fn(&Costs) -> u64) -> Result<Floor> {
         self.room.tight.set(false);
-        if self.spare_blocks() >= PLENTY {
+        if self.spare_blocks() >= PLENTY.saturating_mul(changes) {
             return Ok(Floor(0));
         }
         let costs = self.costs(&change.core).await?;
         let floor = floor(&costs);
-        let enough = || self.spare_blocks() >= floor.saturating_add(costs.change());
+        let enough = || self.spare_blocks() >= floor.saturating_add(costs.change().saturating_mul(changes));
         self.end_views_until(enough).await;
         if enough() {
             return Ok(Floor(0));

@@ -11,6 +11,7 @@ mod online;
 mod opening;
 mod owner;
 mod records;
+mod shares;
 mod steps;
 mod views;
 mod writes;

@@ -7,8 +7,8 @@ use crate::error::Error;
 use crate::metadata::VirtualBlock;
 use alloc::rc::Rc;
 
-/// Most blocks unmapped in one step, between which other I/O goes on.
-const STEP_BLOCKS: u64 = 1024;
+/// Most blocks whose mappings are changed in one step, between which other I/O goes on.
+pub(super) const STEP_BLOCKS: u64 = 1024;
 
 impl Thin {
     /// Unmaps the whole blocks within the sectors; partial blocks at the ends keep their contents. Unmapped blocks read
@@ -40,6 +40,13 @@ impl Device {
         let lock = self.locks.lock(begin.0..end.0).await;
         // What is under way on these blocks must not reach them after they were freed.
         self.in_flight.drain().await;
+        self.unmap(begin, end).await?;
+        drop(lock);
+        self.freed_blocks().await
+    }
+
+    /// Unmaps blocks. The caller holds the lock on them, and nothing is under way there.
+    pub(super) async fn unmap(&self, begin: VirtualBlock, end: VirtualBlock) -> Result<(), Error> {
         let mut from = Some(begin);
         while let Some(next) = from {
             let remove = async || self.pool.metadata.remove_range(self.id, next, end, STEP_BLOCKS).await;
@@ -47,8 +54,11 @@ impl Device {
             self.pool.pass_down_later(removed.freed);
             from = removed.next;
         }
-        drop(lock);
-        // Whoever waits for space gets it with the commit.
+        Ok(())
+    }
+
+    /// After blocks were freed: whoever waits for space gets it with the commit.
+    pub(super) async fn freed_blocks(&self) -> Result<(), Error> {
         if matches!(self.pool.mode(), Mode::OutOfDataSpace | Mode::OutOfMetadataSpace) {
             return self.pool.commit().await;
         }

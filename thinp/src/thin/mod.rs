@@ -8,6 +8,7 @@
 mod discard;
 mod lock;
 mod read;
+mod share;
 mod transfer;
 mod write;
 

@@ -6,7 +6,7 @@ use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::collections::{BTreeMap, BTreeSet};
 use thinp::control::DeviceId;
-use thinp::metadata::{DataBlock, Metadata, MetadataError, Progress, VirtualBlock};
+use thinp::metadata::{DataBlock, DataRun, Metadata, MetadataError, Progress, VirtualBlock};
 
 /// Virtual block to data block, for each device.
 pub type Mappings = BTreeMap<DeviceId, BTreeMap<u64, u64>>;
@@ -33,6 +33,10 @@ pub async fn mappings_of(metadata: &Metadata, device: DeviceId) -> BTreeMap<u64,
         from = range.end;
     }
     found
+}
+
+fn blocks_of(runs: &[DataRun]) -> BTreeSet<u64> {
+    runs.iter().flat_map(|run| run.begin.0..run.begin.0 + run.blocks).collect()
 }
 
 /// What happened how often: none of it may be rare.
@@ -86,7 +90,8 @@ impl Driver {
             0..=29 => self.create().await,
             30..=79 => self.snapshot().await,
             80..=109 => self.delete().await,
-            110..=649 => self.write_some().await,
+            110..=589 => self.write_some().await,
+            590..=649 => self.share().await,
             650..=799 => self.discard().await,
             800..=839 => self.swap().await,
             840..=849 => self.hold().await,
@@ -165,7 +170,8 @@ impl Driver {
         }
         let found = self.lookup(device, block).await;
         if found.is_some_and(|mapping| !mapping.shared) {
-            let sharers = self.now.values().filter(|m| m.get(&block) == Some(&found.unwrap().block.0)).count();
+            let mappings = self.now.values().flat_map(|mappings| mappings.values());
+            let sharers = mappings.filter(|data| **data == found.unwrap().block.0).count();
             assert_eq!(sharers, 1, "{block} of {device} is to be written in place");
             self.count("write in place");
             return true;
@@ -199,6 +205,47 @@ impl Driver {
         }
     }
 
+    /// Copies a run of blocks by sharing them.
+    async fn share(&mut self) {
+        let (source, device) = (self.any_device(), self.any_device());
+        let (mut from, mut to) = (self.dice.below(VIRTUAL_BLOCKS), self.dice.below(VIRTUAL_BLOCKS));
+        let end = from + if self.dice.chance(4) { self.dice.below(600) } else { self.dice.below(40) };
+        if !self.now.contains_key(&source) || !self.now.contains_key(&device) {
+            return;
+        }
+        while let Some(next) = self.now[&source].range(from..end).next().map(|(block, _)| *block) {
+            (from, to) = (next, to + next - from);
+            let clock = self.metadata.time();
+            let (first, at) = (VirtualBlock(from), VirtualBlock(to));
+            let shared = match self.metadata.share(source, first, device, at, end - from).await {
+                Ok(shared) => shared,
+                Err(error) => return self.refused(error, MetadataError::NoMetadataSpace, true),
+            };
+            let ticks = self.metadata.time() - clock;
+            assert!(ticks == 0 || (ticks, clock) == (1, 0), "the clock went from {clock} by {ticks}");
+            assert!(shared.blocks > 0 && shared.blocks <= end - from);
+            let run: Vec<u64> = (from..from + shared.blocks).map(|block| self.now[&source][&block]).collect();
+            let mappings = self.now.get_mut(&device).unwrap();
+            let before: BTreeSet<u64> =
+                (to..).zip(&run).filter_map(|(block, data)| mappings.insert(block, *data)).collect();
+            let expected: BTreeSet<u64> = before.into_iter().filter(|data| !self.is_used(*data)).collect();
+            assert_eq!(blocks_of(&shared.freed), expected, "freed of {device} {to}+{}", shared.blocks);
+            for block in 0..shared.blocks {
+                let target = self.lookup(device, to + block).await.unwrap();
+                let source = self.lookup(source, from + block).await;
+                assert!(target.shared && source.is_none_or(|source| source.shared), "{target:?} {source:?}");
+            }
+            (from, to) = (from + shared.blocks, to + shared.blocks);
+            self.count("share");
+        }
+    }
+
+    /// Whether anything maps a data block, the metadata snapshot included.
+    fn is_used(&self, data: u64) -> bool {
+        let all = self.now.values().chain(self.held.iter().flat_map(|held| held.values()));
+        all.flat_map(|mappings| mappings.values()).any(|used| *used == data)
+    }
+
     async fn discard(&mut self) {
         let device = self.any_device();
         let begin = self.dice.below(VIRTUAL_BLOCKS);
@@ -219,13 +266,8 @@ impl Driver {
         let gone: BTreeSet<u64> = gone.iter().map(|block| mappings.remove(block).unwrap()).collect();
         let next = mappings.range(begin.0..end.0).next().map(|(block, _)| VirtualBlock(*block));
         assert_eq!(removed.next, next);
-        let freed: BTreeSet<u64> = removed.freed.iter().flat_map(|run| run.begin.0..run.begin.0 + run.blocks).collect();
-        let used = |block: &u64| {
-            let all = self.now.values().chain(self.held.iter().flat_map(|held| held.values()));
-            all.flat_map(|mappings| mappings.values()).any(|used| used == block)
-        };
-        let expected: BTreeSet<u64> = gone.into_iter().filter(|block| !used(block)).collect();
-        assert_eq!(freed, expected, "freed of {device} {begin:?}..{end:?}");
+        let expected: BTreeSet<u64> = gone.into_iter().filter(|block| !self.is_used(*block)).collect();
+        assert_eq!(blocks_of(&removed.freed), expected, "freed of {device} {begin:?}..{end:?}");
         self.count(if removed.mappings > 0 { "discard" } else { "discard nothing" });
     }
 

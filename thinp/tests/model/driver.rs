@@ -152,7 +152,8 @@ impl Driver {
             1670..=1683 => self.create().await,
             1684..=1725 => self.snapshot().await,
             1726..=1743 => self.delete().await,
-            1744..=1811 => self.write().await,
+            1744..=1771 => self.write().await,
+            1772..=1811 => self.share().await,
             1812..=1831 => self.set_transaction_id().await,
             1832..=1843 => self.reserve().await,
             1844..=1855 => self.release().await,
@@ -474,6 +475,41 @@ impl Driver {
             (unmapped, freed) if unmapped == freed => "discard of blocks of its own",
             _ => "discard of shared blocks",
         });
+    }
+
+    async fn share(&mut self) {
+        let (Some(source), Some(device)) = (self.busy_device(), self.busy_device()) else { return };
+        let (from, to) = (self.dice.below(self.shape.virtual_blocks), self.dice.below(self.shape.virtual_blocks));
+        // Far from the end of the metadata, so that an error says all: one block is shared or not.
+        let status = self.pool().status();
+        let ample = status.metadata_total_blocks - status.metadata_used_blocks > 150;
+        let blocks = if ample { 1 + self.dice.below(60) } else { 1 };
+        // Mostly not far from each other: what overlaps must be copied as it was.
+        let to = if self.dice.chance(2) { from + self.dice.below(blocks) } else { to };
+        let sectors = blocks * BLOCK + u64::from(self.dice.chance(20));
+        let thins = [device, source].map(|device| self.thins[&device].clone());
+        let result = thins[0].share(to * BLOCK, &thins[1], from * BLOCK, sectors).await;
+        let origins = [device, source].map(|device| self.model.device(device).origin);
+        let shareable = sectors == blocks * BLOCK && origins == [None, None];
+        match result {
+            Err(Error::NotShareable(_)) => assert!(!shareable),
+            Err(Error::Refused(Mode::ReadOnly)) => assert!(self.read_only),
+            Err(Error::Refused(Mode::OutOfMetadataSpace)) => {
+                assert!(self.metadata_is_short(), "{}", self.pool().status());
+                count("copy without metadata space");
+            }
+            Err(error) => panic!("{error}"),
+            Ok(()) if source == device && from == to => {}
+            Ok(()) => {
+                assert!(shareable && !self.read_only);
+                let freed = self.model.share(source, from, device, to, blocks);
+                if self.pool().status().discard == DiscardPolicy::Passdown {
+                    self.to_discard_blocks += freed;
+                }
+                let overlaps = source == device && from.abs_diff(to) < blocks;
+                count(if overlaps { "blocks shared, overlapping" } else { "blocks shared" });
+            }
+        }
     }
 
     async fn flush(&mut self) {
