@@ -14,6 +14,7 @@ use platform::time::Duration;
 use thinp::control::{DeviceId, Errno, Mode, Status};
 use thinp::metadata::{DataBlock, Metadata, MetadataError, OpenMode};
 use thinp::{Error, Format, Pool, PoolOptions, Thin};
+use xtask::dice::Dice;
 
 use crate::script::{Extent, Op, PoolArguments, WriteKind, digest, pattern};
 
@@ -248,6 +249,33 @@ impl Ours {
         }
         result
     }
+}
+
+/// Blocks that copies reach in each device.
+const COPIED_BLOCKS: u64 = 40;
+
+/// Copies blocks of a pool that nobody uses by sharing them, between any two devices of it; returns how many copies. The
+/// same dice do the same to pools that are the same.
+pub fn share_some(disks: &Disks, data_block_sectors: u64, mut dice: Dice) -> Result<u64, Error> {
+    run(disks.clone(), data_block_sectors, async move |ours| {
+        let disks = (Disk::new(ours.disks.meta.clone()), Disk::new(ours.disks.data.clone()));
+        let options = PoolOptions { format: Format::Never, ..PoolOptions::default() };
+        let pool = Pool::open(&ours.runtime, disks.0, disks.1, options).await.expect("a history left a sound pool");
+        let mut thins = Vec::new();
+        for (id, _) in pool.devices().await? {
+            thins.push(pool.open_thin(id, None).await?);
+        }
+        let copies = if thins.is_empty() { 0 } else { dice.below(20) };
+        for _ in 0..copies {
+            let mut any = |limit: u64| dice.below(limit);
+            let (source, target) = (any(thins.len() as u64) as usize, any(thins.len() as u64) as usize);
+            let [from, to, blocks] = [any(COPIED_BLOCKS), any(COPIED_BLOCKS), 1 + any(8)].map(|n| n * data_block_sectors);
+            thins[target].share(to, &thins[source], from, blocks).await?;
+        }
+        drop(thins);
+        pool.close().await?;
+        Ok(copies)
+    })
 }
 
 /// The stored reference count of every data block.

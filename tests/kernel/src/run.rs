@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use platform::mem::MemDisk;
 use xtask::dice::Dice;
 
@@ -126,12 +126,18 @@ fn batch(machine: &Machine, plan: &Plan, seeds: &[u64], tally: &Mutex<Tally>) ->
     let first: Vec<_> = dice.iter_mut().map(blank).collect();
     let context = Batch { machine, scratch: &scratch, operations: plan.operations, seeds, tally };
     let made = context.compare("new_pool", first, &mut dice)?;
-    // Ours goes on with Linux's pool, and Linux with ours.
-    let swap = |((ours, linux), dice): ((Made, Disks), &mut Dice)| {
-        let start = Start::after(&ours.played, dice);
-        (linux, ours.disks, start)
+    // Ours goes on with Linux's pool, and Linux with ours. In both ours has first copied blocks by sharing them, of which
+    // dm-thin knows nothing but what is on disk.
+    let mut copies = 0;
+    let mut swap = |((ours, linux), dice): ((Made, Disks), &mut Dice)| {
+        let (start, copying) = (Start::after(&ours.played, dice), dice.fork());
+        for disks in [&ours.disks, &linux].into_iter().filter(|_| start.copied) {
+            copies += ours::share_some(disks, start.block_sectors, copying.clone())?;
+        }
+        Ok((linux, ours.disks, start))
     };
-    let second: Vec<_> = made.into_iter().zip(&mut dice).map(swap).collect();
+    let second = made.into_iter().zip(&mut dice).map(&mut swap).collect::<Result<Vec<_>>>()?;
+    ensure!(copies > 0 || seeds.len() < BATCH as usize, "no block was copied");
     context.compare("each_others_pool", second, &mut dice)?;
     std::fs::remove_dir_all(&scratch)?;
     Ok(())
