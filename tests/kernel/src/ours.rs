@@ -269,7 +269,8 @@ pub fn share_some(disks: &Disks, data_block_sectors: u64, mut dice: Dice) -> Res
         for _ in 0..copies {
             let mut any = |limit: u64| dice.below(limit);
             let (source, target) = (any(thins.len() as u64) as usize, any(thins.len() as u64) as usize);
-            let [from, to, blocks] = [any(COPIED_BLOCKS), any(COPIED_BLOCKS), 1 + any(8)].map(|n| n * data_block_sectors);
+            let [from, to, blocks] =
+                [any(COPIED_BLOCKS), any(COPIED_BLOCKS), 1 + any(8)].map(|n| n * data_block_sectors);
             thins[target].share(to, &thins[source], from, blocks).await?;
         }
         drop(thins);

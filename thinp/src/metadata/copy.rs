@@ -53,7 +53,13 @@ impl Metadata {
     }
 
     /// The mappings of `source` from `from` on, as far as one leaf has them and there is no gap.
-    async fn run_from(&self, change: &Change<'_>, source: DeviceId, from: VirtualBlock, most: u64) -> Result<Vec<Packed>> {
+    async fn run_from(
+        &self,
+        change: &Change<'_>,
+        source: DeviceId,
+        from: VirtualBlock,
+        most: u64,
+    ) -> Result<Vec<Packed>> {
         let (root, core) = (self.with_open(source, |source| source.root)?, &change.core);
         let look = core.tm.blocks().look(|blocks| {
             let mut run = Vec::new();

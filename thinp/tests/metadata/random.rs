@@ -42,9 +42,16 @@ fn histories_agree_with_the_model() {
         }
     }
     println!("{total:#?}");
-    for what in
-        ["no data space", "no metadata space", "break sharing", "share", "abort", "reserve snapshot", "release snapshot", "swap"]
-    {
+    for what in [
+        "no data space",
+        "no metadata space",
+        "break sharing",
+        "share",
+        "abort",
+        "reserve snapshot",
+        "release snapshot",
+        "swap",
+    ] {
         assert!(total.get(what).is_some_and(|count| *count >= 5), "{what} is too rare: {total:?}");
     }
 }
