@@ -1,4 +1,4 @@
-//! Coverage-guided fuzzing of what reads a metadata disk: `cargo xtask fuzz TARGET` (libFuzzer, on stable Rust).
+//! Coverage-guided fuzzing of what reads a metadata disk or a stream: `cargo xtask fuzz TARGET` (libFuzzer, on stable Rust).
 //!
 //! - [`image`] turns a fuzzer's bytes into a disk: a small pool made by `thinp`, changed in a few places, its checksums
 //!   made right again, so that the fuzzer gets behind them;

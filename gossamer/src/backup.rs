@@ -8,7 +8,7 @@ use crate::progress::Progress;
 use crate::stream::{Found, Piece, Place, Reader, Sink, Writer};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -52,10 +52,17 @@ struct Wanted<'a> {
 impl Job<'_> {
     /// Takes away what earlier runs left: snapshots that are no base any more, and files.
     fn clean(&mut self) -> Result<()> {
-        for name in self.folder.manifest.retired_snapshots.clone() {
-            self.api.delete(&name)?;
+        let mut stay = Vec::new();
+        for name in std::mem::take(&mut self.folder.manifest.retired_snapshots) {
+            match self.api.delete(&name) {
+                Err(refused @ Failure::Refused { status: 409, .. }) => {
+                    eprintln!("gossamer: snapshot {name} stays until the next run: {refused}");
+                    stay.push(name);
+                }
+                deleted => deleted?,
+            }
         }
-        self.folder.manifest.retired_snapshots.clear();
+        self.folder.manifest.retired_snapshots = stay;
         self.folder.clean()
     }
 
@@ -101,8 +108,10 @@ impl Job<'_> {
         };
         let wanted = Wanted { target, base: base.as_ref(), snapshot: &pending.snapshot };
         let path = self.folder.file(&pending.file);
-        let mapped_bytes = volume.map_or(0, |volume| volume.mapped_bytes);
-        let bytes = self.changed_bytes(&wanted)?.unwrap_or(mapped_bytes);
+        let bytes = match wanted.base {
+            Some(base) if !self.quiet => self.changed_bytes(base, &pending.snapshot)?,
+            _ => volume.map_or(0, |volume| volume.mapped_bytes),
+        };
         let progress = Progress::new(pending.snapshot.clone(), bytes, self.quiet);
         let mut attempt = 0;
         let mut found = wanted.found(&path)?;
@@ -141,16 +150,19 @@ impl Job<'_> {
         Ok(volume.is_some_and(|volume| volume.base_identity() == Some(&last.identity)))
     }
 
-    /// What an increment will bring.
-    fn changed_bytes(&self, wanted: &Wanted<'_>) -> Result<Option<u64>> {
-        let Some(base) = wanted.base else { return Ok(None) };
-        let path = format!("/v1/volumes/{}/delta?to={}&same=no", segment(&base.snapshot)?, wanted.snapshot);
-        let text = self.api.client.send("GET", &path, None)?.text()?;
-        let runs = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let written = runs.filter(|run| run["kind"] == "different" || run["kind"] == "right_only");
-        let blocks = written.filter_map(|run| run["length"].as_u64()).fold(0, u64::saturating_add);
-        let sectors = self.api.call("GET", "/v1/pool", None)?["data_block_sectors"].as_u64();
-        Ok(sectors.map(|sectors| blocks.saturating_mul(sectors).saturating_mul(512)))
+    /// What an increment will bring, for who looks on.
+    fn changed_bytes(&self, base: &Backup, snapshot: &str) -> Result<u64> {
+        let sectors = self.api.call("GET", "/v1/pool", None)?["data_block_sectors"].as_u64().unwrap_or(0);
+        let path = format!("/v1/volumes/{}/delta?to={snapshot}&same=no", segment(&base.snapshot)?);
+        let mut blocks: u64 = 0;
+        for line in BufReader::new(self.api.client.send("GET", &path, None)?.body).lines() {
+            let line = line.map_err(|error| self.api.client.lost(&error))?;
+            let run: Value = serde_json::from_str(&line).unwrap_or_default();
+            if run["kind"] == "different" || run["kind"] == "right_only" {
+                blocks = blocks.saturating_add(run["length"].as_u64().unwrap_or(0));
+            }
+        }
+        Ok(blocks.saturating_mul(sectors).saturating_mul(512))
     }
 
     /// Streams into the file, behind what is there.
@@ -179,9 +191,12 @@ impl Job<'_> {
             _ => return Err(reader.damaged(&"the appliance sends another stream than it was asked for")),
         };
         progress.reach(found.map_or(0, |found| found.data_bytes));
-        let copied = copy(&mut reader, &mut writer, progress).and_then(|()| writer.end());
         // What was received up to the last digest stays, whatever happened then.
-        let file = writer.into_out().into_inner().map_err(|error| failed(error.into_error()))?;
+        let (out, copied) = match copy(&mut reader, &mut writer, progress) {
+            Ok(()) => (writer.end()?, Ok(())),
+            broken => (writer.into_out(), broken),
+        };
+        let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
         file.sync_all().map_err(&failed)?;
         copied
     }

@@ -3,6 +3,7 @@
 //! It reads the answer also when a body is refused in the middle: the appliance says then what is wrong with a stream.
 
 use crate::failure::{Failure, Result};
+use rustix::net::{RecvFlags, recv};
 use std::fmt;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -258,11 +259,14 @@ impl Read for Body {
     }
 }
 
-/// Sends each write as a chunk.
+/// Sends each write as a chunk, unless the appliance has answered: then it will take no more.
 struct Chunks<'s>(&'s TcpStream);
 
 impl Write for Chunks<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if recv(self.0, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "it was answered before its end"));
+        }
         if !bytes.is_empty() {
             self.0.write_all(format!("{:x}\r\n", bytes.len()).as_bytes())?;
             self.0.write_all(bytes)?;

@@ -74,6 +74,20 @@ pub struct Pending {
     pub file: String,
 }
 
+impl Manifest {
+    fn new(volume: &str) -> Manifest {
+        Manifest {
+            version: VERSION,
+            volume: volume.to_owned(),
+            next_id: 1,
+            backups: Vec::new(),
+            pending: None,
+            retired_snapshots: Vec::new(),
+            retired_files: Vec::new(),
+        }
+    }
+}
+
 impl Backup {
     /// What the volume held.
     pub fn target(&self) -> Result<Identity> {
@@ -106,37 +120,24 @@ pub struct Folder {
 impl Folder {
     /// Opens a folder to change it.
     pub fn open(path: &Path) -> Result<Folder> {
-        let lock = File::create(path.join(LOCK)).map_err(Failure::file(path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Failure::Locked(path.display().to_string())),
-            Err(TryLockError::Error(error)) => return Err(Failure::file(path)(error)),
-        }
+        let lock = lock(path)?;
         Ok(Folder { manifest: read(path)?, path: path.to_owned(), _lock: Some(lock) })
     }
 
     /// Opens the folder for backups of `volume`, and makes it if there is none.
     pub fn open_or_make(path: &Path, volume: &str) -> Result<Folder> {
         fs::create_dir_all(path).map_err(Failure::file(path))?;
+        let lock = lock(path)?;
         if !path.join(MANIFEST).exists() {
-            let strange = fs::read_dir(path).map_err(Failure::file(path))?.filter_map(std::result::Result::ok);
-            let strange = strange.map(|entry| entry.file_name()).find(|name| name != LOCK && name != NEW_MANIFEST);
+            let entries = fs::read_dir(path).map_err(Failure::file(path))?.filter_map(std::result::Result::ok);
+            let strange = entries.map(|entry| entry.file_name()).find(|name| name != LOCK && name != NEW_MANIFEST);
             if let Some(name) = strange {
                 let (path, name) = (path.display(), name.display());
                 return Err(Failure::Usage(format!("{path} has no manifest, but {name}: give an empty folder")));
             }
-            let manifest = Manifest {
-                version: VERSION,
-                volume: volume.to_owned(),
-                next_id: 1,
-                backups: Vec::new(),
-                pending: None,
-                retired_snapshots: Vec::new(),
-                retired_files: Vec::new(),
-            };
-            Folder { path: path.to_owned(), _lock: None, manifest }.save()?;
+            Folder { path: path.to_owned(), _lock: None, manifest: Manifest::new(volume) }.save()?;
         }
-        let folder = Folder::open(path)?;
+        let folder = Folder { manifest: read(path)?, path: path.to_owned(), _lock: Some(lock) };
         if folder.manifest.volume != volume {
             let (path, other) = (path.display(), &folder.manifest.volume);
             return Err(Failure::Usage(format!("{path} has the backups of {other}: give each volume a folder")));
@@ -193,6 +194,16 @@ impl Folder {
         let full = upto.iter().rposition(|backup| backup.base.is_none());
         let chain = full.and_then(|full| upto.get(full..));
         chain.ok_or_else(|| Failure::Damaged("the manifest has increments without a full backup before them".into()))
+    }
+}
+
+/// Keeps other runs out until it is closed.
+fn lock(path: &Path) -> Result<File> {
+    let lock = File::create(path.join(LOCK)).map_err(Failure::file(path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Failure::Locked(path.display().to_string())),
+        Err(TryLockError::Error(error)) => Err(Failure::file(path)(error)),
     }
 }
 

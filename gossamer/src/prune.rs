@@ -113,8 +113,7 @@ fn merge(folder: &mut Folder, places: Range<usize>, quiet: bool) -> Result<Backu
     let mut writer = Writer::begin(out, &info, Place::file(&path))?;
     let progress = Progress::new(format!("merge into {}", newest.id), info.volume_bytes, quiet);
     merge.run(0, &mut writer, |at| progress.reach(at))?;
-    writer.end()?;
-    let out = writer.into_out().into_inner().map_err(|error| Failure::file(&path)(error.into_error()))?;
+    let out = writer.end()?.into_inner().map_err(|error| Failure::file(&path)(error.into_error()))?;
     out.sync_all().map_err(Failure::file(&path))?;
     // The backups that it is made of go for good, so it is read again before.
     let found = Found::read(&path)?.filter(|found| found.complete && found.info == info);

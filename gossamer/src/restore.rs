@@ -49,7 +49,7 @@ pub fn to_volume(api: &Api, folder: &Folder, index: usize, name: &str, force: bo
     let answer = api.client.upload("PUT", &format!("{path}/stream"), STREAM, |out| {
         let mut writer = Writer::begin(out, &info, Place::appliance("the appliance"))?;
         merge.run(from, &mut writer, |at| progress.reach(at))?;
-        writer.end()
+        writer.end().map(drop)
     })?;
     json(answer)
 }

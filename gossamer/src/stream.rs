@@ -168,14 +168,14 @@ impl<W: Write> Writer<W> {
         self.pass()
     }
 
-    /// The end.
-    pub fn end(&mut self) -> Result<()> {
-        self.encoder.clone().end(&mut self.made).map_err(misuse)?;
-        self.pass()?;
-        self.out.flush().map_err(|error| self.place.failed(error))
+    /// The end; what was written to.
+    pub fn end(mut self) -> Result<W> {
+        self.encoder.end(&mut self.made).map_err(misuse)?;
+        self.out.write_all(&self.made).and_then(|()| self.out.flush()).map_err(|error| self.place.failed(error))?;
+        Ok(self.out)
     }
 
-    /// What was written to, whether the stream has its end or not.
+    /// What was written to, without the end.
     pub fn into_out(self) -> W {
         self.out
     }

@@ -112,7 +112,8 @@ fn any_that_stay_are_whole_whichever_go() {
     for n in 0..9 {
         fake.change("v1", &mut dice);
         let full = n == 4;
-        let made = backup::run(&api(&fake), &folder, "v1", full, true).unwrap();
+        // A bar that nobody sees, as under cron.
+        let made = backup::run(&api(&fake), &folder, "v1", full, false).unwrap();
         held.push((made[0].id, fake.contents("v1")));
     }
     let mut opened = Folder::open(&folder).unwrap();
@@ -182,6 +183,21 @@ fn a_base_that_was_written_to_is_none() {
     let made = back_up(&fake, &folder).unwrap();
     fake.spoil(&made[0].snapshot);
     assert!(back_up(&fake, &folder).unwrap()[0].base.is_none());
+}
+
+#[test]
+fn a_snapshot_in_use_stays_until_it_is_not() {
+    let (scratch, fake) = (Scratch::new("held"), Fake::start());
+    let folder = scratch.join("backups");
+    fake.make("v1", 8 * BLOCK_BYTES);
+    let first = back_up(&fake, &folder).unwrap()[0].snapshot.clone();
+    fake.hold(Some(&first));
+    back_up(&fake, &folder).unwrap();
+    back_up(&fake, &folder).unwrap();
+    assert_eq!(fake.snapshots().len(), 2, "the one in use, and the base");
+    fake.hold(None);
+    back_up(&fake, &folder).unwrap();
+    assert_eq!(fake.snapshots().len(), 1);
 }
 
 #[test]
@@ -262,13 +278,14 @@ fn a_restore_into_a_volume_goes_on_where_it_broke_off() {
 fn what_the_appliance_says_in_the_middle_of_an_upload_is_heard() {
     let (scratch, fake) = (Scratch::new("refused"), Fake::start());
     let folder = scratch.join("backups");
-    fake.make("v1", 512 * BLOCK_BYTES);
-    fake.fill("v1", 0..512, 3);
+    fake.make("v1", 1024 * BLOCK_BYTES);
+    fake.fill("v1", 0..1024, 3);
     back_up(&fake, &folder).unwrap();
     fake.full_at(Some(2 * BLOCK_BYTES));
     let refused = restore::to_volume(&api(&fake), &Folder::look(&folder).unwrap(), 0, "v2", false, true);
     let Err(Failure::Refused { status: 507, message, .. }) = refused else { panic!("{refused:?}") };
     assert_eq!(message, "the pool is full");
+    assert!(fake.sent_after_answer() < 256 * BLOCK_BYTES, "it was not heard in the middle");
 }
 
 #[test]

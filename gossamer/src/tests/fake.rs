@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -55,8 +55,10 @@ struct State {
     full_at: Option<u64>,
     /// What was received of a volume, and how to go on.
     receiving: BTreeMap<String, (Volume, Token)>,
+    held: Option<String>,
     resumed: usize,
     sent_bytes: u64,
+    sent_after_answer: u64,
 }
 
 pub struct Fake {
@@ -134,6 +136,10 @@ impl Fake {
         self.state.lock().unwrap().volumes.get_mut(name).unwrap().intact = false;
     }
 
+    pub fn hold(&self, name: Option<&str>) {
+        self.state.lock().unwrap().held = name.map(str::to_owned);
+    }
+
     pub fn cut_downloads(&self, at: &[u64]) {
         self.state.lock().unwrap().cuts = at.to_vec();
     }
@@ -152,6 +158,10 @@ impl Fake {
 
     pub fn resumed(&self) -> usize {
         self.state.lock().unwrap().resumed
+    }
+
+    pub fn sent_after_answer(&self) -> u64 {
+        self.state.lock().unwrap().sent_after_answer
     }
 
     pub fn sent_bytes(&self) -> u64 {
@@ -182,6 +192,9 @@ fn answer(state: &Mutex<State>, stream: &TcpStream) -> std::io::Result<()> {
             Some(volume) => say(stream, 200, &show(volume)),
             None => no_such(stream),
         },
+        ("DELETE", ["volumes", name]) if state.held.as_deref() == Some(*name) => {
+            say(stream, 409, &json!({"errno": -16, "error": "EBUSY", "message": "it is in use"}))
+        }
         ("DELETE", ["volumes", name]) => match state.volumes.remove(*name) {
             Some(_) => say(stream, 204, &Value::Null),
             None => no_such(stream),
@@ -234,7 +247,8 @@ fn say(stream: &TcpStream, status: u16, body: &Value) -> std::io::Result<()> {
 }
 
 fn plain(mut stream: &TcpStream, status: u16, body: &str) -> std::io::Result<()> {
-    write!(stream, "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    let answer = format!("HTTP/1.1 {status} Said\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(answer.as_bytes())
 }
 
 fn send(state: &mut State, mut stream: &TcpStream, name: &str, query: &BTreeMap<&str, &str>) -> std::io::Result<()> {
@@ -316,7 +330,12 @@ fn receive(state: &mut State, stream: &TcpStream, input: &mut impl BufRead, name
         }
         let at = decoder.position();
         if state.full_at.is_some_and(|full| at > full) {
-            return say(stream, 507, &json!({"errno": -28, "error": "ENOSPC", "message": "the pool is full"}));
+            say(stream, 507, &json!({"errno": -28, "error": "ENOSPC", "message": "the pool is full"}))?;
+            // As the appliance does: what is still under way must not reset the connection before the answer is read.
+            stream.shutdown(Shutdown::Write)?;
+            let more = std::io::copy(input, &mut std::io::sink())?;
+            state.sent_after_answer = more;
+            return Ok(());
         }
         if state.cut_uploads_at.is_some_and(|most| at > most) {
             return Ok(());
