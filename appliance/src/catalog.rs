@@ -99,12 +99,69 @@ pub struct VolumeRecord {
     /// It is being deleted, which takes more than one commit: nobody may use it any more.
     #[cbor(n(7), default)]
     pub deleting: bool,
+    /// What it is known to hold; nothing of a volume that was written to.
+    #[n(8)]
+    pub contents: Option<Contents>,
+    /// It holds the verified beginning of something that is being received: how its sender goes on.
+    #[n(9)]
+    pub resume: Option<String>,
     /// Who may use it, where a name is not enough.
     #[n(11)]
     pub guarded: Option<Rule>,
 }
 
+/// What a volume is known to hold. It holds that as long as the root of its tree is the one of then: whatever changes a
+/// mapping changes the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Contents {
+    /// The identity of the read-only snapshot that was made of it: here, or where it was received from.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub identity: [u8; 16],
+    /// Root of the tree in the commit of which this was written, big-endian: its length must not depend on it.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub root: [u8; 8],
+}
+
+impl Contents {
+    /// Contents with this identity, in the tree with this root.
+    pub fn new(identity: [u8; 16], root: u64) -> Contents {
+        Contents { identity, root: root.to_be_bytes() }
+    }
+
+    /// The tree with this root still holds them.
+    pub fn are_in(&self, root: u64) -> bool {
+        self.root == root.to_be_bytes()
+    }
+}
+
 impl VolumeRecord {
+    /// The record of a volume of which nothing more is known.
+    pub fn new(device: DeviceId, name: &str, identity: [u8; 16]) -> VolumeRecord {
+        VolumeRecord {
+            device: device.get(),
+            name: name.into(),
+            size_bytes: None,
+            origin: None,
+            read_only: false,
+            identity,
+            export: None,
+            deleting: false,
+            contents: None,
+            resume: None,
+            guarded: None,
+        }
+    }
+
+    /// The device.
+    pub fn id(&self) -> Option<DeviceId> {
+        DeviceId::new(self.device.into())
+    }
+
+    /// The appliance's own, shown to nobody: its name is none that a volume can have.
+    pub fn is_hidden(&self) -> bool {
+        self.name.starts_with('.')
+    }
+
     /// Who may use it.
     pub fn rule(&self) -> Option<Rule> {
         access::join(self.export.as_ref(), self.guarded.as_ref())
@@ -244,11 +301,12 @@ impl Catalog {
         self.volumes.values()
     }
 
-    /// At most `most` volumes by name, after the name `after`.
+    /// At most `most` volumes by name, after the name `after`; not those that are shown to nobody.
     pub fn by_name<'a>(&'a self, after: Option<&'a str>, most: usize) -> impl Iterator<Item = &'a VolumeRecord> {
         use core::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, Excluded);
-        self.names.range::<str, _>((from, Unbounded)).take(most).filter_map(|(_, id)| self.volumes.get(id))
+        let records = self.names.range::<str, _>((from, Unbounded)).filter_map(|(_, id)| self.volumes.get(id));
+        records.filter(|record| !record.is_hidden()).take(most)
     }
 
     /// The volume of this name.
@@ -325,19 +383,7 @@ impl Catalog {
         let stale = self.volumes.keys().filter_map(|id| DeviceId::new((*id).into())).filter(|id| !devices.contains(id));
         let unknown = devices.iter().filter(|id| self.of(**id).is_none());
         let dropped: Vec<Edit> = stale.map(Edit::Remove).collect();
-        let found = unknown.map(|id| {
-            Edit::Put(VolumeRecord {
-                device: id.get(),
-                name: self.free_name(*id),
-                size_bytes: None,
-                origin: None,
-                read_only: false,
-                identity: identity(*id),
-                export: None,
-                deleting: false,
-                guarded: None,
-            })
-        });
+        let found = unknown.map(|id| Edit::Put(VolumeRecord::new(*id, &self.free_name(*id), identity(*id))));
         dropped.into_iter().chain(found).collect()
     }
 
@@ -438,20 +484,13 @@ fn encode<T: Encode<()>>(value: &T) -> Result<Vec<u8>, CatalogError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::string::ToString;
 
     fn record(device: u32, name: &str, initiators: usize) -> VolumeRecord {
         let names = (0..initiators).map(|n| format!("iqn.2001-04.com.example:host-{n:0100}")).collect();
         VolumeRecord {
-            device,
-            name: name.to_string(),
             size_bytes: Some(1 << 30),
-            origin: None,
-            read_only: false,
-            identity: [device as u8; 16],
             export: (initiators > 0).then_some(Access::Initiators(names)),
-            deleting: false,
-            guarded: None,
+            ..VolumeRecord::new(DeviceId::new(device.into()).unwrap(), name, [device as u8; 16])
         }
     }
 

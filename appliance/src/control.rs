@@ -7,7 +7,7 @@ use crate::repair::Workshop;
 use crate::runs;
 use crate::service::{METADATA_TARGET, Served, Service, ServiceError, Targets};
 use crate::startup;
-use crate::units::{Unit, serial};
+use crate::units::{hexadecimal, serial};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -16,8 +16,8 @@ use core::cmp::Reverse;
 use export::{Peer, Portal};
 use mgmt::{
     Authentication, CheckReport, CheckState, Control, ControlError, Deletion, DeltaRequest, DiscoveryAuth, Export,
-    Health, MappingsRequest, MetadataExport, NewSnapshot, NewVolume, PoolInfo, Repair, RepairReport, Resize, RunsError,
-    TokenHash, View, Views, Volume, VolumeName, VolumeSpace,
+    Health, MappingsRequest, MetadataExport, NewVolume, PoolInfo, Repair, RepairReport, RunsError, TokenHash, View,
+    Views, Volume, VolumeChange, VolumeName, VolumeSpace,
 };
 use platform::Runtime;
 use platform::block::SECTOR_BYTES;
@@ -182,16 +182,14 @@ impl Control for Manager {
 
     async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError> {
         let served = self.service.served()?;
-        let mapped = self.mapped_bytes(&served).await?;
-        let catalog = served.catalog();
-        let records = catalog.by_name(after.map(VolumeName::as_str), most);
-        Ok(records.filter_map(|record| self.describe(&served, record, &mapped)).collect())
+        let records: Vec<_> = served.catalog().by_name(after.map(VolumeName::as_str), most).cloned().collect();
+        Ok(self.describe(&served, &records).await?)
     }
 
     async fn volume(&self, name: &VolumeName) -> Result<Volume, ControlError> {
         let served = self.service.served()?;
-        let mapped = self.mapped_bytes(&served).await?;
-        let found = served.catalog().named(name.as_str()).and_then(|r| self.describe(&served, r, &mapped));
+        let record = served.catalog().named(name.as_str()).cloned().ok_or_else(|| no_volume(name))?;
+        let found = self.describe(&served, &[record]).await?.pop();
         Ok(found.ok_or_else(|| no_volume(name))?)
     }
 
@@ -222,59 +220,29 @@ impl Control for Manager {
         self.service
             .alone(async |served| {
                 let device = vacant(served, &new.name).await?;
-                let record = VolumeRecord {
-                    device: device.get(),
-                    name: new.name.as_str().to_string(),
-                    size_bytes: Some(new.size_bytes.bytes()),
-                    origin: None,
-                    read_only: false,
-                    identity: self.service.new_identity(),
-                    export: None,
-                    deleting: false,
-                    guarded: None,
-                };
+                let blank = VolumeRecord::new(device, new.name.as_str(), self.service.new_identity());
+                let record = VolumeRecord { size_bytes: Some(new.size_bytes.bytes()), ..blank };
                 served.change(&[Change::CreateThin(device)], [Edit::Put(record)].into()).await
             })
             .await?;
         self.volume(&new.name).await
     }
 
-    async fn create_snapshot(&self, origin: &VolumeName, new: NewSnapshot) -> Result<Volume, ControlError> {
-        self.service
-            .alone(async |served| {
-                let of = living(served, origin)?;
-                let of_device = DeviceId::new(of.device.into()).ok_or_else(|| no_volume(origin))?;
-                let device = vacant(served, &new.name).await?;
-                let record = VolumeRecord {
-                    device: device.get(),
-                    name: new.name.as_str().to_string(),
-                    size_bytes: of.size_bytes,
-                    origin: Some(of.identity),
-                    read_only: false,
-                    identity: self.service.new_identity(),
-                    export: None,
-                    deleting: false,
-                    guarded: None,
-                };
-                let change = Change::CreateSnap { device, origin: of_device };
-                served.change(&[change], [Edit::Put(record)].into()).await
-            })
-            .await?;
-        self.volume(&new.name).await
-    }
-
-    async fn resize_volume(&self, name: &VolumeName, resize: Resize) -> Result<Volume, ControlError> {
-        self.service.alone(async |served| self.resize(served, name, resize.size_bytes.bytes()).await).await?;
-        self.portal.capacity_changed(&self.service.target_name(name.as_str()));
+    async fn change_volume(&self, name: &VolumeName, change: VolumeChange) -> Result<Volume, ControlError> {
+        match change {
+            VolumeChange::SizeBytes(size) => {
+                self.service.alone(async |served| self.resize(served, name, size.bytes()).await).await?;
+                self.portal.capacity_changed(&self.service.target_name(name.as_str()));
+            }
+            VolumeChange::ReadOnly(read_only) => self.set_read_only(name, read_only).await?,
+        }
         self.volume(name).await
     }
 
     async fn delete_volume(&self, name: &VolumeName) -> Result<(), ControlError> {
         let large = self.service.alone(async |served| {
             let device = device_of(served, name)?;
-            if self.service.unit(device).is_some() {
-                return Err(ServiceError::InUse(name.to_string()));
-            }
+            self.service.check_unused(device, name)?;
             if !served.adopted() {
                 served.pool.delete(device).await?;
                 served.change(&[], [Edit::Remove(device)].into()).await?;
@@ -339,11 +307,13 @@ impl Manager {
     async fn resize(&self, served: &Served, name: &VolumeName, size_bytes: u64) -> Result<(), ServiceError> {
         let mut record = living(served, name)?;
         let device = device_of(served, name)?;
-        let unit = self.service.unit(device);
-        let smaller = record.size_bytes.is_some_and(|old| size_bytes < old);
-        if smaller && unit.is_some() {
-            return Err(ServiceError::InUse(name.to_string()));
+        if record.read_only {
+            return Err(ServiceError::ReadOnly(name.to_string()));
         }
+        if record.size_bytes.is_some_and(|old| size_bytes < old) {
+            self.service.check_unused(device, name)?;
+        }
+        let unit = self.service.unit(device);
         if let Some(old_bytes) = record.size_bytes
             && size_bytes != old_bytes
         {
@@ -351,37 +321,43 @@ impl Manager {
         }
         record.size_bytes = Some(size_bytes);
         served.change(&[], [Edit::Put(record)].into()).await?;
-        if let Some(Unit::Volume(volume)) = unit.as_deref() {
-            volume.set_size_bytes(size_bytes);
+        if let Some(unit) = unit {
+            unit.set_size_bytes(size_bytes);
         }
         Ok(())
     }
 
-    async fn mapped_bytes(&self, served: &Served) -> Result<BTreeMap<DeviceId, u64>, ControlError> {
+    /// Volumes in the words of the interface; not those that are shown to nobody.
+    async fn describe(&self, served: &Served, records: &[VolumeRecord]) -> Result<Vec<Volume>, ServiceError> {
         let block_bytes = served.pool.data_block_sectors().saturating_mul(SECTOR_BYTES as u64);
-        let devices = served.pool.devices().await.map_err(ServiceError::Pool)?;
-        Ok(devices.into_iter().map(|(id, d)| (id, d.mapped_blocks.saturating_mul(block_bytes))).collect())
-    }
-
-    fn describe(&self, served: &Served, record: &VolumeRecord, mapped: &BTreeMap<DeviceId, u64>) -> Option<Volume> {
-        let id = DeviceId::new(record.device.into())?;
-        let origin = record.origin.and_then(|identity| {
-            let catalog = served.catalog();
-            catalog.identified(&identity).and_then(|r| VolumeName::parse(&r.name).ok())
-        });
-        let rule = record.rule();
-        Some(Volume {
-            name: VolumeName::parse(&record.name).ok()?,
-            id,
-            size_bytes: record.size_bytes,
-            mapped_bytes: mapped.get(&id).copied().unwrap_or(0),
-            snapshot_of: origin,
-            read_only: record.read_only,
-            serial: serial(&record.identity),
-            target: rule.as_ref().map(|_| self.service.target_name(&record.name)),
-            export: rule.map(Export::from),
-            in_use: self.service.unit(id).is_some(),
-        })
+        let details: BTreeMap<_, _> = served.pool.devices().await?.into_iter().collect();
+        let mut volumes = Vec::new();
+        for record in records.iter().filter(|record| !record.is_hidden()) {
+            let (Some(id), Ok(name)) = (record.id(), VolumeName::parse(&record.name)) else { continue };
+            let contents = served.contents(record).await?;
+            let origin = record.origin.and_then(|identity| {
+                let catalog = served.catalog();
+                catalog.identified(&identity).and_then(|r| VolumeName::parse(&r.name).ok())
+            });
+            let rule = record.rule();
+            let mapped_blocks = details.get(&id).map_or(0, |details| details.mapped_blocks);
+            volumes.push(Volume {
+                name,
+                id,
+                size_bytes: record.size_bytes,
+                mapped_bytes: mapped_blocks.saturating_mul(block_bytes),
+                snapshot_of: origin,
+                read_only: record.read_only,
+                intact: record.contents.map(|_| contents.is_some()),
+                identity: hexadecimal(&record.identity),
+                contents: contents.as_ref().map(hexadecimal),
+                serial: serial(&record.identity),
+                target: rule.as_ref().map(|_| self.service.target_name(&record.name)),
+                export: rule.map(Export::from),
+                in_use: self.service.is_in_use(id),
+            });
+        }
+        Ok(volumes)
     }
 }
 
@@ -406,7 +382,7 @@ pub(crate) fn told(report: &Report) -> CheckReport {
 }
 
 /// Unmaps what lies beyond `size_bytes`, and zeroes the rest of the block in which that is.
-async fn forget(served: &Served, device: DeviceId, size_bytes: u64) -> Result<(), ServiceError> {
+pub(crate) async fn forget(served: &Served, device: DeviceId, size_bytes: u64) -> Result<(), ServiceError> {
     let unit = SECTOR_BYTES as u64;
     let block_sectors = served.pool.data_block_sectors();
     let thin = served.pool.open_thin(device, None).await?;
@@ -426,25 +402,35 @@ async fn forget(served: &Served, device: DeviceId, size_bytes: u64) -> Result<()
 
 /// A thin id for a new volume of this name.
 async fn vacant(served: &Served, name: &VolumeName) -> Result<DeviceId, ServiceError> {
+    check_free(served, name)?;
+    let mut vacant = vacancies(served).await?;
+    vacant.next().ok_or(ServiceError::NoFreeId)
+}
+
+/// A new volume can have this name.
+pub(crate) fn check_free(served: &Served, name: &VolumeName) -> Result<(), ServiceError> {
+    let taken = served.catalog().named(name.as_str()).is_some();
+    if taken { Err(ServiceError::NameTaken(name.to_string())) } else { Ok(()) }
+}
+
+/// Thin ids for new volumes.
+pub(crate) async fn vacancies(served: &Served) -> Result<impl Iterator<Item = DeviceId> + use<>, ServiceError> {
     if !served.adopted() {
         return Err(ServiceError::NotAdopted);
     }
-    if served.catalog().named(name.as_str()).is_some() {
-        return Err(ServiceError::NameTaken(name.to_string()));
-    }
     let taken: BTreeSet<u32> = served.pool.devices().await?.into_iter().map(|(id, _)| id.get()).collect();
-    let free = (1..=DeviceId::MAX.get()).find(|id| !taken.contains(id));
-    free.and_then(|id| DeviceId::new(id.into())).ok_or(ServiceError::NoFreeId)
+    let free = (1..=DeviceId::MAX.get()).filter(move |id| !taken.contains(id));
+    Ok(free.filter_map(|id| DeviceId::new(id.into())))
 }
 
-fn device_of(served: &Served, name: &VolumeName) -> Result<DeviceId, ServiceError> {
+pub(crate) fn device_of(served: &Served, name: &VolumeName) -> Result<DeviceId, ServiceError> {
     let catalog = served.catalog();
     let record = catalog.named(name.as_str()).ok_or_else(|| no_volume(name))?;
     DeviceId::new(record.device.into()).ok_or_else(|| no_volume(name))
 }
 
 /// The record of a volume that is not being deleted.
-fn living(served: &Served, name: &VolumeName) -> Result<VolumeRecord, ServiceError> {
+pub(crate) fn living(served: &Served, name: &VolumeName) -> Result<VolumeRecord, ServiceError> {
     let record = served.catalog().named(name.as_str()).cloned().ok_or_else(|| no_volume(name))?;
     match DeviceId::new(record.device.into()) {
         Some(device) if record.deleting => Err(thinp::Error::Deleting(device).into()),
@@ -452,6 +438,6 @@ fn living(served: &Served, name: &VolumeName) -> Result<VolumeRecord, ServiceErr
     }
 }
 
-fn no_volume(name: &VolumeName) -> ServiceError {
+pub(crate) fn no_volume(name: &VolumeName) -> ServiceError {
     ServiceError::NoVolume(name.to_string())
 }

@@ -3,6 +3,7 @@
 
 use crate::catalog::CatalogError;
 use crate::service::ServiceError;
+use crate::streams::TransferError;
 use alloc::string::ToString;
 use export::UnitError;
 use mgmt::{Code, ControlError};
@@ -34,6 +35,14 @@ fn code(error: &ServiceError) -> Code {
         ServiceError::NoVolume(_) => Code::Errno(Errno::ENODATA),
         ServiceError::NameTaken(_) => Code::Errno(Errno::EEXIST),
         ServiceError::InUse(_) => Code::Errno(Errno::EBUSY),
+        ServiceError::ReadOnly(_) => Code::Errno(Errno::EPERM),
+        ServiceError::Transfer(error) => Code::Errno(match error {
+            TransferError::Receiving(_) => Errno::EBUSY,
+            TransferError::NoTransfer(_) => Errno::ENODATA,
+            TransferError::NoSpace { .. } => Errno::ENOSPC,
+            _ => Errno::EINVAL,
+        }),
+        ServiceError::NotItsSnapshot { .. } => Code::Errno(Errno::EINVAL),
         ServiceError::NotAdopted => Code::Errno(Errno::EOPNOTSUPP),
         ServiceError::SizeUnset(_) => Code::Errno(Errno::EINVAL),
         ServiceError::Catalog(CatalogError::Malformed { .. } | CatalogError::Duplicate { .. }) => {
@@ -76,7 +85,29 @@ fn hint(error: &ServiceError) -> &'static str {
         ServiceError::SizeUnset(_) => "set it: PATCH the volume with {\"size_bytes\": N}",
         ServiceError::NameTaken(_) => "choose another name, or delete that volume",
         ServiceError::NoVolume(_) => "GET /v1/volumes lists what there is",
-        ServiceError::InUse(_) => "log its initiators out, or DELETE its export",
+        ServiceError::InUse(_) => "log its initiators out, or DELETE its export, or wait for the stream that uses it",
+        ServiceError::ReadOnly(_) => "PATCH it with {\"read_only\": false}: then it is no base any more",
+        ServiceError::Transfer(error) => match error {
+            TransferError::NotASnapshot(_) => "take a snapshot with \"read_only\": true, or PATCH the volume so",
+            TransferError::BadToken | TransferError::OtherToken { .. } => {
+                "GET /v1/volumes/NAME/receive of the receiver has its token; send the same snapshot and base as before"
+            }
+            TransferError::Stream(_) => "the volume is as it was; GET /v1/volumes/NAME/receive tells whether to resume",
+            TransferError::SizeUnknown(_) => "add size_bytes=N to the query",
+            TransferError::OtherSize { .. } => "leave size_bytes out",
+            TransferError::Origin(_) => "send a volume that stands by itself",
+            TransferError::WrongBase { .. } => {
+                "send the increment on what the volume holds (GET shows its `contents`), or a full stream"
+            }
+            TransferError::BaseGiven => "leave base out",
+            TransferError::NotBegun(_) => {
+                "GET /v1/volumes/NAME/receive has the token, if there is one; else send it whole"
+            }
+            TransferError::Receiving(_) => "wait until that has ended, or end its sender",
+            TransferError::NoTransfer(_) => "PUT /v1/volumes/NAME/stream begins one",
+            TransferError::NoSpace { .. } => "delete or discard something, or grow the pool, and send it again",
+        },
+        ServiceError::NotItsSnapshot { .. } => "GET /v1/volumes shows of what each is a snapshot",
         ServiceError::NoFreeId => "delete volumes that are no longer needed",
         ServiceError::Catalog(CatalogError::Unencodable(_) | CatalogError::TooLarge { .. }) => {
             "shorten the record: name fewer initiators"

@@ -30,13 +30,18 @@ pub mod catalog;
 mod check;
 mod control;
 pub mod errors;
+mod holds;
 mod owner;
 mod repair;
 mod runs;
 pub mod service;
 pub mod settings;
+mod snapshots;
 mod space;
 mod startup;
+pub mod streams;
+#[cfg(test)]
+mod tests;
 mod units;
 
 use crate::repair::Workshop;
@@ -130,8 +135,7 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
             {
                 log::warn!("the metadata is not checked: {error}");
             }
-            let service = service.clone();
-            runtime.spawner.spawn(async move { service.finish_deletions().await });
+            service.begin(&runtime);
         }
         Err(reason) => {
             startup::lend_token(&service, &*console);

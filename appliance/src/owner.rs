@@ -7,9 +7,9 @@
 
 use crate::catalog::{Activation, ApplianceRecord, Edit};
 use crate::service::{Served, Service, ServiceError};
+use crate::units::hexadecimal;
 use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::String;
 use platform::Runtime;
 use thinp::control::Mode;
 
@@ -25,7 +25,7 @@ pub(crate) fn must_be_ours(service: &Service, record: &ApplianceRecord) -> Resul
     if last.instance == instance(service, record) {
         return Ok(());
     }
-    let (by, epoch) = (text(&last.instance), last.epoch);
+    let (by, epoch) = (hexadecimal(&last.instance), last.epoch);
     if service.settings.take_over {
         log::warn!("the pool is taken over from instance {by}, which did not close it (activation {epoch})");
         return Ok(());
@@ -73,8 +73,4 @@ pub(crate) fn watch(runtime: &Runtime, service: &Rc<Service>, console: Rc<dyn Fn
             console(&format!("gossamer: pool=taken-over reason={}", thinp::Error::TakenOver));
         }
     });
-}
-
-fn text(instance: &[u8; 16]) -> String {
-    format!("{:032x}", u128::from_be_bytes(*instance))
 }

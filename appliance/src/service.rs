@@ -4,10 +4,12 @@ use crate::Secrets;
 use crate::access::{self, Rule};
 use crate::catalog::{Catalog, CatalogError, Edit, VolumeRecord};
 use crate::check::CheckJob;
+use crate::holds::{Held, Holds};
 use crate::owner;
 use crate::runs::STREAMS_MAX;
 use crate::settings::Settings;
 use crate::space::SpaceCache;
+use crate::streams::{TransferError, Transfers};
 use crate::units::{MetadataUnit, Unit, VolumeUnit};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -16,7 +18,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, Ref, RefCell};
 use export::{Chap, Directory, Peer, Refusal};
-use mgmt::{Health, HealthState, Token, TokenHash};
+use mgmt::{Health, HealthState, Token, TokenHash, VolumeName};
 use platform::Runtime;
 use platform::block::Disk;
 use platform::random::Random;
@@ -25,7 +27,7 @@ use sha2::{Digest, Sha256};
 use thinp::Pool;
 use thinp::control::{DeviceId, Mode};
 use thinp::metadata::repair::RepairError;
-use thinp::records::{Change, Records};
+use thinp::records::{Change, Records, Roots};
 
 /// The name of the metadata export: no volume can have it, for volumes' names have no colon.
 pub const METADATA_TARGET: &str = "pool:metadata";
@@ -35,7 +37,7 @@ pub struct Served {
     pub(crate) pool: Pool,
     /// None in a pool that was made elsewhere and not adopted: then the catalog lives in memory only.
     pub(crate) records: RefCell<Option<Records>>,
-    pub(crate) catalog: RefCell<Catalog>,
+    pub(crate) catalog: Rc<RefCell<Catalog>>,
     pub(crate) metadata_disk: Disk,
     /// Why the records that the pool has cannot be used.
     pub(crate) trouble: Option<String>,
@@ -51,12 +53,14 @@ pub struct Service {
     pub(crate) given_identity: Option<[u8; 16]>,
     units: RefCell<BTreeMap<DeviceId, Weak<Unit>>>,
     metadata_unit: RefCell<Weak<Unit>>,
+    pub(crate) holds: Holds,
     /// One change of the catalog, or opening of a unit, at a time.
     changes: Semaphore,
     pub(crate) check: CheckJob,
     pub(crate) space: SpaceCache,
     /// Streams of runs that are made at a time.
     pub(crate) streams: Semaphore,
+    pub(crate) transfers: Transfers,
     off: Cell<bool>,
     off_wanted: Notify,
 }
@@ -109,9 +113,23 @@ pub enum ServiceError {
     /// The metadata cannot be repaired.
     #[error(transparent)]
     Repair(#[from] RepairError),
-    /// The volume has sessions.
+    /// A stream is not sent or not received.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// The volume has sessions, or a job holds it.
     #[error("volume {0} is in use")]
     InUse(String),
+    /// The volume is read-only.
+    #[error("volume {0} is read-only")]
+    ReadOnly(String),
+    /// A roll-back to something else.
+    #[error("{snapshot} is no snapshot of volume {volume}")]
+    NotItsSnapshot {
+        /// The volume.
+        volume: String,
+        /// What it was to go back to.
+        snapshot: String,
+    },
 }
 
 impl Service {
@@ -139,10 +157,12 @@ impl Service {
             given_identity,
             units: RefCell::default(),
             metadata_unit: RefCell::default(),
+            holds: Holds::default(),
             changes: Semaphore::new(1),
             check: CheckJob::default(),
             space: SpaceCache::default(),
             streams: Semaphore::new(STREAMS_MAX),
+            transfers: Transfers::default(),
             off: Cell::new(false),
             off_wanted: Notify::new(),
         })
@@ -150,6 +170,13 @@ impl Service {
 
     pub(crate) fn serve(&self, served: Served) {
         *self.served.borrow_mut() = Ok(Rc::new(served));
+    }
+
+    /// Begins what goes on by itself while a pool is served.
+    pub(crate) fn begin(self: &Rc<Self>, runtime: &Runtime) {
+        self.expire_transfers(runtime);
+        let service = self.clone();
+        runtime.spawner.spawn(async move { service.finish_deletions().await });
     }
 
     pub(crate) fn give_up(&self, reason: String) {
@@ -252,6 +279,16 @@ impl Service {
         self.alone(async |served| served.remove(device).await).await
     }
 
+    /// Deletes a hidden volume whose record says that it is to be deleted, in a task of its own: nobody waits for that.
+    pub(crate) fn clear_away(self: &Rc<Self>, runtime: &Runtime, device: DeviceId) {
+        let service = self.clone();
+        runtime.spawner.spawn(async move {
+            if let Err(error) = service.finish_deletion(device).await {
+                log::error!("thin device {device} is still to be deleted: {error}");
+            }
+        });
+    }
+
     /// Goes on with the deletions that a power cut interrupted.
     pub(crate) async fn finish_deletions(&self) {
         let Ok(served) = self.served() else { return };
@@ -289,12 +326,34 @@ impl Service {
         self.units.borrow().get(&device).and_then(Weak::upgrade)
     }
 
+    /// A session is logged in to it, or a job holds it.
+    pub(crate) fn is_in_use(&self, device: DeviceId) -> bool {
+        self.unit(device).is_some() || self.holds.of(device) != Held::Not
+    }
+
+    /// Refuses what needs the volume for itself.
+    pub(crate) fn check_unused(&self, device: DeviceId, name: &VolumeName) -> Result<(), ServiceError> {
+        if self.is_in_use(device) { Err(ServiceError::InUse(name.to_string())) } else { Ok(()) }
+    }
+
     async fn open_volume(&self, served: &Served, record: &VolumeRecord) -> Result<Rc<Unit>, Refusal> {
-        let device = DeviceId::new(record.device.into()).ok_or(Refusal::NotFound)?;
+        let device = record.id().ok_or(Refusal::NotFound)?;
+        if self.holds.of(device) == Held::Alone {
+            return Err(Refusal::Unavailable);
+        }
         if let Some(unit) = self.unit(device) {
             return Ok(unit);
         }
         let size_bytes = record.size_bytes.ok_or(Refusal::Unavailable)?;
+        if record.contents.is_some() && !record.read_only {
+            // From now on it may be written to. Its root alone would not tell for ever: after two changes it may be in the
+            // same block as before.
+            let record = VolumeRecord { contents: None, ..record.clone() };
+            served.change(&[], [Edit::Put(record)].into()).await.map_err(|error| {
+                log::warn!("that the volume is used cannot be written down: {error}");
+                Refusal::Unavailable
+            })?;
+        }
         let thin = served.pool.open_thin(device, None).await.map_err(|error| {
             log::warn!("volume {} cannot be served: {error}", record.name);
             Refusal::Unavailable
@@ -332,15 +391,36 @@ impl Served {
     /// Changes devices and their records in one metadata commit. Without records, only what needs no device
     /// changed is possible, and holds until the restart. The caller keeps other changes away.
     pub(crate) async fn change(&self, changes: &[Change], edits: Vec<Edit>) -> Result<(), ServiceError> {
-        let plan = self.catalog.borrow().plan(edits)?;
+        self.change_still(changes, &[], move |_| edits.clone()).await
+    }
+
+    /// As [`Served::change`], with records that tell of the roots of devices: those keep still meanwhile.
+    pub(crate) async fn change_still(
+        &self,
+        changes: &[Change],
+        still: &[DeviceId],
+        edits: impl Fn(&Roots) -> Vec<Edit> + 'static,
+    ) -> Result<(), ServiceError> {
+        let catalog = self.catalog.clone();
+        let plan = move |roots: &Roots| {
+            let mut plan = catalog.borrow().plan(edits(roots))?;
+            Ok::<_, ServiceError>((core::mem::take(&mut plan.pages), plan))
+        };
         let records = self.records.borrow().clone();
-        match records {
-            Some(records) => records.apply(changes, &plan.pages).await?,
-            None if changes.is_empty() => {}
+        let plan = match records {
+            Some(records) => records.apply_with(changes, still, plan).await?,
+            None if changes.is_empty() && still.is_empty() => plan(&Roots::default())?.1,
             None => return Err(ServiceError::NotAdopted),
-        }
+        };
         self.catalog.borrow_mut().enter_plan(plan)?;
         Ok(())
+    }
+
+    /// The identity of what a volume is known to hold, if it still holds it.
+    pub(crate) async fn contents(&self, record: &VolumeRecord) -> Result<Option<[u8; 16]>, ServiceError> {
+        let (Some(contents), Some(device)) = (&record.contents, record.id()) else { return Ok(None) };
+        let intact = !record.deleting && contents.are_in(self.pool.root(device).await?);
+        Ok(intact.then_some(contents.identity))
     }
 
     /// Deletes a device with its record. The caller keeps other changes away.

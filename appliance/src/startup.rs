@@ -44,7 +44,7 @@ pub(crate) async fn open(
         }
         Err(error) => return Err(error.to_string()),
     };
-    let (records, catalog) = (RefCell::new(records), RefCell::new(catalog));
+    let (records, catalog) = (RefCell::new(records), Rc::new(RefCell::new(catalog)));
     let served = Served { pool, records, catalog, metadata_disk: meta, trouble };
     let writable = served.pool.status().mode <= Mode::OutOfDataSpace;
     if writable {

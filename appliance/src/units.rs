@@ -43,11 +43,6 @@ impl VolumeUnit {
         VolumeUnit { thin, name, identity, size_bytes: Cell::new(size_bytes), read_only, data_block_sectors: block }
     }
 
-    /// Takes a new size into account.
-    pub fn set_size_bytes(&self, size_bytes: u64) {
-        self.size_bytes.set(size_bytes);
-    }
-
     /// The thin device.
     pub fn thin(&self) -> &Thin {
         &self.thin
@@ -66,6 +61,15 @@ impl VolumeUnit {
     fn told(&self, error: thinp::Error, offset_bytes: u64) -> UnitError {
         log::warn!("volume {}: at byte {offset_bytes}: {error}", self.name);
         unit_error(&error, offset_bytes)
+    }
+}
+
+impl Unit {
+    /// Takes a new size of a volume into account.
+    pub fn set_size_bytes(&self, size_bytes: u64) {
+        if let Unit::Volume(volume) = self {
+            volume.size_bytes.set(size_bytes);
+        }
     }
 }
 
@@ -178,7 +182,12 @@ fn disk_told(error: IoError, offset_bytes: u64) -> UnitError {
 
 /// What people and initiators see as the serial number.
 pub fn serial(identity: &[u8; 16]) -> String {
-    identity.iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(identity)
+}
+
+/// An identity as people and programs see it.
+pub fn hexadecimal(identity: &[u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(*identity))
 }
 
 /// A NAA IEEE registered extended designator: the first nibble says so, and where an IEEE company id would

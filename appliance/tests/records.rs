@@ -1,7 +1,7 @@
 //! The records against a model, and against bad bytes. A failure prints its seed; `GOSSAMER_SEED=N` runs that one.
 
 use appliance::access::{Access, Login, Proof, Rule};
-use appliance::catalog::{Activation, ApplianceRecord, Catalog, CatalogError, Edit, Guards, VolumeRecord};
+use appliance::catalog::{Activation, ApplianceRecord, Catalog, CatalogError, Contents, Edit, Guards, VolumeRecord};
 use appliance::settings::Settings;
 use platform::random::{Random, Seeded};
 use platform::secret::Secret;
@@ -50,10 +50,11 @@ impl Dice {
     fn record(&self, device: u32, name: String) -> VolumeRecord {
         let size_bytes = (self.below(4) > 0).then(|| self.below(1 << 40) as u64);
         let origin = (self.below(2) == 0).then(|| self.identity());
-        let (read_only, identity, deleting) = (self.below(2) == 0, self.identity(), self.below(4) == 0);
-        let (export, guarded) = (None, None);
-        let mut record =
-            VolumeRecord { device, name, size_bytes, origin, read_only, identity, export, deleting, guarded };
+        let (read_only, deleting) = (self.below(2) == 0, self.below(4) == 0);
+        let contents = (self.below(2) == 0).then(|| Contents::new(self.identity(), self.below(1 << 40) as u64));
+        let resume = (self.below(4) == 0).then(|| format!("gs1{:0150x}", self.below(1 << 40)));
+        let blank = VolumeRecord::new(DeviceId::new(device.into()).unwrap(), &name, self.identity());
+        let mut record = VolumeRecord { size_bytes, origin, read_only, deleting, contents, resume, ..blank };
         record.set_rule(self.rule());
         record
     }
@@ -220,19 +221,26 @@ fn a_length_from_the_disk_allocates_nothing_by_itself() {
 #[test]
 fn a_record_of_another_version_is_read() {
     let mut catalog = Catalog::new(CAPACITY_BYTES);
-    let record = VolumeRecord { deleting: false, guarded: None, ..Dice(Seeded::from_u64(1)).record(7, "v7".into()) };
+    let record = VolumeRecord {
+        deleting: false,
+        contents: None,
+        resume: None,
+        guarded: None,
+        ..Dice(Seeded::from_u64(1)).record(7, "v7".into())
+    };
     let plan = catalog.plan(vec![Edit::Put(record.clone())]).unwrap();
-    let mut page = plan.pages[0].1.clone();
+    let page = plan.pages[0].1.clone();
     catalog.enter_plan(plan).unwrap();
-    // One record, an array of 8 fields. An earlier version had 7, without the last, which is `false`.
+    // One record, an array of 8 fields: what is unknown at the end is left out. An earlier version had 7, without the
+    // last of these, which is `false`.
     assert_eq!((&page[..2], page.last()), (&[0x81, 0x88][..], Some(&0xf4)));
     let mut earlier = page.clone();
     earlier[1] = 0x87;
     earlier.pop();
-    // A later one has a ninth, of a shape that nobody knows.
-    page[1] = 0x89;
-    page.extend([0xa1, 0x61, b'x', 0x82, 0x01, 0x02]);
-    for page in [earlier, page] {
+    // A later one has 64, the last of a shape that nobody knows.
+    let mut later = [&[0x81, 0x98, 64], &page[2..], &[0xf6; 55]].concat();
+    later.extend([0xa1, 0x61, b'x', 0x82, 0x01, 0x02]);
+    for page in [earlier, later] {
         let read = Catalog::decode(&[Vec::new(), page], CAPACITY_BYTES).unwrap();
         assert_eq!(read.volumes().collect::<Vec<_>>(), [&record]);
     }

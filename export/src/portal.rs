@@ -184,6 +184,13 @@ impl<D: Directory> Portal<D> {
         }
     }
 
+    /// Tells the initiators of a target that it holds something else now, so that they forget what they know of it.
+    pub fn contents_changed(&self, target: &str) {
+        if let Some(lu) = self.0.units.borrow().get(target).and_then(Weak::upgrade) {
+            lu.attend(Sense::MEDIUM_CHANGED, |_| true);
+        }
+    }
+
     /// Refuses further logins, asks the initiators to log out, and ends all sessions.
     pub async fn shutdown(&self) {
         self.0.stopping.set(true);

@@ -1,5 +1,11 @@
 //! What the interface asks of the appliance: plain data in, plain data or a [`ControlError`] out.
 
+mod snapshots;
+mod streams;
+
+pub use snapshots::{NewSnapshot, NewSnapshots, RollBack, SnapshotOf, Snapshots};
+pub use streams::{ReceiveError, ReceiveRequest, ReceiveState, SendRequest, Streams};
+
 use crate::access::{Authentication, DiscoveryAuth, Export};
 use crate::error::ControlError;
 use crate::names::{VolumeName, VolumeSize};
@@ -171,6 +177,13 @@ pub struct Volume {
     pub snapshot_of: Option<VolumeName>,
     /// Refuses writes.
     pub read_only: bool,
+    /// Whether it still holds what it held when it was made read-only, or received: then it can be the base of a stream.
+    /// Unknown of a volume that was neither.
+    pub intact: Option<bool>,
+    /// Who it is, in hexadecimal digits.
+    pub identity: String,
+    /// The identity of what it holds, while it is intact: its own, or that of the snapshot that was received.
+    pub contents: Option<String>,
     /// What initiators see as its serial number.
     pub serial: String,
     /// The rule, if it is exported.
@@ -191,20 +204,14 @@ pub struct NewVolume {
     pub size_bytes: VolumeSize,
 }
 
-/// A snapshot to be made.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NewSnapshot {
-    /// Its name.
-    pub name: VolumeName,
-}
-
-/// A change of size.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Resize {
-    /// The new size.
-    pub size_bytes: VolumeSize,
+/// A change of a volume: one at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeChange {
+    /// Its size.
+    SizeBytes(VolumeSize),
+    /// Whether it refuses writes.
+    ReadOnly(bool),
 }
 
 /// What to wait for.
@@ -253,7 +260,7 @@ pub struct RepairReport {
 /// Without a pool everything but [`Control::health`], [`Control::tokens`], [`Control::sessions`], [`Control::repair`] and
 /// [`Control::power_off`] fails with [`Code::NoPool`](crate::Code::NoPool) and the reason.
 #[expect(async_fn_in_trait, reason = "one thread: no future need be Send")]
-pub trait Control: 'static {
+pub trait Control: Snapshots + Streams + 'static {
     /// How the appliance is.
     fn health(&self) -> Health;
 
@@ -340,11 +347,8 @@ pub trait Control: 'static {
     /// Makes a volume.
     async fn create_volume(&self, new: NewVolume) -> Result<Volume, ControlError>;
 
-    /// Makes a snapshot of a volume.
-    async fn create_snapshot(&self, origin: &VolumeName, new: NewSnapshot) -> Result<Volume, ControlError>;
-
-    /// Changes a volume's size.
-    async fn resize_volume(&self, name: &VolumeName, resize: Resize) -> Result<Volume, ControlError>;
+    /// Changes a volume.
+    async fn change_volume(&self, name: &VolumeName, change: VolumeChange) -> Result<Volume, ControlError>;
 
     /// Deletes a volume. One in use is [`EBUSY`](thinp::control::Errno::EBUSY).
     async fn delete_volume(&self, name: &VolumeName) -> Result<(), ControlError>;

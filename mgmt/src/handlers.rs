@@ -2,7 +2,9 @@
 
 use crate::access::{Authentication, Export};
 use crate::api::Api;
-use crate::control::{Control, Deletion, NewSnapshot, NewVolume, PoolView, Repair, Resize, Volume, Wait};
+use crate::control::{
+    Control, Deletion, NewSnapshot, NewSnapshots, NewVolume, PoolView, Repair, RollBack, Volume, VolumeChange, Wait,
+};
 use crate::error::{Code, ControlError};
 use crate::http::Failure;
 use crate::http::answer::{JSON, bare_json, json};
@@ -34,11 +36,19 @@ impl Body for NewVolume {
 }
 
 impl Body for NewSnapshot {
-    const EXAMPLE: &str = r#"{"name":"s1"}"#;
+    const EXAMPLE: &str = r#"{"name":"s1","read_only":true}"#;
 }
 
-impl Body for Resize {
-    const EXAMPLE: &str = r#"{"size_bytes":2147483648}"#;
+impl Body for NewSnapshots {
+    const EXAMPLE: &str = r#"{"snapshots":[{"volume":"v1","name":"s1"},{"volume":"v2","name":"s2"}],"read_only":true}"#;
+}
+
+impl Body for RollBack {
+    const EXAMPLE: &str = r#"{"to":"s1"}, or {"to":"s1","force":true}"#;
+}
+
+impl Body for VolumeChange {
+    const EXAMPLE: &str = r#"{"size_bytes":2147483648} or {"read_only":true}"#;
 }
 
 impl Body for Deletion {
@@ -156,15 +166,24 @@ impl<C: Control> Api<C> {
             Endpoint::ListVolumes => self.list_volumes(exchange).await.map(|()| Reply::Sent)?,
             Endpoint::CreateVolume => Reply::volume(&control.create_volume(read_json(exchange).await?).await?)?,
             Endpoint::ShowVolume(name) => Reply::json(&control.volume(&name).await?)?,
-            Endpoint::ResizeVolume(name) => {
-                Reply::json(&control.resize_volume(&name, read_json(exchange).await?).await?)?
+            Endpoint::ChangeVolume(name) => {
+                Reply::json(&control.change_volume(&name, read_json(exchange).await?).await?)?
             }
             Endpoint::DeleteVolume(name) => control.delete_volume(&name).await.map(|()| Reply::Empty)?,
             Endpoint::CreateSnapshot(origin) => {
                 Reply::volume(&control.create_snapshot(&origin, read_json(exchange).await?).await?)?
             }
+            Endpoint::CreateSnapshots => {
+                let volumes = control.create_snapshots(read_json(exchange).await?).await?;
+                Reply::Created(json(&json!({ "volumes": volumes }))?, None)
+            }
+            Endpoint::RollBack(name) => Reply::json(&control.roll_back(&name, read_json(exchange).await?).await?)?,
             Endpoint::ShowDelta(left) => self.send_delta(left, exchange).await.map(|()| Reply::Sent)?,
             Endpoint::ShowMappings(name) => self.send_mappings(name, exchange).await.map(|()| Reply::Sent)?,
+            Endpoint::SendStream(name) => self.send_stream(name, exchange).await.map(|()| Reply::Sent)?,
+            Endpoint::ReceiveStream(name) => Reply::json(&self.receive_stream(name, exchange).await?)?,
+            Endpoint::ShowReceive(name) => Reply::json(&control.receive_state(&name)?)?,
+            Endpoint::ForgetReceive(name) => control.forget_receive(&name).await.map(|()| Reply::Empty)?,
             Endpoint::SetExport(name) => {
                 let rule = read_json(exchange).await?;
                 Reply::json(&control.set_export(&name, Some(rule)).await?)?

@@ -7,6 +7,7 @@ pub(crate) mod answer;
 pub(crate) mod body;
 pub(crate) mod exchange;
 pub(crate) mod head;
+pub(crate) mod out;
 pub(crate) mod wire;
 
 #[cfg(test)]
@@ -34,6 +35,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Longest wait for an event of the pool.
     pub event_timeout: Duration,
+    /// For each piece of a body that is taken as it comes.
+    pub read_timeout: Duration,
     /// For each write to the peer.
     pub write_timeout: Duration,
     /// A wrong token costs this long, one after the other whatever the number of connections.
@@ -50,6 +53,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             event_timeout: Duration::from_secs(30),
+            read_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             refusal_delay: Duration::from_millis(100),
         }

@@ -38,8 +38,10 @@ mod handlers;
 mod http;
 mod metrics;
 mod names;
+mod query;
 mod routes;
 mod runs;
+mod streams;
 mod token;
 
 #[cfg(test)]
@@ -51,7 +53,8 @@ pub use access::{Account, Authentication, DiscoveryAuth, Export};
 pub use api::Api;
 pub use control::{
     CheckOutcome, CheckProgress, CheckReport, CheckState, Control, Deletion, Health, HealthState, MetadataExport,
-    NewSnapshot, NewVolume, PoolInfo, Repair, RepairReport, Resize, View, Views, Volume, VolumeSpace, Wait,
+    NewSnapshot, NewSnapshots, NewVolume, PoolInfo, ReceiveError, ReceiveRequest, ReceiveState, Repair, RepairReport,
+    RollBack, SendRequest, SnapshotOf, Snapshots, Streams, View, Views, Volume, VolumeChange, VolumeSpace, Wait,
 };
 pub use error::{Code, ControlError};
 pub use http::Limits;

@@ -36,11 +36,17 @@ pub(crate) enum Endpoint {
     ListVolumes,
     CreateVolume,
     ShowVolume(VolumeName),
-    ResizeVolume(VolumeName),
+    ChangeVolume(VolumeName),
     DeleteVolume(VolumeName),
     CreateSnapshot(VolumeName),
+    CreateSnapshots,
+    RollBack(VolumeName),
     ShowDelta(VolumeName),
     ShowMappings(VolumeName),
+    SendStream(VolumeName),
+    ReceiveStream(VolumeName),
+    ShowReceive(VolumeName),
+    ForgetReceive(VolumeName),
     SetExport(VolumeName),
     EndExport(VolumeName),
     PowerOff,
@@ -49,7 +55,10 @@ pub(crate) enum Endpoint {
 impl Endpoint {
     /// What follows a `?` is part of the question.
     pub(crate) fn takes_query(&self) -> bool {
-        matches!(self, Endpoint::ShowDelta(_) | Endpoint::ShowMappings(_))
+        matches!(
+            self,
+            Endpoint::ShowDelta(_) | Endpoint::ShowMappings(_) | Endpoint::SendStream(_) | Endpoint::ReceiveStream(_)
+        )
     }
 }
 
@@ -92,11 +101,17 @@ pub(crate) const ROUTES: &[(Method, &str, Make)] = &[
     (Method::Get, "/v1/volumes", Plain(|| Endpoint::ListVolumes)),
     (Method::Post, "/v1/volumes", Plain(|| Endpoint::CreateVolume)),
     (Method::Get, "/v1/volumes/NAME", Named(Endpoint::ShowVolume)),
-    (Method::Patch, "/v1/volumes/NAME", Named(Endpoint::ResizeVolume)),
+    (Method::Patch, "/v1/volumes/NAME", Named(Endpoint::ChangeVolume)),
     (Method::Delete, "/v1/volumes/NAME", Named(Endpoint::DeleteVolume)),
     (Method::Post, "/v1/volumes/NAME/snapshots", Named(Endpoint::CreateSnapshot)),
+    (Method::Post, "/v1/snapshots", Plain(|| Endpoint::CreateSnapshots)),
+    (Method::Post, "/v1/volumes/NAME/roll-back", Named(Endpoint::RollBack)),
     (Method::Get, "/v1/volumes/NAME/delta", Named(Endpoint::ShowDelta)),
     (Method::Get, "/v1/volumes/NAME/mappings", Named(Endpoint::ShowMappings)),
+    (Method::Get, "/v1/volumes/NAME/stream", Named(Endpoint::SendStream)),
+    (Method::Put, "/v1/volumes/NAME/stream", Named(Endpoint::ReceiveStream)),
+    (Method::Get, "/v1/volumes/NAME/receive", Named(Endpoint::ShowReceive)),
+    (Method::Delete, "/v1/volumes/NAME/receive", Named(Endpoint::ForgetReceive)),
     (Method::Put, "/v1/volumes/NAME/export", Named(Endpoint::SetExport)),
     (Method::Delete, "/v1/volumes/NAME/export", Named(Endpoint::EndExport)),
     (Method::Post, "/v1/power-off", Plain(|| Endpoint::PowerOff)),

@@ -7,4 +7,5 @@ mod fuzz;
 mod protocol;
 mod runs;
 mod secrets;
+mod streams;
 mod time;

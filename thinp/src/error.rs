@@ -72,6 +72,14 @@ pub enum Error {
         /// What the disk said.
         source: IoError,
     },
+    /// The data disk failed a read that is of no one device.
+    #[error("the data disk cannot be read at sector {sector}: {source}; see to the data disk")]
+    DataIo {
+        /// First sector of the read on the data disk.
+        sector: u64,
+        /// What the disk said.
+        source: IoError,
+    },
     /// The data disk could not be flushed.
     #[error("the data disk cannot be flushed: {0}; see to that disk")]
     Flush(IoError),

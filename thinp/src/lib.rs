@@ -52,5 +52,5 @@ mod tests;
 pub use error::{Error, OpenError, PoolDisk};
 pub use open::Format;
 pub use pool::{Features, Pool, PoolOptions};
-pub use records::{Change, Records};
+pub use records::{Change, Records, Roots};
 pub use thin::Thin;

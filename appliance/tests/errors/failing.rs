@@ -150,11 +150,7 @@ impl Control for Failing {
         self.fail()
     }
 
-    async fn create_snapshot(&self, _: &VolumeName, _: NewSnapshot) -> Result<Volume, ControlError> {
-        self.fail()
-    }
-
-    async fn resize_volume(&self, _: &VolumeName, _: Resize) -> Result<Volume, ControlError> {
+    async fn change_volume(&self, _: &VolumeName, _: VolumeChange) -> Result<Volume, ControlError> {
         self.fail()
     }
 
@@ -167,4 +163,40 @@ impl Control for Failing {
     }
 
     fn power_off(&self) {}
+}
+
+impl Snapshots for Failing {
+    async fn create_snapshot(&self, _: &VolumeName, _: NewSnapshot) -> Result<Volume, ControlError> {
+        self.fail()
+    }
+
+    async fn create_snapshots(&self, _: NewSnapshots) -> Result<Vec<Volume>, ControlError> {
+        self.fail()
+    }
+
+    async fn roll_back(&self, _: &VolumeName, _: RollBack) -> Result<Volume, ControlError> {
+        self.fail()
+    }
+}
+
+impl Streams for Failing {
+    async fn send<E>(&self, _: &SendRequest, _: impl AsyncFnMut(&[u8]) -> Result<(), E>) -> Result<(), RunsError<E>> {
+        Ok(self.fail()?)
+    }
+
+    async fn receive<E>(
+        &self,
+        _: &ReceiveRequest,
+        _: impl AsyncFnMut(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<Volume, ReceiveError<E>> {
+        Ok(self.fail()?)
+    }
+
+    fn receive_state(&self, _: &VolumeName) -> Result<ReceiveState, ControlError> {
+        self.fail()
+    }
+
+    async fn forget_receive(&self, _: &VolumeName) -> Result<(), ControlError> {
+        self.fail()
+    }
 }

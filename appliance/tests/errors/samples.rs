@@ -2,12 +2,14 @@
 
 use appliance::catalog::CatalogError;
 use appliance::service::ServiceError;
+use appliance::streams::TransferError;
 use pdata::Error as StorageError;
 use platform::block::{IoError, Op};
 use platform::buf::NoBuffers;
 use thinp::control::{DeviceId, Mode};
 use thinp::metadata::repair::RepairError;
 use thinp::metadata::{DataBlock, MetadataError};
+use thinp::stream::{Reason, StreamError};
 use thinp::{Error, OpenError, PoolDisk};
 
 const FAILED_READ: IoError = IoError::Device { op: Op::Read, sector: 4096 };
@@ -75,6 +77,7 @@ fn of_modes_and_requests() -> Vec<Error> {
 fn of_disks() -> Vec<Error> {
     vec![
         Error::Io { device: device(), sector: 8, source: FAILED_READ },
+        Error::DataIo { sector: 4096, source: FAILED_READ },
         Error::Flush(FAILED_FLUSH),
         Error::Metadata(MetadataError::DataFlush(FAILED_FLUSH)),
         storage(StorageError::Io { block: 512, action: "read", source: FAILED_READ }),
@@ -130,6 +133,8 @@ pub fn of_opening() -> Vec<OpenError> {
     ]
 }
 
+const IDENTITY: &str = "00112233445566778899aabbccddeeff";
+
 /// What the appliance itself refuses.
 pub fn of_the_appliance() -> Vec<ServiceError> {
     let name = || "v1".to_string();
@@ -140,11 +145,26 @@ pub fn of_the_appliance() -> Vec<ServiceError> {
         ServiceError::SizeUnset(name()),
         ServiceError::NoFreeId,
         ServiceError::InUse(name()),
+        ServiceError::ReadOnly(name()),
+        ServiceError::NotItsSnapshot { volume: name(), snapshot: "s2".into() },
+        ServiceError::Transfer(TransferError::NotASnapshot(name())),
+        ServiceError::Transfer(TransferError::BadToken),
+        ServiceError::Transfer(TransferError::OtherToken { target: IDENTITY.into(), base: "nothing".into() }),
+        ServiceError::Transfer(TransferError::Stream(StreamError { at: 28, reason: Reason::Truncated })),
+        ServiceError::Transfer(TransferError::SizeUnknown(name())),
+        ServiceError::Transfer(TransferError::OtherSize { said: 1024, given: 512 }),
+        ServiceError::Transfer(TransferError::Origin("golden".into())),
+        ServiceError::Transfer(TransferError::WrongBase { volume: name(), base: IDENTITY.into() }),
+        ServiceError::Transfer(TransferError::BaseGiven),
+        ServiceError::Transfer(TransferError::NotBegun(name())),
+        ServiceError::Transfer(TransferError::Receiving(name())),
+        ServiceError::Transfer(TransferError::NoTransfer(name())),
+        ServiceError::Transfer(TransferError::NoSpace { volume: name(), missing_bytes: 65536 }),
         ServiceError::Catalog(CatalogError::Malformed { page: 1, why: "unexpected end".into() }),
         ServiceError::Catalog(CatalogError::Duplicate { page: 1, what: "volume v1".into() }),
         ServiceError::Catalog(CatalogError::TooLarge { record_bytes: 5000, capacity_bytes: 4032 }),
         ServiceError::Catalog(CatalogError::Unencodable("a name is too long".into())),
-        ServiceError::Elsewhere { by: "00112233445566778899aabbccddeeff".into(), epoch: 7 },
+        ServiceError::Elsewhere { by: IDENTITY.into(), epoch: 7 },
         ServiceError::NothingToRepair(Mode::Write),
         ServiceError::NoDisk("there is no disk with the serial `meta-new`: attach one".into()),
         ServiceError::Repair(RepairError::NothingFound { blocks: 1024 }),

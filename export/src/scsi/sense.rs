@@ -69,6 +69,8 @@ senses! {
     RESERVATIONS_RELEASED = 0x06 / 0x2a / 0x04;
     /// Registrations preempted.
     REGISTRATIONS_PREEMPTED = 0x06 / 0x2a / 0x05;
+    /// Not ready to ready change, medium may have changed.
+    MEDIUM_CHANGED = 0x06 / 0x28 / 0x00;
     /// Capacity data has changed.
     CAPACITY_CHANGED = 0x06 / 0x2a / 0x09;
     /// Commands cleared by another initiator.

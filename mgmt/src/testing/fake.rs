@@ -123,6 +123,9 @@ impl Fake {
             mapped_bytes: 0,
             snapshot_of: origin,
             read_only: false,
+            intact: None,
+            identity: format!("identity{id}"),
+            contents: None,
             serial: format!("serial{id}"),
             export: None,
             target: None,
@@ -315,14 +318,12 @@ impl Control for Fake {
         self.insert(new.name, Some(new.size_bytes.bytes()), None)
     }
 
-    async fn create_snapshot(&self, origin: &VolumeName, new: NewSnapshot) -> Result<Volume, ControlError> {
-        let size_bytes = self.change(origin, |volume| volume.size_bytes)?;
-        self.insert(new.name, size_bytes, Some(origin.clone()))
-    }
-
-    async fn resize_volume(&self, name: &VolumeName, resize: Resize) -> Result<Volume, ControlError> {
+    async fn change_volume(&self, name: &VolumeName, change: VolumeChange) -> Result<Volume, ControlError> {
         self.change(name, |volume| {
-            volume.size_bytes = Some(resize.size_bytes.bytes());
+            match change {
+                VolumeChange::SizeBytes(size) => volume.size_bytes = Some(size.bytes()),
+                VolumeChange::ReadOnly(read_only) => volume.set_read_only(read_only),
+            }
             volume.clone()
         })
     }
@@ -345,5 +346,80 @@ impl Control for Fake {
 
     fn power_off(&self) {
         self.powered_off.set(true);
+    }
+}
+
+impl Streams for Fake {
+    async fn send<E>(
+        &self,
+        request: &SendRequest,
+        sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), RunsError<E>> {
+        self.volume(&request.snapshot).await?;
+        self.pieces(&format!("{request:?}\n"), sink).await
+    }
+
+    /// Keeps what it was asked for, and how many bytes came, as messages.
+    async fn receive<E>(
+        &self,
+        request: &ReceiveRequest,
+        mut source: impl AsyncFnMut(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<Volume, ReceiveError<E>> {
+        self.fail_if_told()?;
+        let (mut piece, mut bytes) = ([0; 1000], 0);
+        loop {
+            match source(&mut piece).await.map_err(ReceiveError::Source)? {
+                0 => break,
+                len => bytes += len,
+            }
+        }
+        self.messages.borrow_mut().push(format!("{request:?}: {bytes} bytes"));
+        Ok(self.insert(request.volume.clone(), request.size_bytes.map(|size| size.bytes()), None)?)
+    }
+
+    fn receive_state(&self, _: &VolumeName) -> Result<ReceiveState, ControlError> {
+        self.fail_if_told()?;
+        Ok(ReceiveState { running: false, resume: Some("gs1ab".to_string()), verified_bytes: 65536 })
+    }
+
+    async fn forget_receive(&self, name: &VolumeName) -> Result<(), ControlError> {
+        self.fail_if_told()?;
+        self.messages.borrow_mut().push(format!("forget {name}"));
+        Ok(())
+    }
+}
+
+impl Volume {
+    fn set_read_only(&mut self, read_only: bool) {
+        self.read_only = read_only;
+        self.intact = read_only.then_some(true);
+        self.contents = read_only.then(|| self.identity.clone());
+    }
+}
+
+impl Snapshots for Fake {
+    async fn create_snapshot(&self, origin: &VolumeName, new: NewSnapshot) -> Result<Volume, ControlError> {
+        let size_bytes = self.change(origin, |volume| volume.size_bytes)?;
+        self.insert(new.name.clone(), size_bytes, Some(origin.clone()))?;
+        self.change_volume(&new.name, VolumeChange::ReadOnly(new.read_only)).await
+    }
+
+    async fn create_snapshots(&self, new: NewSnapshots) -> Result<Vec<Volume>, ControlError> {
+        let mut made = Vec::new();
+        for SnapshotOf { volume, name } in new.snapshots {
+            made.push(self.create_snapshot(&volume, NewSnapshot { name, read_only: new.read_only }).await?);
+        }
+        Ok(made)
+    }
+
+    async fn roll_back(&self, name: &VolumeName, wanted: RollBack) -> Result<Volume, ControlError> {
+        let size_bytes = self.change(&wanted.to, |snapshot| snapshot.size_bytes)?;
+        if self.change(name, |volume| volume.in_use)? && !wanted.force {
+            return Err(ControlError::new(Errno::EBUSY, format!("{name} is in use"), "log out first"));
+        }
+        self.change(name, |volume| {
+            volume.size_bytes = size_bytes;
+            volume.clone()
+        })
     }
 }

@@ -23,7 +23,7 @@ fn expect_empty(response: Response) {
 fn volume(name: &str, id: u32) -> Value {
     json!({
         "name": name, "id": id, "size_bytes": 1u64 << 30, "mapped_bytes": 0, "snapshot_of": null, "read_only": false,
-        "serial": format!("serial{id}"), "export": null, "target": null, "in_use": false
+        "intact": null, "identity": format!("identity{id}"), "contents": null, "serial": format!("serial{id}"), "export": null, "target": null, "in_use": false
     })
 }
 
@@ -257,6 +257,38 @@ fn a_volume_lives_and_dies() {
     rig.control.volumes.borrow_mut().get_mut(&name).unwrap().in_use = false;
     expect_empty(rig.json("DELETE", "/v1/volumes/v1", ""));
     assert!(!rig.control.volumes.borrow().contains_key(&name));
+}
+
+#[test]
+fn snapshots_are_bases_and_ways_back() {
+    let rig = Rig::new();
+    for name in ["v1", "v2"] {
+        rig.json("POST", "/v1/volumes", &format!(r#"{{"name":"{name}","size_bytes":1073741824}}"#));
+    }
+    let base = rig.json("POST", "/v1/volumes/v1/snapshots", r#"{"name":"s1","read_only":true}"#).value();
+    assert_eq!(
+        (&base["read_only"], &base["intact"], &base["contents"]),
+        (&json!(true), &json!(true), &base["identity"])
+    );
+    let writable = rig.json("PATCH", "/v1/volumes/s1", r#"{"read_only":false}"#);
+    assert_eq!((writable.status, &writable.value()["intact"]), (200, &Value::Null));
+    for bad in ["{}", r#"{"read_only":1}"#, r#"{"read_only":true,"size_bytes":512}"#, r#"{"name":"v3"}"#] {
+        rig.json("PATCH", "/v1/volumes/v1", bad).assert_error(Code::Errno(Errno::EINVAL));
+    }
+    let group = r#"{"snapshots":[{"volume":"v1","name":"a1"},{"volume":"v2","name":"a2"}],"read_only":true}"#;
+    let taken = rig.json("POST", "/v1/snapshots", group);
+    let names: Vec<Value> = taken.value()["volumes"].as_array().unwrap().iter().map(|v| v["name"].clone()).collect();
+    assert_eq!((taken.status, names), (201, [json!("a1"), json!("a2")].into()));
+    rig.json("POST", "/v1/snapshots", r#"{"snapshots":[{"volume":"v9","name":"a9"}]}"#)
+        .assert_error(Code::Errno(Errno::ENODATA));
+    rig.json("PATCH", "/v1/volumes/v1", r#"{"size_bytes":2147483648}"#);
+    let path = "/v1/volumes/v1/roll-back";
+    let back = rig.json("POST", path, r#"{"to":"a1"}"#);
+    assert_eq!((back.status, &back.value()["size_bytes"]), (200, &json!(1u64 << 30)));
+    rig.control.volumes.borrow_mut().get_mut(&VolumeName::parse("v1").unwrap()).unwrap().in_use = true;
+    rig.json("POST", path, r#"{"to":"a1"}"#).assert_error(Code::Errno(Errno::EBUSY));
+    assert_eq!(rig.json("POST", path, r#"{"to":"a1","force":true}"#).status, 200);
+    rig.json("POST", path, r#"{"to":"a1","now":true}"#).assert_error(Code::Errno(Errno::EINVAL));
 }
 
 #[test]

@@ -80,6 +80,7 @@ answers! {
     "NoBuffers" ENOMEM Busy = P::NoBuffers(_) | P::Metadata(M::Storage(S::NoMemory)),
     // Disks.
     "Io" EIO Medium = P::Io { .. },
+    "DataIo" EIO Medium = P::DataIo { .. },
     "Flush" EIO Medium = P::Flush(_),
     "DataFlush" EIO Medium = P::Metadata(M::DataFlush(_)),
     "MetadataIo" EIO Medium = P::Metadata(M::Storage(S::Io { .. })),

@@ -77,6 +77,37 @@ impl Metadata {
         Ok(())
     }
 
+    /// Exchanges the trees of two devices, with all that is known of them. Active ones must be quiesced.
+    pub async fn exchange(&self, a: DeviceId, b: DeviceId) -> Result<()> {
+        let change = self.change_with_room().await?;
+        let core = &change.core;
+        self.load(core, a).await?;
+        if let Err(error) = self.load(core, b).await {
+            self.forget_if_unused(a);
+            return Err(error);
+        }
+        change.begin();
+        let (root_a, root_b) = (self.own(&change, a).await?, self.own(&change, b).await?);
+        core.set_device_root(a, root_b).await?;
+        core.set_device_root(b, root_a).await?;
+        let (details_a, details_b) = (self.with(a, |a| a.details)?, self.with(b, |b| b.details)?);
+        self.update(a, |a| (a.root, a.details) = (root_b, details_b))?;
+        self.update(b, |b| (b.root, b.details) = (root_a, details_a))?;
+        log::trace!("trees exchanged");
+        core.tm.settle_some().await?;
+        change.done();
+        Ok(())
+    }
+
+    /// Root of a device's tree, up to the moment. The first change of its mappings after a commit changes it.
+    pub async fn root(&self, device: DeviceId) -> Result<u64> {
+        let look = self.look().await?;
+        self.load(&look.core, device).await?;
+        let root = self.with(device, |device| device.root);
+        self.forget_if_unused(device);
+        root
+    }
+
     /// Loads a device's details; needed before its mappings can be used. Opens nest.
     pub async fn open_device(&self, device: DeviceId) -> Result<Details> {
         let look = self.look().await?;

@@ -229,6 +229,12 @@ impl Pool {
         Ok(self.0.metadata.devices().await?)
     }
 
+    /// Root of a device's tree, up to the moment: what shows whether its mappings are those of before.
+    pub async fn root(&self, device: DeviceId) -> Result<u64, Error> {
+        self.0.check_working()?;
+        Ok(self.0.metadata.root(device).await?)
+    }
+
     /// Carries out the text of a `dmsetup message` and returns its answer, which is empty for all that exist.
     pub async fn message(&self, text: &str) -> Result<String, Error> {
         self.0.check_owned()?;

@@ -6,10 +6,12 @@ use crate::error::Error;
 use crate::metadata::check::Report;
 use crate::metadata::space::DeviceSpace;
 use crate::metadata::view::{VIEWS_MAX, View};
-use crate::metadata::{self, MetadataError};
+use crate::metadata::{self, DataBlock, MetadataError};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use platform::block::{Class, Flow, SECTOR_BYTES};
+use platform::buf::Buf;
 
 impl Pool {
     /// Opens a view of this moment; commits first if anything changed. `holder` tells everybody who has it. With
@@ -39,6 +41,28 @@ impl Pool {
     pub async fn freed_by(&self, view: &View, devices: &[DeviceId]) -> Result<u64, Error> {
         let freed = view.freed_by(devices, self.0.check_memory_bytes()).await;
         self.0.seen(freed).await
+    }
+
+    /// Reads a data block, from `sector` of it on, in the background class: for who knows from a view where data is, and sees to
+    /// it that the device is neither written to nor deleted. The buffer, of whole sectors, may reach into the blocks behind.
+    pub async fn read_data(&self, block: DataBlock, sector: u64, buf: Buf) -> (Result<(), Error>, Buf) {
+        let inner = &self.0;
+        if let Err(error) = inner.check_working() {
+            return (Err(error), buf);
+        }
+        let disk = inner.data.with_flow(Flow { class: Class::Background, volume: 0 });
+        let sector = block.0.saturating_mul(inner.block_sectors).saturating_add(sector);
+        let (read, buf) = disk.read(sector, buf).await;
+        let failed = |source| Error::DataIo { sector, source };
+        match inner.check_working() {
+            Ok(()) => (read.map_err(failed), buf),
+            Err(error) => (Err(error), buf),
+        }
+    }
+
+    /// Most bytes that one [`Pool::read_data`] can read.
+    pub fn data_transfer_bytes_max(&self) -> u64 {
+        self.0.data.limits().transfer_sectors_max.max(1).saturating_mul(SECTOR_BYTES as u64)
     }
 
     /// Which commit a view would show that is opened now ([`View::commit`]); none if something is uncommitted.

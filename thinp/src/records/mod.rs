@@ -6,16 +6,20 @@
 //! superblock refers to is overwritten. The device is known by the mark in its first page, which names its own id.
 //! It takes the highest free id and does not touch userland's transaction id.
 
+mod apply;
 mod page;
 
-use crate::control::{DeviceId, Mode};
+pub use apply::{Change, Roots};
+
+use crate::control::DeviceId;
 use crate::error::Error;
-use crate::metadata::{Metadata, MetadataError, Progress, VirtualBlock};
-use crate::pool::{Deletion, Inner, Needs, Pool, Reserved};
+use crate::metadata::{Metadata, MetadataError, VirtualBlock};
+use crate::pool::{Inner, Needs, Pool, Reserved};
 use crate::thin::Thin;
 use alloc::collections::BTreeSet;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use apply::undo;
 use core::cell::{Cell, RefCell};
 use page::{HEADER_BYTES, Header, PAGE_BYTES};
 use platform::block::{Bufs, SECTOR_BYTES};
@@ -24,22 +28,6 @@ use platform::buf::Buf;
 /// The reserved device is one of the topmost ids. Nobody gives those to volumes by counting up, so what some initiator
 /// writes on its volume is not taken for the pool's records, and opening a pool looks at few devices.
 const RESERVED_ID_MIN: u32 = DeviceId::MAX.get() - 4095;
-
-/// A change of the set of devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// Makes an empty device.
-    CreateThin(DeviceId),
-    /// Makes a snapshot; the origin may be active, or created by the same call before.
-    CreateSnap {
-        /// The new device.
-        device: DeviceId,
-        /// What it is a snapshot of.
-        origin: DeviceId,
-    },
-    /// Deletes a device, which must not be active. Deletions come after all creations.
-    Delete(DeviceId),
-}
 
 /// The records of a pool. Clones are the same.
 #[derive(Clone)]
@@ -125,88 +113,6 @@ impl Records {
         payload.map(<[u8]>::to_vec).map_err(|what| Error::DamagedRecords { device, page, what })
     }
 
-    /// Changes devices and pages in one commit: all of it is durable on success, none of it after an error, unless the
-    /// pool left write mode. Works on a full pool if it makes no new page. Devices to delete that are too large for one
-    /// transaction ([`Pool::is_large`]) are emptied before that: write down first that they are to be deleted.
-    pub async fn apply(&self, changes: &[Change], pages: &[(u32, Vec<u8>)]) -> Result<(), Error> {
-        if let Some((_, payload)) = pages.iter().find(|(_, payload)| payload.len() > Self::PAGE_CAPACITY_BYTES) {
-            return Err(Error::PageTooLong { len: payload.len(), most: Self::PAGE_CAPACITY_BYTES });
-        }
-        let frees = changes.iter().all(|change| matches!(change, Change::Delete(_)));
-        let needs = if frees { Needs::Nothing } else { Needs::Space };
-        let (this, changes, pages) = (self.clone(), changes.to_vec(), pages.to_vec());
-        let pool = self.0.pool.clone();
-        let work = async move {
-            let _deletions = this.begin_deletions(&changes).await?;
-            let work = async move |inner: Rc<Inner>| this.apply_alone(&inner, &changes, &pages).await;
-            pool.control(needs, work).await
-        };
-        self.0.pool.detached(work).await
-    }
-
-    /// Makes the devices that are to be deleted small enough for one transaction.
-    async fn begin_deletions(&self, changes: &[Change]) -> Result<Vec<Deletion>, Error> {
-        let mut deletions = Vec::new();
-        for change in changes {
-            if let Change::Delete(device) = *change {
-                deletions.push(self.0.pool.begin_deletion(device).await?);
-            }
-        }
-        Ok(deletions)
-    }
-
-    async fn apply_alone(&self, inner: &Rc<Inner>, changes: &[Change], pages: &[(u32, Vec<u8>)]) -> Result<(), Error> {
-        check_changes(inner, changes).await?;
-        for (page, payload) in pages {
-            self.provision(*page).await?;
-            self.write_spare(inner, *page, payload).await?;
-        }
-        let origins: BTreeSet<DeviceId> = changes.iter().filter_map(origin).collect();
-        let active: Vec<_> = origins.into_iter().filter_map(|origin| inner.active(origin)).collect();
-        let mut quiet = Vec::new();
-        for device in &active {
-            quiet.push(device.quiesce().await);
-        }
-        if !inner.metadata.has_room() && inner.mode() != Mode::OutOfMetadataSpace {
-            inner.commit().await?;
-        }
-        let held = inner.commits.hold().await;
-        self.change_all(inner, changes, pages).await?;
-        drop(quiet);
-        inner.commit_held(&held).await
-    }
-
-    /// The changes, between two commits. What is refused is undone, so that it does not get into the next one.
-    async fn change_all(&self, inner: &Rc<Inner>, changes: &[Change], pages: &[(u32, Vec<u8>)]) -> Result<(), Error> {
-        let metadata = &inner.metadata;
-        let mut made = Vec::new();
-        for change in changes {
-            let (device, result) = match *change {
-                Change::CreateThin(device) => (device, metadata.create_thin(device).await),
-                Change::CreateSnap { device, origin } => (device, metadata.create_snap(device, origin).await),
-                Change::Delete(_) => continue,
-            };
-            if let Err(error) = result {
-                return Err(undo(inner, made, error).await);
-            }
-            made.push(device);
-        }
-        let device = self.device();
-        for (page, _) in pages {
-            if let Err(error) = metadata.swap(device, truth(*page), spare(*page)).await {
-                return Err(inner.abort(error).await);
-            }
-        }
-        for change in changes {
-            if let Change::Delete(device) = *change
-                && let Err(error) = delete(metadata, device).await
-            {
-                return Err(inner.abort(error).await);
-            }
-        }
-        inner.changed(Ok(())).await
-    }
-
     /// Makes the pages up to this one.
     async fn provision(&self, page: u32) -> Result<(), Error> {
         while self.pages() <= page {
@@ -259,13 +165,6 @@ fn spare(page: u32) -> VirtualBlock {
     VirtualBlock(u64::from(page) * 2 + 1)
 }
 
-fn origin(change: &Change) -> Option<DeviceId> {
-    match change {
-        Change::CreateSnap { origin, .. } => Some(*origin),
-        Change::CreateThin(_) | Change::Delete(_) => None,
-    }
-}
-
 /// The device has no holes and its first page carries the mark.
 async fn is_marked(pool: &Pool, thin: &Thin, mapped_blocks: u64) -> Result<bool, Error> {
     let highest = pool.0.metadata.highest_mapped(thin.id()).await?;
@@ -276,52 +175,6 @@ async fn is_marked(pool: &Pool, thin: &Thin, mapped_blocks: u64) -> Result<bool,
     let (result, buf) = thin.read(0, buf).await;
     result?;
     Ok(page::is_marked(&buf, thin.id()))
-}
-
-/// Whether the changes can be made, so that the transaction does not have to be undone.
-async fn check_changes(inner: &Rc<Inner>, changes: &[Change]) -> Result<(), Error> {
-    let mut known: BTreeSet<DeviceId> = inner.metadata.devices().await?.into_iter().map(|(id, _)| id).collect();
-    for change in changes {
-        if let Some(origin) = origin(change) {
-            inner.check_not_reserved(origin)?;
-        }
-        match *change {
-            Change::CreateThin(device) | Change::CreateSnap { device, .. } if known.contains(&device) => {
-                return Err(MetadataError::Exists(device).into());
-            }
-            Change::CreateSnap { origin, .. } if !known.contains(&origin) => {
-                return Err(MetadataError::NoDevice(origin).into());
-            }
-            Change::CreateThin(device) | Change::CreateSnap { device, .. } => known.insert(device),
-            Change::Delete(_) => continue,
-        };
-    }
-    for change in changes {
-        if let Change::Delete(device) = *change {
-            if !known.remove(&device) {
-                return Err(MetadataError::NoDevice(device).into());
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Takes creations back after the next one was refused.
-async fn undo(inner: &Rc<Inner>, made: Vec<DeviceId>, refusal: MetadataError) -> Error {
-    if !refusal.spoils() {
-        for device in made.into_iter().rev() {
-            if let Err(error) = delete(&inner.metadata, device).await {
-                return inner.abort(error).await;
-            }
-        }
-    }
-    inner.failed(refusal).await
-}
-
-/// Deletes a device within the open transaction.
-async fn delete(metadata: &Metadata, device: DeviceId) -> Result<(), MetadataError> {
-    while metadata.delete(device).await? == Progress::Partial {}
-    Ok(())
 }
 
 /// Makes the reserved device with its first page; called alone.
@@ -346,7 +199,7 @@ async fn make_device(inner: &Rc<Inner>) -> Result<DeviceId, Error> {
     inner.changed(result).await?;
     for (block, copy) in [truth(0), spare(0)].into_iter().zip(copies) {
         if let Err(error) = insert(&inner.metadata, device, block, copy).await {
-            return Err(undo(inner, [device].into(), error).await);
+            return Err(undo(inner, &[Change::CreateThin(device)], error).await);
         }
     }
     inner.commit_held(&held).await?;

@@ -12,6 +12,7 @@ mod opening;
 mod owner;
 mod records;
 mod shares;
+mod snapshots;
 mod steps;
 mod views;
 mod writes;

@@ -183,7 +183,7 @@ impl Thin {
     }
 
     /// Writes that need a data block fail at once when there is none.
-    pub(crate) fn never_queue(&self) {
+    pub fn never_queue(&self) {
         self.0.never_queues.set(true);
     }
 

@@ -83,6 +83,20 @@ impl View {
     }
 }
 
+impl View {
+    /// What makes `base`, or nothing, into `target`: the runs in which they differ, of virtual blocks and data blocks that are
+    /// both consecutive, from a virtual block on.
+    pub async fn changes(&self, base: Option<DeviceId>, target: DeviceId, from: VirtualBlock) -> Result<Runs<'_>> {
+        let base = match base {
+            Some(base) => Some(self.committed.root_of(base).await?),
+            None => None,
+        };
+        let target = self.committed.root_of(target).await?;
+        let pairs = Pairs::open(&self.committed.blocks, base, Some(target), from.0, Shared::Skip).await?;
+        Ok(Runs::new(pairs, Join::WhereDataGoesOn, false))
+    }
+}
+
 async fn open<'a>(committed: &'a Committed, options: &Options) -> Result<Runs<'a>> {
     let left = committed.root_of(options.left).await?;
     let right = committed.root_of(options.right).await?;

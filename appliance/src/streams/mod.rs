@@ -1,0 +1,264 @@
+//! Streams of volumes: snapshots go out, and come in, as `thin_send` has them ([`thinp::stream`]).
+//!
+//! A receive never touches the volume before its end. It writes to a hidden one; at each digest of the stream a second hidden
+//! volume, the *checkpoint*, becomes a snapshot of that, in one commit with the token by which the sender goes on. So what
+//! is resumed is exactly what was verified, whatever else arrived. At the end the trees are exchanged, or a new volume gets
+//! its name, in one commit with the records. What is not verified is swept away, after a power cut at the start.
+
+mod receive;
+mod send;
+mod target;
+mod writer;
+
+use crate::catalog::VolumeRecord;
+use crate::control::Manager;
+use crate::service::{Served, Service, ServiceError};
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use core::cell::RefCell;
+use core::time::Duration;
+use mgmt::{
+    Control, ControlError, ReceiveError, ReceiveRequest, ReceiveState, RunsError, SendRequest, Streams, Volume,
+    VolumeName,
+};
+use platform::Runtime;
+use platform::block::SECTOR_BYTES;
+use platform::sync::Semaphore;
+use target::given_up_checkpoint;
+use thinp::stream::{Identity, StreamError, Token};
+
+/// Streams that are sent at a time, and those that are received.
+const STREAMS_MAX: usize = 4;
+
+/// How long a transfer that broke off can be resumed. What it has received takes space.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// Bytes of a stream that are in memory at a time.
+const STEP_BYTES: usize = 256 << 10;
+
+/// The transfers under way.
+pub(crate) struct Transfers {
+    sends: Semaphore,
+    receives: Semaphore,
+    /// Volumes that something is received into.
+    receiving: RefCell<BTreeSet<String>>,
+}
+
+impl Default for Transfers {
+    fn default() -> Transfers {
+        let (sends, receives) = (Semaphore::new(STREAMS_MAX), Semaphore::new(STREAMS_MAX));
+        Transfers { sends, receives, receiving: RefCell::default() }
+    }
+}
+
+/// Why a stream is not sent or not received.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// It may be written to, or was.
+    #[error("{0} is no read-only snapshot that is as it was when it was made read-only")]
+    NotASnapshot(String),
+    /// The text is no token.
+    #[error("the resume token is not one that was given out")]
+    BadToken,
+    /// It belongs to another stream.
+    #[error("the resume token is of a stream of {target} on {base}, not of this")]
+    OtherToken {
+        /// The snapshot that was sent.
+        target: String,
+        /// Its base.
+        base: String,
+    },
+    /// The stream is no stream.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// Its size is not known.
+    #[error("the stream does not say how large volume {0} is")]
+    SizeUnknown(String),
+    /// What is below it lies elsewhere.
+    #[error("the stream is of a volume over the external origin {0}, which volumes here cannot have")]
+    Origin(String),
+    /// The volume holds something else.
+    #[error("the stream is an increment on {base}, and volume {volume} does not hold that")]
+    WrongBase {
+        /// The volume.
+        volume: String,
+        /// The base that is missing.
+        base: String,
+    },
+    /// It says another size.
+    #[error("the stream says that the volume has {said} bytes, not {given}")]
+    OtherSize {
+        /// What the stream says.
+        said: u64,
+        /// What was said beside it.
+        given: u64,
+    },
+    /// Streams of ours name their base themselves.
+    #[error("base is for streams that do not name theirs, and this names it")]
+    BaseGiven,
+    /// The rest of a stream whose beginning is not here.
+    #[error("the stream goes on where another broke off, and volume {0} has no beginning of that")]
+    NotBegun(String),
+    /// Something is received into it.
+    #[error("volume {0} is receiving a stream")]
+    Receiving(String),
+    /// No transfer.
+    #[error("volume {0} has no transfer that could be resumed")]
+    NoTransfer(String),
+    /// The pool is full.
+    #[error("the pool is full: at least {missing_bytes} bytes more are needed for volume {volume}")]
+    NoSpace {
+        /// The volume.
+        volume: String,
+        /// For the chunk at which it stopped.
+        missing_bytes: u64,
+    },
+}
+
+/// A name that nothing else receives into.
+struct Receiving<'s> {
+    transfers: &'s Transfers,
+    name: String,
+}
+
+impl Transfers {
+    fn begin(&self, name: &VolumeName) -> Result<Receiving<'_>, TransferError> {
+        let mut receiving = self.receiving.borrow_mut();
+        if !receiving.insert(name.to_string()) {
+            return Err(TransferError::Receiving(name.to_string()));
+        }
+        Ok(Receiving { transfers: self, name: name.to_string() })
+    }
+
+    fn is_running(&self, name: &str) -> bool {
+        self.receiving.borrow().contains(name)
+    }
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        self.transfers.receiving.borrow_mut().remove(&self.name);
+    }
+}
+
+/// The name of the hidden volume that holds what was verified of a transfer into a volume.
+fn checkpoint_name(volume: &str) -> String {
+    format!(".verified-{volume}")
+}
+
+/// The volume that a checkpoint is for.
+fn volume_of(checkpoint: &VolumeRecord) -> Option<&str> {
+    checkpoint.name.strip_prefix(".verified-")
+}
+
+fn token_of(checkpoint: &VolumeRecord) -> Option<Token> {
+    checkpoint.resume.as_deref()?.parse().ok()
+}
+
+impl Streams for Manager {
+    async fn send<E>(
+        &self,
+        request: &SendRequest,
+        sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), RunsError<E>> {
+        let _turn = self.service.transfers.sends.acquire(1).await;
+        send::send(self, request, sink).await
+    }
+
+    async fn receive<E>(
+        &self,
+        request: &ReceiveRequest,
+        source: impl AsyncFnMut(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<Volume, ReceiveError<E>> {
+        let transfers = &self.service.transfers;
+        let receiving = transfers.begin(&request.volume).map_err(refused)?;
+        let _turn = transfers.receives.acquire(1).await;
+        let received = receive::receive(self, request, source).await;
+        drop(receiving);
+        self.service.expire(&self.runtime, &request.volume);
+        received?;
+        Ok(self.volume(&request.volume).await?)
+    }
+
+    fn receive_state(&self, name: &VolumeName) -> Result<ReceiveState, ControlError> {
+        let served = self.service.served()?;
+        let token = served.catalog().named(&checkpoint_name(name.as_str())).and_then(token_of);
+        let running = self.service.transfers.is_running(name.as_str());
+        if !running && token.is_none() {
+            return Err(ServiceError::from(TransferError::NoTransfer(name.to_string())).into());
+        }
+        let verified_bytes = token.map_or(0, |token| token.resume.offset);
+        Ok(ReceiveState { running, resume: token.map(|token| token.to_string()), verified_bytes })
+    }
+
+    async fn forget_receive(&self, name: &VolumeName) -> Result<(), ControlError> {
+        Ok(self.service.forget_receive(name).await?)
+    }
+}
+
+impl Service {
+    /// Deletes what a transfer that broke off has received.
+    async fn forget_receive(&self, name: &VolumeName) -> Result<(), ServiceError> {
+        if self.transfers.is_running(name.as_str()) {
+            return Err(TransferError::Receiving(name.to_string()).into());
+        }
+        self.drop_checkpoint(name).await
+    }
+
+    async fn drop_checkpoint(&self, name: &VolumeName) -> Result<(), ServiceError> {
+        let given_up = self.alone(async |served| {
+            let record = served.catalog().named(&checkpoint_name(name.as_str())).cloned();
+            let found = record.and_then(|record| Some((record.id()?, record)));
+            let (device, record) = found.ok_or_else(|| TransferError::NoTransfer(name.to_string()))?;
+            served.change(&[], [given_up_checkpoint(record)].into()).await?;
+            Ok(device)
+        });
+        self.finish_deletion(given_up.await?).await
+    }
+
+    /// Gives up a transfer that is not resumed for too long.
+    fn expire(self: &Rc<Self>, runtime: &Runtime, name: &VolumeName) {
+        let found = |served: &Served| served.catalog().named(&checkpoint_name(name.as_str())).and_then(token_of);
+        let Some(token) = self.served().ok().and_then(|served| found(&served)) else { return };
+        let (service, timers, name) = (self.clone(), runtime.timers.clone(), name.clone());
+        runtime.spawner.spawn(async move {
+            timers.sleep(KEPT).await;
+            let now = service
+                .served()
+                .ok()
+                .and_then(|served| served.catalog().named(&checkpoint_name(name.as_str())).and_then(token_of));
+            if now != Some(token) || service.transfers.is_running(name.as_str()) {
+                return;
+            }
+            match service.forget_receive(&name).await {
+                Ok(()) => log::info!("the transfer into volume {name} was not resumed: what it received is deleted"),
+                Err(error) => log::warn!("the transfer into volume {name} is not deleted: {error}"),
+            }
+        });
+    }
+
+    /// After the start: what was received before it can be resumed for as long as after it.
+    pub(crate) fn expire_transfers(self: &Rc<Self>, runtime: &Runtime) {
+        let Ok(served) = self.served() else { return };
+        let names: alloc::vec::Vec<_> = {
+            let catalog = served.catalog();
+            let checkpoints = catalog.volumes().filter(|record| !record.deleting).filter_map(volume_of);
+            checkpoints.filter_map(|name| VolumeName::parse(name).ok()).collect()
+        };
+        names.iter().for_each(|name| self.expire(runtime, name));
+    }
+}
+
+fn refused<E>(error: impl Into<ServiceError>) -> ReceiveError<E> {
+    ReceiveError::Refused(error.into().into())
+}
+
+fn identity_or_nothing(base: Option<Identity>) -> String {
+    base.map_or_else(|| "nothing".to_string(), |base| base.to_string())
+}
+
+fn block_bytes(served: &Served) -> u64 {
+    served.pool.data_block_sectors().saturating_mul(SECTOR_BYTES as u64)
+}

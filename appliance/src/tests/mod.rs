@@ -1,0 +1,234 @@
+//! The appliance without its network, over disks in memory that record what is written.
+
+mod snapshots;
+mod streams;
+mod transfers;
+
+use crate::control::Manager;
+use crate::repair::Workshop;
+use crate::service::{Service, Targets};
+use crate::settings::Settings;
+use crate::{Secrets, startup};
+use export::{Directory, LogicalUnit, Peer, Portal, PortalOptions};
+use mgmt::*;
+use platform::Runtime;
+use platform::block::{BlockDevice, Bufs, Disk, Io, Limits, Op, SECTOR_BYTES};
+use platform::mem::MemDisk;
+use platform::random::{Random, Seeded};
+use platform::simulated;
+use platform::task::Executor;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::string::{String, ToString};
+use std::vec::Vec;
+use std::{format, println, vec};
+use thinp::metadata::check;
+
+/// Bytes of a data block of the tests' pools.
+pub const BLOCK: u64 = 64 << 10;
+
+/// What was written to the two disks, in the order in which it was completed.
+#[derive(Clone, Default)]
+pub struct Journal(Rc<RefCell<Vec<Entry>>>);
+
+#[derive(Clone)]
+struct Entry {
+    disk: usize,
+    sector: u64,
+    bytes: Vec<u8>,
+}
+
+/// A disk that records its writes.
+struct Recorded {
+    disk: usize,
+    inner: MemDisk,
+    journal: Journal,
+}
+
+impl BlockDevice for Recorded {
+    fn limits(&self) -> Limits {
+        // Writes and reads only: what is recorded is all that happens.
+        Limits { discard_sectors_max: 0, write_zeroes_sectors_max: 0, ..self.inner.limits() }
+    }
+
+    fn submit(&self, mut io: Io) {
+        let request = io.request_mut();
+        if let Op::Write { .. } = request.op {
+            let bytes = request.bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+            self.journal.0.borrow_mut().push(Entry { disk: self.disk, sector: request.sector, bytes });
+        }
+        self.inner.submit(io);
+    }
+}
+
+/// The disks of a pool.
+#[derive(Clone)]
+pub struct Disks {
+    pub meta: MemDisk,
+    pub data: MemDisk,
+}
+
+impl Disks {
+    pub fn new(data_blocks: u64) -> Disks {
+        Disks { meta: MemDisk::new(1024 * 8), data: MemDisk::new(data_blocks * BLOCK / SECTOR_BYTES as u64) }
+    }
+
+    pub fn fork(&self) -> Disks {
+        Disks { meta: self.meta.fork(), data: self.data.fork() }
+    }
+
+    /// What a power cut leaves after so many of the recorded writes.
+    pub fn after(&self, journal: &Journal, writes: usize) -> Disks {
+        let disks = self.fork();
+        for Entry { disk, sector, bytes } in journal.0.borrow().iter().take(writes) {
+            [&disks.meta, &disks.data][*disk].poke(sector * SECTOR_BYTES as u64, bytes);
+        }
+        disks
+    }
+}
+
+impl Journal {
+    pub fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    pub fn clear(&self) {
+        self.0.borrow_mut().clear();
+    }
+}
+
+/// An appliance that is on.
+pub struct World {
+    pub runtime: Runtime,
+    pub manager: Rc<Manager>,
+    pub disks: Disks,
+    pub journal: Journal,
+}
+
+/// Turns an appliance on.
+pub fn run<T: 'static>(seed: u64, disks: Disks, test: impl AsyncFnOnce(Rc<World>) -> T + 'static) -> T {
+    run_with(seed, disks, "check.start=no", test)
+}
+
+pub fn run_with<T: 'static>(
+    seed: u64,
+    disks: Disks,
+    settings: &str,
+    test: impl AsyncFnOnce(Rc<World>) -> T + 'static,
+) -> T {
+    println!("seed {seed}");
+    let random: Rc<dyn Random> = Rc::new(Seeded::from_u64(seed));
+    let (settings, warnings) = Settings::parse(settings);
+    assert!(warnings.is_empty(), "{warnings:?}");
+    simulated::run(&Executor::new(), random, 32 << 20, async move |runtime| {
+        test(Rc::new(World::boot(runtime, disks, settings).await)).await
+    })
+}
+
+impl World {
+    async fn boot(runtime: Runtime, disks: Disks, settings: Settings) -> World {
+        let journal = Journal::default();
+        let recorded =
+            |disk, inner: &MemDisk| Disk::new(Recorded { disk, inner: inner.clone(), journal: journal.clone() });
+        let both = vec![("meta".to_string(), recorded(0, &disks.meta)), ("data".to_string(), recorded(1, &disks.data))];
+        let service = Service::new(&runtime, settings, &Secrets::default());
+        let served = startup::open(&runtime, &both, &service, 256, &|_| ()).await.unwrap();
+        service.serve(served);
+        service.begin(&runtime);
+        let portal = Portal::new(&runtime, Rc::new(Targets(service.clone())), PortalOptions::default());
+        let workshop = Workshop { disks: both, memory_bytes: 1 << 20, console: Rc::new(|_| ()) };
+        let manager = Rc::new(Manager { runtime: runtime.clone(), service, portal, workshop });
+        World { runtime, manager, disks, journal }
+    }
+
+    pub fn below(&self, n: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.runtime.random.fill(&mut bytes);
+        u64::from_le_bytes(bytes) % n
+    }
+
+    pub async fn create(&self, volume: &str, blocks: u64) -> Volume {
+        let new = NewVolume { name: name(volume), size_bytes: VolumeSize::new(blocks * BLOCK).unwrap() };
+        self.manager.create_volume(new).await.unwrap()
+    }
+
+    pub async fn snapshot(&self, of: &str, snapshot: &str) -> Volume {
+        let new = NewSnapshot { name: name(snapshot), read_only: true };
+        self.manager.create_snapshot(&name(of), new).await.unwrap()
+    }
+
+    pub async fn volume(&self, volume: &str) -> Volume {
+        self.manager.volume(&name(volume)).await.unwrap()
+    }
+
+    /// Logs in, as a session does.
+    pub async fn login(&self, volume: &str) -> Result<Rc<crate::units::Unit>, export::Refusal> {
+        let rule = Export { initiators: Initiators::All, addresses: Vec::new(), authentication: None };
+        self.manager.set_export(&name(volume), Some(rule)).await.unwrap();
+        let target = self.manager.service.target_name(volume);
+        let peer = Peer { initiator: "iqn.host".to_string(), address: [192, 0, 2, 1].into(), proven: None };
+        Targets(self.manager.service.clone()).open(&target, &peer).await
+    }
+
+    /// Fills bytes of a volume, in a session of its own.
+    pub async fn fill(&self, volume: &str, offset: u64, len: u64, byte: u8) {
+        let unit = self.login(volume).await.unwrap();
+        let mut buf = self.runtime.bufs.wait(len as usize).await.unwrap();
+        buf.fill(byte);
+        unit.write(offset, Bufs::from_iter([buf]), false).await.unwrap();
+        unit.flush().await.unwrap();
+    }
+
+    /// All that a volume reads as.
+    pub async fn contents(&self, volume: &str) -> Vec<u8> {
+        let served = self.manager.service.served().unwrap();
+        let record = served.catalog().named(volume).cloned().unwrap();
+        let thin = served.pool.open_thin(record.id().unwrap(), None).await.unwrap();
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < record.size_bytes.unwrap() {
+            let len = (record.size_bytes.unwrap() - bytes.len() as u64).min(1 << 20);
+            let buf = self.runtime.bufs.wait(len as usize).await.unwrap();
+            let (read, buf) = thin.read(bytes.len() as u64 / SECTOR_BYTES as u64, buf).await;
+            read.unwrap();
+            bytes.extend_from_slice(&buf);
+        }
+        bytes
+    }
+
+    /// The names of all records, the hidden ones included.
+    pub fn records(&self) -> Vec<String> {
+        let served = self.manager.service.served().unwrap();
+        let catalog = served.catalog();
+        let mut names: Vec<String> = catalog.volumes().map(|record| record.name.clone()).collect();
+        names.sort();
+        names
+    }
+
+    /// Waits until what goes on by itself has been done.
+    pub async fn settle(&self) {
+        self.runtime.timers.sleep(platform::time::Duration::from_secs(3)).await;
+    }
+
+    /// The metadata has no problem, and records and devices agree.
+    pub async fn sound(&self) {
+        let served = self.manager.service.served().unwrap();
+        served.pool.commit().await.unwrap();
+        let report = check::check(&self.runtime, &Disk::new(self.disks.meta.clone()), 1 << 20).await.unwrap();
+        assert!(report.problems.is_empty(), "{:#?}", report.problems);
+        let devices = served.pool.devices().await.unwrap();
+        assert_eq!(devices.len(), self.records().len() + 1, "{:?} and {devices:?}", self.records());
+    }
+
+    pub fn data_used_blocks(&self) -> u64 {
+        self.manager.pool().unwrap().status.data_used_blocks
+    }
+}
+
+pub fn name(text: &str) -> VolumeName {
+    VolumeName::parse(text).unwrap()
+}
+
+/// Who fails with this errno.
+pub fn errno<T: core::fmt::Debug>(result: Result<T, ControlError>) -> String {
+    format!("{}", result.unwrap_err().code)
+}

@@ -1,0 +1,161 @@
+//! Transfers that break off: by the link, by the power.
+
+use super::streams::{into, receive, refusal, send, with_more_digests};
+use super::{BLOCK, Disks, World, name, run};
+use mgmt::*;
+use platform::time::Duration;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::string::ToString;
+use std::vec::Vec;
+
+/// A volume of 40 blocks with two snapshots, their contents, and a copy of the first.
+async fn prepared(world: &World) -> [Vec<u8>; 2] {
+    world.create("v", 40).await;
+    for n in 0..10 {
+        world.fill("v", n * 4 * BLOCK, 2 * BLOCK, 1 + n as u8).await;
+    }
+    world.snapshot("v", "s1").await;
+    for n in 0..9 {
+        world.fill("v", (n * 4 + 1) * BLOCK, 2 * BLOCK, 101 + n as u8).await;
+    }
+    world.snapshot("v", "s2").await;
+    let stream = send(world, "s1", None, None).await;
+    receive(world, &into("copy"), &stream, false).await.unwrap();
+    [world.contents("s1").await, world.contents("s2").await]
+}
+
+/// As [`receive`] that breaks off, with time between the pieces, so that there are checkpoints.
+async fn receive_slowly(world: &World, target: &str, bytes: &[u8]) -> Result<Volume, ReceiveError<()>> {
+    let mut rest = bytes;
+    let source = async |piece: &mut [u8]| {
+        world.runtime.timers.sleep(Duration::from_millis(400)).await;
+        if rest.is_empty() {
+            return Err(());
+        }
+        let len = rest.len().min(piece.len());
+        piece[..len].copy_from_slice(&rest[..len]);
+        rest = &rest[len..];
+        Ok(len)
+    };
+    world.manager.receive(&into(target), source).await
+}
+
+#[test]
+fn a_transfer_goes_on_where_it_broke_off() {
+    for seed in 0..6 {
+        run(seed, Disks::new(400), async move |world| {
+            let [_, contents] = prepared(&world).await;
+            let base = (seed % 2 == 0).then_some("s1");
+            let target = if base.is_some() { "copy" } else { "new" };
+            let whole = send(&world, "s2", base, None).await;
+            let mut stream = with_more_digests(&whole);
+            let (mut sent, mut goes) = (0, 0);
+            loop {
+                let cut = (stream.len() as u64 / 3 + world.below(stream.len() as u64)) as usize;
+                if cut < stream.len() {
+                    // What came behind the last digest may be anything.
+                    let mut part = stream[..cut].to_vec();
+                    if world.below(2) == 0 {
+                        let len = part.len();
+                        part[len - 1] ^= 0x55;
+                    }
+                    receive_slowly(&world, target, &part).await.unwrap_err();
+                    sent += cut;
+                } else {
+                    receive(&world, &into(target), &stream, false).await.unwrap();
+                    break;
+                }
+                let Ok(state) = world.manager.receive_state(&name(target)) else { continue };
+                assert!(!state.running);
+                let token = state.resume.unwrap();
+                stream = with_more_digests(&send(&world, "s2", base, Some(token)).await);
+                goes += 1;
+                assert!(goes < 100);
+            }
+            assert!(world.contents(target).await == contents, "seed {seed}, {goes} pieces, {sent} bytes");
+            world.settle().await;
+            assert!(world.records().iter().all(|name| !name.starts_with('.')), "{:?}", world.records());
+            world.sound().await;
+        });
+    }
+}
+
+#[test]
+fn only_the_same_transfer_is_gone_on_with() {
+    run(10, Disks::new(400), async |world| {
+        prepared(&world).await;
+        let whole = with_more_digests(&send(&world, "s2", None, None).await);
+        receive_slowly(&world, "new", &whole[..whole.len() / 2]).await.unwrap_err();
+        let token = world.manager.receive_state(&name("new")).unwrap().resume.unwrap();
+        let request = SendRequest { snapshot: name("s1"), base: None, resume: Some(token.clone()) };
+        assert!(world.manager.send(&request, async |_: &[u8]| Ok::<_, ()>(())).await.is_err(), "of another snapshot");
+        let request = SendRequest { snapshot: name("s2"), base: None, resume: Some("gs1nonsense".to_string()) };
+        assert!(world.manager.send(&request, async |_: &[u8]| Ok::<_, ()>(())).await.is_err());
+        let rest = send(&world, "s2", None, Some(token)).await;
+        let (code, says) = refusal(receive(&world, &into("elsewhere"), &rest, false).await);
+        assert!(code == "EINVAL" && says.contains("no beginning"), "{says}");
+        // Begun anew, the old beginning is given up.
+        receive(&world, &into("new"), &whole, false).await.unwrap();
+        assert!(world.manager.receive_state(&name("new")).is_err());
+        let (_, says) = refusal(receive(&world, &into("new"), &rest, false).await);
+        assert!(says.contains("no beginning"), "{says}");
+        // What nobody resumes is given up after a day.
+        receive_slowly(&world, "late", &whole[..whole.len() / 2]).await.unwrap_err();
+        assert!(world.manager.receive_state(&name("late")).is_ok());
+        world.runtime.timers.sleep(Duration::from_secs(25 * 3600)).await;
+        assert!(world.manager.receive_state(&name("late")).is_err());
+        assert_eq!(world.records(), ["copy", "new", "s1", "s2", "v"]);
+        world.sound().await;
+    });
+}
+
+/// The power is cut after each write of a receive onto a volume: it shows its old contents or the new ones; what can be
+/// resumed is, and nothing else is left.
+#[test]
+fn a_power_cut_leaves_the_old_contents_or_the_new() {
+    let (before, journal, contents, stream) = run(20, Disks::new(400), async |world| {
+        let contents = prepared(&world).await;
+        let stream = with_more_digests(&send(&world, "s2", Some("s1"), None).await);
+        world.settle().await;
+        let before = world.disks.fork();
+        world.journal.clear();
+        let mut rest = &stream[..];
+        let source = async |piece: &mut [u8]| {
+            world.runtime.timers.sleep(Duration::from_millis(400)).await;
+            let len = rest.len().min(piece.len());
+            piece[..len].copy_from_slice(&rest[..len]);
+            rest = &rest[len..];
+            Ok::<_, ()>(len)
+        };
+        world.manager.receive(&into("copy"), source).await.unwrap();
+        world.settle().await;
+        (before, world.journal.clone(), contents, stream)
+    });
+    let (contents, stream) = (Rc::new(contents), Rc::new(stream));
+    let mut seen = BTreeSet::new();
+    for writes in 0..=journal.len() {
+        let (contents, stream) = (contents.clone(), stream.clone());
+        let state = run(21, before.after(&journal, writes), async move |world| {
+            world.settle().await;
+            let bytes = world.contents("copy").await;
+            let new = bytes == contents[1];
+            assert!(new || bytes == contents[0], "after {writes} writes");
+            let token = world.manager.receive_state(&name("copy")).ok().and_then(|state| state.resume);
+            let hidden: Vec<_> = world.records().into_iter().filter(|name| name.starts_with('.')).collect();
+            assert_eq!(hidden.len(), usize::from(token.is_some()), "{hidden:?}");
+            world.sound().await;
+            let resumed = token.is_some();
+            if let Some(token) = token {
+                assert!(!new);
+                let rest = send(&world, "s2", Some("s1"), Some(token)).await;
+                assert!(rest.len() < stream.len());
+                receive(&world, &into("copy"), &rest, false).await.unwrap();
+                assert!(world.contents("copy").await == contents[1]);
+            }
+            (new, resumed)
+        });
+        seen.insert(state);
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(false, false), (false, true), (true, false)]);
+}
