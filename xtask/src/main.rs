@@ -21,9 +21,10 @@ usage: cargo xtask COMMAND [options]
   bench boot how fast it boots, how big it is, how little memory it needs
   bench delta what a delta of two snapshots costs beside thin_delta
   bench pdata what metadata operations cost, in time and in heap
+  bench streams what streams cost beside what changed, and how fast they go
   gossamer   build the host's program as one static file and print where it is
   pool       check, dump, restore or repair metadata images: gossamer-pool
-  fuzz       look for damaged metadata that upsets what reads it
+  fuzz       look for damaged metadata and streams that upset what reads them
   tidy       check the rules of the house
   sim        the deterministic simulator: power cuts at every point
   mutants    build an image with a fault put in, or have the simulator find it

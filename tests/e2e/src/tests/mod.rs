@@ -1,12 +1,14 @@
 //! The tests, by what they show.
 
 mod api;
+mod backup;
 mod bad_disks;
 mod bad_peers;
 mod growth;
 mod image_copy;
 mod linux_initiator;
 mod linux_pools;
+mod linux_streams;
 mod metadata_snapshot;
 mod needs_check;
 mod owner;
@@ -18,6 +20,7 @@ use crate::runner::Test;
 pub const ALL: &[&[Test]] = &[
     image_copy::TESTS,
     api::TESTS,
+    backup::TESTS,
     bad_disks::TESTS,
     bad_peers::TESTS,
     growth::TESTS,
@@ -26,5 +29,6 @@ pub const ALL: &[&[Test]] = &[
     needs_check::TESTS,
     owner::TESTS,
     linux_pools::TESTS,
+    linux_streams::TESTS,
     power_cut::TESTS,
 ];
