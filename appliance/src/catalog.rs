@@ -6,6 +6,7 @@
 //! catalog only when that commit succeeded.
 
 use crate::access::{self, Access, Proof, Rule};
+use crate::reservations::Reservations;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
@@ -72,6 +73,23 @@ impl ApplianceRecord {
     }
 }
 
+/// Sizes of a volume's blocks as initiators see them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct BlockSizes {
+    /// Logical blocks: 512 or 4096.
+    #[n(0)]
+    pub logical_bytes: u32,
+    /// Physical blocks, at least as large.
+    #[n(1)]
+    pub physical_bytes: u32,
+}
+
+impl Default for BlockSizes {
+    fn default() -> BlockSizes {
+        BlockSizes { logical_bytes: 512, physical_bytes: 512 }
+    }
+}
+
 /// What the appliance knows of a thin device.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct VolumeRecord {
@@ -108,6 +126,12 @@ pub struct VolumeRecord {
     /// Who may use it, where a name is not enough.
     #[n(11)]
     pub guarded: Option<Rule>,
+    /// Persistent reservations that outlive a restart.
+    #[n(12)]
+    pub reservations: Option<Reservations>,
+    /// Its blocks; nothing for the default.
+    #[n(13)]
+    pub blocks: Option<BlockSizes>,
 }
 
 /// What a volume is known to hold. It holds that as long as the root of its tree is the one of then: whatever changes a
@@ -149,6 +173,8 @@ impl VolumeRecord {
             contents: None,
             resume: None,
             guarded: None,
+            reservations: None,
+            blocks: None,
         }
     }
 

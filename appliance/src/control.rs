@@ -1,7 +1,7 @@
 //! The service in the words of the management interface.
 
 use crate::access::{self, Proof, Rule};
-use crate::catalog::{ApplianceRecord, Edit, VolumeRecord};
+use crate::catalog::{ApplianceRecord, BlockSizes, Edit, VolumeRecord};
 use crate::owner;
 use crate::repair::Workshop;
 use crate::runs;
@@ -219,9 +219,11 @@ impl Control for Manager {
     async fn create_volume(&self, new: NewVolume) -> Result<Volume, ControlError> {
         self.service
             .alone(async |served| {
+                let blocks = block_sizes(&new)?;
                 let device = vacant(served, &new.name).await?;
                 let blank = VolumeRecord::new(device, new.name.as_str(), self.service.new_identity());
-                let record = VolumeRecord { size_bytes: Some(new.size_bytes.bytes()), ..blank };
+                let blocks = Some(blocks).filter(|blocks| *blocks != BlockSizes::default());
+                let record = VolumeRecord { size_bytes: Some(new.size_bytes.bytes()), blocks, ..blank };
                 served.change(&[Change::CreateThin(device)], [Edit::Put(record)].into()).await
             })
             .await?;
@@ -306,6 +308,7 @@ impl Manager {
     /// Growing never shows what a volume held before it was made smaller.
     async fn resize(&self, served: &Served, name: &VolumeName, size_bytes: u64) -> Result<(), ServiceError> {
         let mut record = living(served, name)?;
+        whole_blocks(size_bytes, record.blocks.unwrap_or_default())?;
         let device = device_of(served, name)?;
         if record.read_only {
             return Err(ServiceError::ReadOnly(name.to_string()));
@@ -351,6 +354,8 @@ impl Manager {
                 intact: record.contents.map(|_| contents.is_some()),
                 identity: hexadecimal(&record.identity),
                 contents: contents.as_ref().map(hexadecimal),
+                block_bytes: record.blocks.unwrap_or_default().logical_bytes,
+                physical_block_bytes: record.blocks.unwrap_or_default().physical_bytes,
                 serial: serial(&record.identity),
                 target: rule.as_ref().map(|_| self.service.target_name(&record.name)),
                 export: rule.map(Export::from),
@@ -398,6 +403,25 @@ pub(crate) async fn forget(served: &Served, device: DeviceId, size_bytes: u64) -
     }
     thin.flush().await?;
     Ok(())
+}
+
+/// The blocks of a new volume: of 512 bytes, unless something else is asked for.
+fn block_sizes(new: &NewVolume) -> Result<BlockSizes, ServiceError> {
+    let logical_bytes = new.block_bytes.unwrap_or(BlockSizes::default().logical_bytes);
+    let blocks = BlockSizes { logical_bytes, physical_bytes: new.physical_block_bytes.unwrap_or(logical_bytes) };
+    if ![blocks.logical_bytes, blocks.physical_bytes].iter().all(|bytes| matches!(bytes, 512 | 4096)) {
+        return Err(ServiceError::Blocks("blocks have 512 or 4096 bytes"));
+    }
+    if blocks.physical_bytes < blocks.logical_bytes {
+        return Err(ServiceError::Blocks("physical blocks are smaller than logical ones"));
+    }
+    whole_blocks(new.size_bytes.bytes(), blocks)?;
+    Ok(blocks)
+}
+
+fn whole_blocks(size_bytes: u64, blocks: BlockSizes) -> Result<(), ServiceError> {
+    let whole = size_bytes.is_multiple_of(blocks.logical_bytes.into());
+    if whole { Ok(()) } else { Err(ServiceError::Blocks("the size is not in whole blocks")) }
 }
 
 /// A thin id for a new volume of this name.

@@ -22,6 +22,15 @@ pub fn unit_error(error: &thinp::Error, offset_bytes: u64) -> UnitError {
     }
 }
 
+/// What an initiator is told of reservations that could not be written down.
+pub fn unwritten(error: &ServiceError) -> UnitError {
+    match error {
+        ServiceError::Pool(error) => unit_error(error, 0),
+        ServiceError::Catalog(CatalogError::TooLarge { .. }) => UnitError::RecordsFull,
+        _ => UnitError::Failed,
+    }
+}
+
 impl From<ServiceError> for ControlError {
     fn from(error: ServiceError) -> ControlError {
         ControlError::new(code(&error), error.to_string(), hint(&error))
@@ -44,7 +53,7 @@ fn code(error: &ServiceError) -> Code {
         }),
         ServiceError::NotItsSnapshot { .. } => Code::Errno(Errno::EINVAL),
         ServiceError::NotAdopted => Code::Errno(Errno::EOPNOTSUPP),
-        ServiceError::SizeUnset(_) => Code::Errno(Errno::EINVAL),
+        ServiceError::SizeUnset(_) | ServiceError::Blocks(_) => Code::Errno(Errno::EINVAL),
         ServiceError::Catalog(CatalogError::Malformed { .. } | CatalogError::Duplicate { .. }) => {
             Code::Errno(Errno::EILSEQ)
         }
@@ -83,6 +92,7 @@ fn hint(error: &ServiceError) -> &'static str {
         },
         ServiceError::NotAdopted => "POST /v1/pool/adopt makes the device that keeps names, sizes and exports",
         ServiceError::SizeUnset(_) => "set it: PATCH the volume with {\"size_bytes\": N}",
+        ServiceError::Blocks(_) => "see POST /v1/volumes in docs/api.md for the sizes that blocks can have",
         ServiceError::NameTaken(_) => "choose another name, or delete that volume",
         ServiceError::NoVolume(_) => "GET /v1/volumes lists what there is",
         ServiceError::InUse(_) => "log its initiators out, or DELETE its export, or wait for the stream that uses it",

@@ -33,6 +33,7 @@ pub mod errors;
 mod holds;
 mod owner;
 mod repair;
+pub mod reservations;
 mod runs;
 pub mod service;
 pub mod settings;
@@ -148,6 +149,7 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
         async move { portal.serve(stream).await }
     });
     announce(&runtime, &service, console.clone(), iscsi_at, http_at);
+    warn_of_low_water(&runtime, &service, &portal);
     owner::watch(&runtime, &service, console.clone());
     service.powered_off().await;
     portal.shutdown().await;
@@ -175,6 +177,26 @@ fn listen<L: Listener, F: Future<Output = ()> + 'static>(
                     log::error!("listening at {}: {error}; trying again", listener.describe());
                     timers.sleep(ACCEPT_PAUSE).await;
                 }
+            }
+        }
+    });
+}
+
+/// Tells initiators each time that the pool's free space reaches its low water mark from above.
+fn warn_of_low_water(runtime: &Runtime, service: &Rc<Service>, portal: &Portal<Targets>) {
+    let Some(pool) = service.pool() else { return };
+    let (service, portal) = (service.clone(), portal.clone());
+    runtime.spawner.spawn(async move {
+        let is_low = || {
+            let space = service.pool_space();
+            space.threshold_bytes > 0 && space.available_bytes <= space.threshold_bytes
+        };
+        let (mut low, mut seen) = (is_low(), pool.events());
+        while !service.is_powering_off() {
+            seen = pool.event_after(seen).await;
+            let was_low = core::mem::replace(&mut low, is_low());
+            if low && !was_low {
+                portal.threshold_reached();
             }
         }
     });

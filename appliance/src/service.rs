@@ -6,21 +6,22 @@ use crate::catalog::{Catalog, CatalogError, Edit, VolumeRecord};
 use crate::check::CheckJob;
 use crate::holds::{Held, Holds};
 use crate::owner;
+use crate::reservations::Reservations;
 use crate::runs::STREAMS_MAX;
 use crate::settings::Settings;
 use crate::space::SpaceCache;
 use crate::streams::{TransferError, Transfers};
-use crate::units::{MetadataUnit, Unit, VolumeUnit};
+use crate::units::{MetadataUnit, Unit, VolumeUnit, serial};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::rc::{Rc, Weak};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, Ref, RefCell};
-use export::{Chap, Directory, Peer, Refusal};
+use export::{Chap, Directory, Peer, Refusal, Space};
 use mgmt::{Health, HealthState, Token, TokenHash, VolumeName};
 use platform::Runtime;
-use platform::block::Disk;
+use platform::block::{Disk, SECTOR_BYTES};
 use platform::random::Random;
 use platform::sync::{Notify, Permit, Semaphore};
 use sha2::{Digest, Sha256};
@@ -90,6 +91,9 @@ pub enum ServiceError {
     /// Its size is unknown.
     #[error("the size of volume {0} is not set")]
     SizeUnset(String),
+    /// Block sizes that make no disk.
+    #[error("the block size does not fit: {0}")]
+    Blocks(&'static str),
     /// All thin ids are taken.
     #[error("no thin id is free")]
     NoFreeId,
@@ -336,7 +340,43 @@ impl Service {
         if self.is_in_use(device) { Err(ServiceError::InUse(name.to_string())) } else { Ok(()) }
     }
 
-    async fn open_volume(&self, served: &Served, record: &VolumeRecord) -> Result<Rc<Unit>, Refusal> {
+    /// The space of the pool, as far as there is one.
+    pub(crate) fn pool_space(&self) -> Space {
+        let Some(status) = self.pool().map(|pool| pool.status()) else { return Space::default() };
+        let block_bytes = u64::from(status.data_block_sectors) * SECTOR_BYTES as u64;
+        let bytes = |blocks: u64| blocks.saturating_mul(block_bytes);
+        Space {
+            available_bytes: bytes(status.data_total_blocks.saturating_sub(status.data_used_blocks)),
+            used_bytes: bytes(status.data_used_blocks),
+            threshold_bytes: bytes(self.settings.low_water_blocks),
+        }
+    }
+
+    /// The reservations in the record of the volume of this identity; `None` in a pool that keeps no records.
+    pub(crate) fn reservations_of(&self, identity: &[u8; 16]) -> Option<Option<Reservations>> {
+        let served = self.served().ok().filter(|served| served.adopted())?;
+        let catalog = served.catalog();
+        catalog.identified(identity).map(|record| record.reservations.clone())
+    }
+
+    /// Writes reservations into the record of the volume of this identity.
+    pub(crate) async fn set_reservations(
+        &self,
+        identity: &[u8; 16],
+        reservations: Option<Reservations>,
+    ) -> Result<(), ServiceError> {
+        self.alone(async |served| {
+            let record = served.catalog().identified(identity).cloned();
+            let record = record.ok_or_else(|| ServiceError::NoVolume(serial(identity)))?;
+            if !served.adopted() {
+                return Err(ServiceError::NotAdopted);
+            }
+            served.change(&[], [Edit::Put(VolumeRecord { reservations, ..record })].into()).await
+        })
+        .await
+    }
+
+    async fn open_volume(self: &Rc<Self>, served: &Served, record: &VolumeRecord) -> Result<Rc<Unit>, Refusal> {
         let device = record.id().ok_or(Refusal::NotFound)?;
         if self.holds.of(device) == Held::Alone {
             return Err(Refusal::Unavailable);
@@ -358,8 +398,8 @@ impl Service {
             log::warn!("volume {} cannot be served: {error}", record.name);
             Refusal::Unavailable
         })?;
-        let block_sectors = u32::try_from(served.pool.data_block_sectors()).map_err(|_| Refusal::Unavailable)?;
-        let volume = VolumeUnit::new(thin, &record.name, record.identity, size_bytes, record.read_only, block_sectors);
+        let data_block_bytes = served.pool.data_block_sectors().saturating_mul(SECTOR_BYTES as u64);
+        let volume = VolumeUnit::new(self, thin, record, size_bytes, data_block_bytes);
         let unit = Rc::new(Unit::Volume(volume));
         self.units.borrow_mut().retain(|_, unit| unit.strong_count() > 0);
         self.units.borrow_mut().insert(device, Rc::downgrade(&unit));

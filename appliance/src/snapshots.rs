@@ -58,6 +58,7 @@ impl Manager {
                 size_bytes: origin.size_bytes,
                 origin: Some(origin.identity),
                 read_only: new.read_only,
+                blocks: origin.blocks,
                 ..VolumeRecord::new(device, name.as_str(), self.service.new_identity())
             };
             // What is a copy of known contents has these; what may be written to has none for long.

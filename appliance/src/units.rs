@@ -1,16 +1,17 @@
 //! What is exported: volumes, and the bytes of the metadata disk.
 
-use crate::errors::unit_error;
+use crate::catalog::{BlockSizes, VolumeRecord};
+use crate::errors::{unit_error, unwritten};
+use crate::reservations;
+use crate::service::Service;
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use core::cell::Cell;
-use export::{Attributes, Identity, LogicalUnit, UnitError};
+use export::{Attributes, Identity, Kept, LogicalUnit, Space, UnitError};
 use platform::block::{Bufs, Class, Disk, Flow, IoError, SECTOR_BYTES};
 use platform::buf::Buf;
 use thinp::Thin;
-
-const LOGICAL_BLOCK_BYTES: u32 = SECTOR_BYTES as u32;
-const PHYSICAL_BLOCK_BYTES: u32 = 4096;
 
 /// A volume, or the metadata: what a session holds while it is logged in.
 pub enum Unit {
@@ -22,12 +23,14 @@ pub enum Unit {
 
 /// A volume in use.
 pub struct VolumeUnit {
+    service: Rc<Service>,
     thin: Thin,
     name: String,
     identity: [u8; 16],
     size_bytes: Cell<u64>,
     read_only: bool,
-    data_block_sectors: u32,
+    blocks: BlockSizes,
+    data_block_bytes: u64,
 }
 
 /// The metadata disk in use: always what is on the disk, never what a cache holds.
@@ -37,10 +40,24 @@ pub struct MetadataUnit {
 }
 
 impl VolumeUnit {
-    /// Serves `thin` with a size.
-    pub fn new(thin: Thin, name: &str, identity: [u8; 16], size_bytes: u64, read_only: bool, block: u32) -> VolumeUnit {
-        let name = String::from(name);
-        VolumeUnit { thin, name, identity, size_bytes: Cell::new(size_bytes), read_only, data_block_sectors: block }
+    /// Serves `thin`, of a pool with blocks of `data_block_bytes`, as its record says, with a size.
+    pub fn new(
+        service: &Rc<Service>,
+        thin: Thin,
+        record: &VolumeRecord,
+        size_bytes: u64,
+        data_block_bytes: u64,
+    ) -> VolumeUnit {
+        VolumeUnit {
+            service: service.clone(),
+            thin,
+            name: record.name.clone(),
+            identity: record.identity,
+            size_bytes: Cell::new(size_bytes),
+            read_only: record.read_only,
+            blocks: record.blocks.unwrap_or_default(),
+            data_block_bytes,
+        }
     }
 
     /// The thin device.
@@ -90,17 +107,40 @@ fn range(size_bytes: u64, offset_bytes: u64, len_bytes: u64) -> Result<(u64, u64
 
 impl LogicalUnit for Unit {
     fn attributes(&self) -> Attributes {
-        let (size_bytes, granularity_sectors, read_only) = match self {
-            Unit::Volume(v) => (v.size_bytes.get(), v.data_block_sectors, v.read_only),
-            Unit::Metadata(m) => (m.disk.size_sectors() * SECTOR_BYTES as u64, 0, true),
+        let (size_bytes, blocks, granularity_bytes, read_only) = match self {
+            Unit::Volume(v) => (v.size_bytes.get(), v.blocks, v.data_block_bytes, v.read_only),
+            Unit::Metadata(m) => (m.disk.size_sectors() * SECTOR_BYTES as u64, BlockSizes::default(), 0, true),
         };
+        let logical_bytes = u64::from(blocks.logical_bytes);
         Attributes {
-            blocks: size_bytes / u64::from(LOGICAL_BLOCK_BYTES),
-            block_bytes: LOGICAL_BLOCK_BYTES,
-            physical_block_bytes: PHYSICAL_BLOCK_BYTES,
-            unmap_granularity_blocks: granularity_sectors,
+            blocks: size_bytes / logical_bytes,
+            block_bytes: blocks.logical_bytes,
+            physical_block_bytes: blocks.physical_bytes,
+            unmap_granularity_blocks: u32::try_from(granularity_bytes / logical_bytes).unwrap_or(0),
             read_only,
         }
+    }
+
+    fn space(&self) -> Space {
+        match self {
+            Unit::Volume(v) => v.service.pool_space(),
+            Unit::Metadata(_) => Space::default(),
+        }
+    }
+
+    fn kept_reservations(&self) -> Option<Kept> {
+        match self {
+            Unit::Volume(v) => v.service.reservations_of(&v.identity).map(reservations::kept),
+            Unit::Metadata(_) => None,
+        }
+    }
+
+    async fn keep_reservations(&self, kept: Kept) -> Result<(), UnitError> {
+        let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
+        v.service.set_reservations(&v.identity, reservations::record(kept)).await.map_err(|error| {
+            log::warn!("volume {}: its reservations cannot be kept: {error}", v.name);
+            unwritten(&error)
+        })
     }
 
     fn identity(&self) -> Identity {

@@ -1,7 +1,8 @@
 //! The records against a model, and against bad bytes. A failure prints its seed; `GOSSAMER_SEED=N` runs that one.
 
 use appliance::access::{Access, Login, Proof, Rule};
-use appliance::catalog::{Activation, ApplianceRecord, Catalog, CatalogError, Contents, Edit, Guards, VolumeRecord};
+use appliance::catalog::{Activation, ApplianceRecord, BlockSizes, Catalog, CatalogError, Contents, Edit, Guards, VolumeRecord};
+use appliance::reservations::{Held, Nexus, Registration, Reservations};
 use appliance::settings::Settings;
 use platform::random::{Random, Seeded};
 use platform::secret::Secret;
@@ -54,9 +55,27 @@ impl Dice {
         let contents = (self.below(2) == 0).then(|| Contents::new(self.identity(), self.below(1 << 40) as u64));
         let resume = (self.below(4) == 0).then(|| format!("gs1{:0150x}", self.below(1 << 40)));
         let blank = VolumeRecord::new(DeviceId::new(device.into()).unwrap(), &name, self.identity());
-        let mut record = VolumeRecord { size_bytes, origin, read_only, deleting, contents, resume, ..blank };
+        let (reservations, blocks) = (self.reservations(), self.blocks());
+        let known = VolumeRecord { size_bytes, origin, read_only, deleting, contents, resume, ..blank };
+        let mut record = VolumeRecord { reservations, blocks, ..known };
         record.set_rule(self.rule());
         record
+    }
+
+    fn nexus(&self) -> Nexus {
+        let initiator = format!("iqn.2001-04.com.example:{},i,0x00023d0000{:02x}", self.below(8), self.below(99));
+        Nexus { initiator, target_port: self.below(4) as u16 }
+    }
+
+    fn reservations(&self) -> Option<Reservations> {
+        let registration = || Registration { nexus: self.nexus(), key: self.below(1 << 40) as u64 };
+        let registrations = (0..self.below(5)).map(|_| registration()).collect();
+        let held = (self.below(2) == 0).then(|| Held { code: self.below(9) as u8, holder: self.nexus() });
+        (self.below(3) == 0).then_some(Reservations { registrations, held })
+    }
+
+    fn blocks(&self) -> Option<BlockSizes> {
+        (self.below(2) == 0).then_some(BlockSizes { logical_bytes: 512, physical_bytes: 4096 })
     }
 
     fn activation(&self) -> Option<Activation> {
@@ -226,6 +245,8 @@ fn a_record_of_another_version_is_read() {
         contents: None,
         resume: None,
         guarded: None,
+        reservations: None,
+        blocks: None,
         ..Dice(Seeded::from_u64(1)).record(7, "v7".into())
     };
     let plan = catalog.plan(vec![Edit::Put(record.clone())]).unwrap();

@@ -10,7 +10,8 @@
 //! What a disk has to do, and a portal to it (`examples/serve.rs` has the whole of it):
 //!
 //! ```
-//! use export::{Attributes, Chap, Directory, Identity, LogicalUnit, Peer, Portal, PortalOptions, Refusal, UnitError};
+//! use export::{Attributes, Chap, Directory, Identity, Kept, LogicalUnit, Peer, Portal, PortalOptions, Refusal, Space};
+//! use export::UnitError;
 //! use platform::{block::Bufs, buf::Buf};
 //! use std::rc::Rc;
 //!
@@ -26,6 +27,15 @@
 //!     fn identity(&self) -> Identity {
 //!         let (vendor, product, revision) = ("EXAMPLE", "zero", "1");
 //!         Identity { naa: *b"\x60example-naa-id-", serial: "1".into(), vendor, product, revision }
+//!     }
+//!     fn space(&self) -> Space {
+//!         Space::default()
+//!     }
+//!     fn kept_reservations(&self) -> Option<Kept> {
+//!         None
+//!     }
+//!     async fn keep_reservations(&self, _: Kept) -> Result<(), UnitError> {
+//!         Err(UnitError::ReadOnly)
 //!     }
 //!     async fn read(&self, _: u64, mut buf: Buf) -> (Result<(), UnitError>, Buf) {
 //!         buf.fill(0);
@@ -91,5 +101,6 @@ mod unit;
 
 pub use budget::{Account, Budget, Chunk, Claim};
 pub use portal::{Portal, PortalOptions};
+pub use scsi::reserve::{Kept, Path};
 pub use session::{Session, SessionInfo};
-pub use unit::{Attributes, Chap, Credentials, Directory, Identity, LogicalUnit, Peer, Refusal, UnitError};
+pub use unit::{Attributes, Chap, Credentials, Directory, Identity, LogicalUnit, Peer, Refusal, Space, UnitError};

@@ -13,7 +13,7 @@ use crate::iscsi::text_phase::{Exchange, Listed};
 use crate::iscsi::wire::Receiver;
 use crate::scsi::block::CHUNK_BYTES;
 use crate::scsi::lu::Lu;
-use crate::scsi::reserve::Reservations;
+use crate::scsi::reserve::{Path, Reservations};
 use crate::scsi::sense::Sense;
 use crate::session::{Entered, Session, SessionInfo, Sessions};
 use crate::throttle::Throttle;
@@ -191,6 +191,14 @@ impl<D: Directory> Portal<D> {
         }
     }
 
+    /// Tells all initiators of thin units, as far as they want to know, that the space that is left has reached its
+    /// threshold.
+    pub fn threshold_reached(&self) {
+        let units = self.0.units.borrow();
+        let thin = units.values().filter_map(Weak::upgrade).filter(|lu| lu.unit.attributes().is_thin());
+        thin.filter(|lu| lu.mode.get().threshold_told).for_each(|lu| lu.attend(Sense::SOFT_THRESHOLD_REACHED, |_| true));
+    }
+
     /// Refuses further logins, asks the initiators to log out, and ends all sessions.
     pub async fn shutdown(&self) {
         self.0.stopping.set(true);
@@ -322,8 +330,10 @@ impl<D: Directory> Inner<D> {
             _ => None,
         };
         let isid: String = agreed.isid.iter().map(|byte| format!("{byte:02x}")).collect();
-        let port = format!("{},i,0x{isid}", agreed.initiator);
-        let scsi = lu.map(|lu| Scsi { nexus: lu.connect(port), lu });
+        // Names are compared in lower case.
+        let initiator = format!("{},i,0x{isid}", agreed.initiator.to_ascii_lowercase());
+        let path = Path { initiator, target_port: self.options.portal_group };
+        let scsi = lu.map(|lu| Scsi { nexus: lu.connect(path), lu });
         let account = Account::new(self.budget.clone());
         let limits = Limits {
             window: self.options.commands_max,
@@ -376,19 +386,22 @@ impl<D: Directory> Inner<D> {
         match units.get(target).and_then(Weak::upgrade) {
             Some(lu) if Rc::ptr_eq(&lu.unit, &unit) => lu,
             _ => {
-                let reservations = self.reservations(unit.identity().naa);
-                let lu = Rc::new(Lu::new(unit, target.into(), self.options.portal_group, reservations));
+                let reservations = self.reservations(&*unit);
+                let ports = [self.options.portal_group].into();
+                let lu = Rc::new(Lu::new(unit, target.into(), ports, reservations));
                 units.insert(target.into(), Rc::downgrade(&lu));
                 lu
             }
         }
     }
 
-    /// The persistent reservations of a unit. Those without registrations are kept only while they are in use.
-    fn reservations(&self, naa: [u8; 16]) -> Rc<RefCell<Reservations>> {
+    /// The persistent reservations of a unit: what it kept, where nothing is known yet. Those without registrations are
+    /// held only while they are in use.
+    fn reservations(&self, unit: &D::Unit) -> Rc<RefCell<Reservations>> {
         let mut all = self.reservations.borrow_mut();
         all.retain(|_, reservations| Rc::strong_count(reservations) > 1 || reservations.borrow().is_used());
-        all.entry(naa).or_default().clone()
+        let restored = || Rc::new(RefCell::new(Reservations::restored(unit.kept_reservations().unwrap_or_default())));
+        all.entry(unit.identity().naa).or_insert_with(restored).clone()
     }
 
     async fn full_feature<R, W>(

@@ -1,5 +1,6 @@
 //! What is exported, and who may use it: the traits that the appliance implements.
 
+use crate::scsi::reserve::Kept;
 use alloc::{rc::Rc, string::String, vec::Vec};
 use core::future::Future;
 use core::net::IpAddr;
@@ -27,10 +28,32 @@ impl Attributes {
         self.unmap_granularity_blocks > 0 && !self.read_only
     }
 
+    /// In what blocks of logical blocks space is counted, as a power of two: what divides a pool's block.
+    pub fn threshold_exponent(&self) -> u8 {
+        self.unmap_granularity_blocks.trailing_zeros().min(31) as u8
+    }
+
+    /// Bytes as a number of such blocks; saturates.
+    pub fn threshold_sets(&self, bytes: u64) -> u32 {
+        let set_bytes = u64::from(self.block_bytes.max(1)) << self.threshold_exponent();
+        u32::try_from(bytes / set_bytes).unwrap_or(u32::MAX)
+    }
+
     /// Size of the unit; saturates.
     pub fn size_bytes(&self) -> u64 {
         self.blocks.saturating_mul(u64::from(self.block_bytes))
     }
+}
+
+/// The space that thin units share, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Free, and theirs if they need it.
+    pub available_bytes: u64,
+    /// In use.
+    pub used_bytes: u64,
+    /// The soft threshold: initiators are warned when no more than this is available. 0: never.
+    pub threshold_bytes: u64,
 }
 
 /// Who a unit is. Must never change while the unit exists, over restarts included: initiators recognise a
@@ -59,6 +82,9 @@ pub enum UnitError {
     /// The pool has no space for this write.
     #[error("the pool has no free space")]
     NoSpace,
+    /// There is no room to write down what is to outlive a restart.
+    #[error("the unit's records are full")]
+    RecordsFull,
     /// The unit or its pool takes no writes now.
     #[error("the unit is read-only")]
     ReadOnly,
@@ -85,6 +111,15 @@ pub trait LogicalUnit: 'static {
 
     /// Who it is.
     fn identity(&self) -> Identity;
+
+    /// The space that it takes what it needs from, where it is thin.
+    fn space(&self) -> Space;
+
+    /// What was kept last; `None` if the unit cannot keep anything.
+    fn kept_reservations(&self) -> Option<Kept>;
+
+    /// Keeps reservations over restarts, in the place of those before. They are durable on completion.
+    fn keep_reservations(&self, kept: Kept) -> impl Future<Output = Result<(), UnitError>>;
 
     /// Fills the buffer.
     fn read(&self, offset_bytes: u64, buf: Buf) -> impl Future<Output = (Result<(), UnitError>, Buf)>;

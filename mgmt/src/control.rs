@@ -184,6 +184,10 @@ pub struct Volume {
     pub identity: String,
     /// The identity of what it holds, while it is intact: its own, or that of the snapshot that was received.
     pub contents: Option<String>,
+    /// Size of a logical block.
+    pub block_bytes: u32,
+    /// Size of a physical block: what is best written at a time.
+    pub physical_block_bytes: u32,
     /// What initiators see as its serial number.
     pub serial: String,
     /// The rule, if it is exported.
@@ -202,6 +206,12 @@ pub struct NewVolume {
     pub name: VolumeName,
     /// Its size.
     pub size_bytes: VolumeSize,
+    /// Size of a logical block, 512 or 4096. Unset: 512.
+    #[serde(default)]
+    pub block_bytes: Option<u32>,
+    /// Size of a physical block, as large or larger. Unset: as a logical one.
+    #[serde(default)]
+    pub physical_block_bytes: Option<u32>,
 }
 
 /// A change of a volume: one at a time.

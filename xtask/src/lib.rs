@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod conformance;
 pub mod console;
 pub mod dice;
 pub mod fuzz;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use lexopt::prelude::*;
 use xtask::dice::Dice;
 use xtask::nbd::{Flush, Server, Supply};
-use xtask::{bench, fuzz, gossamer, image, run, sim, suite, tidy, tools};
+use xtask::{bench, conformance, fuzz, gossamer, image, run, sim, suite, tidy, tools};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND [options]
@@ -25,6 +25,8 @@ usage: cargo xtask COMMAND [options]
   gossamer   build the host's program as one static file and print where it is
   pool       check, dump, restore or repair metadata images: gossamer-pool
   fuzz       look for damaged metadata and streams that upset what reads them
+  conformance libiscsi's conformance tests on volumes of each shape
+  fuzz       look for damaged metadata that upsets what reads it
   tidy       check the rules of the house
   sim        the deterministic simulator: power cuts at every point
   mutants    build an image with a fault put in, or have the simulator find it
@@ -59,6 +61,7 @@ fn command() -> Result<bool> {
         "test" => suite::run(&root, &mut parser, false),
         "soak" => suite::run(&root, &mut parser, true),
         "bench" => bench::run(&root, &mut parser),
+        "conformance" => conformance::chore(&root, &mut parser),
         "fuzz" => fuzz::run(&root, &mut parser),
         "build" => {
             println!("{}", image::build(&root)?.display());

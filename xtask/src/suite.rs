@@ -201,6 +201,9 @@ fn end_to_end(options: &Options, image: &Path, gossamer: &Path) -> Result<Vec<St
         let commands = vec![command(on, "acceptance", &options.jobs)];
         stages.push(Stage { name: format!("end to end, {on}"), commands });
     }
+    let mut conformance = command("hosted", "conformance", "1");
+    conformance.arg("conformance::plain");
+    stages.push(Stage { name: "conformance".into(), commands: vec![conformance] });
     let commands = MACHINES.map(|machine| command(machine, "power-cuts", "1")).into();
     stages.push(Stage { name: "power cuts".into(), commands });
     stages.push(Stage { name: "canaries".into(), commands: vec![command("q35", "canaries", "2")] });

@@ -148,7 +148,8 @@ impl World {
     }
 
     pub async fn create(&self, volume: &str, blocks: u64) -> Volume {
-        let new = NewVolume { name: name(volume), size_bytes: VolumeSize::new(blocks * BLOCK).unwrap() };
+        let size_bytes = VolumeSize::new(blocks * BLOCK).unwrap();
+        let new = NewVolume { name: name(volume), size_bytes, block_bytes: None, physical_block_bytes: None };
         self.manager.create_volume(new).await.unwrap()
     }
 

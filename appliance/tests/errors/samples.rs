@@ -143,6 +143,7 @@ pub fn of_the_appliance() -> Vec<ServiceError> {
         ServiceError::NameTaken(name()),
         ServiceError::NotAdopted,
         ServiceError::SizeUnset(name()),
+        ServiceError::Blocks("the size is not in whole blocks"),
         ServiceError::NoFreeId,
         ServiceError::InUse(name()),
         ServiceError::ReadOnly(name()),

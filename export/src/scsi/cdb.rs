@@ -41,6 +41,19 @@ pub struct ModeSense {
     pub allocation: u32,
 }
 
+/// LOG SENSE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogSense {
+    /// Page code.
+    pub page: u8,
+    /// Subpage code.
+    pub subpage: u8,
+    /// Parameters from this code on.
+    pub pointer: u16,
+    /// Allocation length.
+    pub allocation: u32,
+}
+
 /// REPORT SUPPORTED OPERATION CODES.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReportOpcodes {
@@ -65,8 +78,10 @@ pub enum Command {
     Inquiry { page: Option<u8>, allocation: u32 },
     ModeSelect { long: bool, save: bool, list_bytes: u32 },
     ModeSense(ModeSense),
-    StartStopUnit,
+    LogSense(LogSense),
+    StartStopUnit { start: bool },
     SendDiagnostic,
+    ReceiveDiagnosticResults { allocation: u32 },
     ReadCapacity10,
     ReadCapacity16 { allocation: u32 },
     Read { extent: Extent, fua: bool },
@@ -85,6 +100,7 @@ pub enum Command {
     ReportLuns { select: u8, allocation: u32 },
     ReportOpcodes(ReportOpcodes),
     ReportTaskManagement { extended: bool, allocation: u32 },
+    ReportTargetPortGroups { extended: bool, allocation: u32 },
     PersistentReserveIn { action: u8, allocation: u32 },
     PersistentReserveOut { action: u8, scope_and_type: u8, list_bytes: u32 },
     Reserve,
@@ -203,8 +219,10 @@ impl Command {
             0x55 => mode_select(&cdb, true, u32::from(cdb.be16(7))),
             0x1a => Ok(mode_sense(&cdb, false, u32::from(cdb.0[4]))),
             0x5a => Ok(mode_sense(&cdb, true, u32::from(cdb.be16(7)))),
-            0x1b => Ok(Command::StartStopUnit),
+            0x1b => start_stop_unit(&cdb),
+            0x1c => receive_diagnostic_results(&cdb),
             0x1d => send_diagnostic(&cdb),
+            0x4d => log_sense(&cdb),
             0x25 => read_capacity_10(&cdb),
             0x9e => service_action_in(&cdb),
             0xa3 => maintenance_in(&cdb),
@@ -295,8 +313,9 @@ impl Command {
             | Command::ReadDefectData12 { .. } => Access::Read,
             Command::ModeSelect { .. }
             | Command::ModeSense(_)
-            | Command::StartStopUnit
+            | Command::StartStopUnit { start: false }
             | Command::SendDiagnostic
+            | Command::ReceiveDiagnosticResults { .. }
             | Command::SynchronizeCache { .. } => Access::Write,
             command if command.writes() => Access::Write,
             _ => Access::None,
@@ -344,6 +363,29 @@ fn mode_sense(cdb: &Cdb, long: bool, allocation: u32) -> Command {
     })
 }
 
+/// Nothing can be ejected, and there are no power conditions.
+fn start_stop_unit(cdb: &Cdb) -> Result<Command, Sense> {
+    if cdb.0[4] & 0xf2 != 0 { Err(Sense::cdb_field(4)) } else { Ok(Command::StartStopUnit { start: cdb.0[4] & 1 != 0 }) }
+}
+
+/// Only the list of pages, which has itself.
+fn receive_diagnostic_results(cdb: &Cdb) -> Result<Command, Sense> {
+    match (cdb.flag(0x01), cdb.0[2]) {
+        (true, 0) => Ok(Command::ReceiveDiagnosticResults { allocation: u32::from(cdb.be16(3)) }),
+        (true, _) => Err(Sense::cdb_field(2)),
+        (false, _) => Err(Sense::cdb_field(1)),
+    }
+}
+
+/// Nothing can be saved. Of which values of a parameter are asked for means nothing to those that are lists.
+fn log_sense(cdb: &Cdb) -> Result<Command, Sense> {
+    if cdb.flag(0x01) {
+        return Err(Sense::cdb_field(1));
+    }
+    let (page, subpage, pointer) = (cdb.0[2] & 0x3f, cdb.0[3], cdb.be16(5));
+    Ok(Command::LogSense(LogSense { page, subpage, pointer, allocation: u32::from(cdb.be16(7)) }))
+}
+
 /// Only the default self-test, which always succeeds.
 fn send_diagnostic(cdb: &Cdb) -> Result<Command, Sense> {
     if cdb.0[1] & 0xf4 != 0x04 || cdb.be16(3) != 0 { Err(Sense::cdb_field(1)) } else { Ok(Command::SendDiagnostic) }
@@ -365,6 +407,10 @@ fn service_action_in(cdb: &Cdb) -> Result<Command, Sense> {
 fn maintenance_in(cdb: &Cdb) -> Result<Command, Sense> {
     let allocation = cdb.be32(6);
     match cdb.0[1] & 0x1f {
+        0x0a => match cdb.0[1] >> 5 {
+            format @ 0..=1 => Ok(Command::ReportTargetPortGroups { extended: format == 1, allocation }),
+            _ => Err(Sense::cdb_field(1)),
+        },
         0x0c => Ok(Command::ReportOpcodes(ReportOpcodes {
             timeouts: cdb.0[2] & 0x80 != 0,
             option: cdb.0[2] & 0x07,

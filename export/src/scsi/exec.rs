@@ -3,9 +3,9 @@
 use super::block;
 use super::cdb::{Command, ModeSense};
 use super::lu::{Lu, Nexus};
-use super::reserve::Refused;
+use super::reserve::{Known, Refused, Request};
 use super::sense::Sense;
-use super::{Failure, Status, Transfer, inquiry, mode, opcodes, reserve, vpd};
+use super::{Failure, Status, Transfer, alua, inquiry, log, mode, opcodes, vpd};
 use crate::unit::LogicalUnit;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -25,7 +25,7 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
     match &command {
         // These are answered whatever is wrong with the unit.
         Ok(Command::Inquiry { page, allocation }) => {
-            return parameters(transfer, inquire(lu, present, *page)?, *allocation).await;
+            return parameters(transfer, inquire(lu, nexus, present, *page)?, *allocation).await;
         }
         Ok(Command::ReportLuns { select, allocation }) => {
             return parameters(transfer, luns(*select)?, *allocation).await;
@@ -50,12 +50,22 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
     }
     match command {
         Command::ModeSense(request) => mode_sense(lu, &request, transfer).await,
+        Command::LogSense(request) => {
+            let data = log::sense(&request, &lu.unit.attributes(), lu.unit.space())?;
+            parameters(transfer, data, request.allocation).await
+        }
         Command::ModeSelect { long, save, .. } => mode_select(lu, nexus, long, save, transfer).await,
         Command::ReadCapacity10 => parameters(transfer, capacity_10(lu), 8).await,
         Command::ReadCapacity16 { allocation } => parameters(transfer, capacity_16(lu), allocation).await,
         Command::ReportOpcodes(request) => parameters(transfer, opcodes::report(&request)?, request.allocation).await,
         Command::ReportTaskManagement { extended, allocation } => {
             parameters(transfer, task_management(extended), allocation).await
+        }
+        Command::ReportTargetPortGroups { extended, allocation } => {
+            parameters(transfer, alua::report(&lu.target_ports, extended), allocation).await
+        }
+        Command::ReceiveDiagnosticResults { allocation } => {
+            parameters(transfer, alloc::vec![0, 0, 0, 1, 0], allocation).await
         }
         Command::ReadDefectData10 { request, allocation } => {
             parameters(transfer, alloc::vec![0, request & 0x1f, 0, 0], allocation).await
@@ -64,19 +74,15 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
             parameters(transfer, alloc::vec![0, request & 0x1f, 0, 0, 0, 0, 0, 0], allocation).await
         }
         Command::PersistentReserveIn { action, allocation } => {
-            parameters(transfer, persistent_reserve_in(lu, action), allocation).await
+            parameters(transfer, persistent_reserve_in(lu, action)?, allocation).await
         }
         Command::PersistentReserveOut { action, scope_and_type, .. } => {
             persistent_reserve_out(lu, nexus, action, scope_and_type, transfer).await
         }
         Command::Reserve => reserve(lu, nexus),
-        Command::Release => {
-            if lu.holder().is_some_and(|holder| holder.id == nexus.id) {
-                lu.set_holder(None);
-            }
-            Ok(())
-        }
-        Command::TestUnitReady | Command::StartStopUnit | Command::SendDiagnostic => Ok(()),
+        Command::Release => release(lu, nexus),
+        // There is nothing to be stopped.
+        Command::TestUnitReady | Command::StartStopUnit { .. } | Command::SendDiagnostic => Ok(()),
         command => block::execute(lu, command, transfer).await,
     }
 }
@@ -104,14 +110,15 @@ async fn parameter_list<T: Transfer>(transfer: &mut T) -> Result<Vec<u8>, Failur
     Ok(list)
 }
 
-fn inquire<U: LogicalUnit>(lu: &Lu<U>, present: bool, page: Option<u8>) -> Result<Vec<u8>, Sense> {
+fn inquire<U: LogicalUnit>(lu: &Lu<U>, nexus: &Nexus, present: bool, page: Option<u8>) -> Result<Vec<u8>, Sense> {
     let identity = lu.unit.identity();
-    let Some(code) = page else { return Ok(inquiry::standard(&identity, present)) };
+    let Some(code) = page else { return Ok(inquiry::standard(&identity, present, lu.target_ports.len() > 1)) };
     if !present {
         return Err(Sense::LUN_NOT_SUPPORTED);
     }
     let attributes = lu.unit.attributes();
-    let subject = vpd::Subject { attributes, identity: &identity, target: &lu.target, portal_group: lu.portal_group };
+    let target_port = nexus.path.target_port;
+    let subject = vpd::Subject { attributes, identity: &identity, target: &lu.target, target_port };
     vpd::page(code, &subject).ok_or(Sense::cdb_field(2))
 }
 
@@ -124,12 +131,16 @@ fn luns(select: u8) -> Result<Vec<u8>, Sense> {
     }
 }
 
+fn mode_values<U: LogicalUnit>(lu: &Lu<U>) -> mode::Values {
+    mode::Values { attributes: lu.unit.attributes(), space: lu.unit.space(), state: lu.mode.get() }
+}
+
 async fn mode_sense<U: LogicalUnit, T: Transfer>(
     lu: &Lu<U>,
     request: &ModeSense,
     transfer: &mut T,
 ) -> Result<(), Failure> {
-    let data = mode::sense(request, &lu.unit.attributes(), lu.mode.get())?;
+    let data = mode::sense(request, &mode_values(lu))?;
     parameters(transfer, data, request.allocation).await
 }
 
@@ -144,9 +155,9 @@ async fn mode_select<U: LogicalUnit, T: Transfer>(
         return Err(Sense::cdb_field(1).into());
     }
     let list = parameter_list(transfer).await?;
-    let before = lu.mode.get();
-    let after = mode::select(long, &list, &lu.unit.attributes(), before)?;
-    if after != before {
+    let before = mode_values(lu);
+    let after = mode::select(long, &list, &before)?;
+    if after != before.state {
         lu.mode.set(after);
         lu.attend(Sense::MODE_PARAMETERS_CHANGED, |other| other.id != nexus.id);
     }
@@ -162,14 +173,31 @@ fn reserve<U: LogicalUnit>(lu: &Lu<U>, nexus: &Rc<Nexus>) -> Result<(), Failure>
     Ok(())
 }
 
-fn persistent_reserve_in<U: LogicalUnit>(lu: &Lu<U>, action: u8) -> Vec<u8> {
+/// RELEASE of SPC-2. Where there are registrations it conflicts, as RESERVE does (CRH is 0).
+fn release<U: LogicalUnit>(lu: &Lu<U>, nexus: &Nexus) -> Result<(), Failure> {
+    if lu.reservations.borrow().is_used() {
+        return Err(Failure::Status(Status::ReservationConflict));
+    }
+    if lu.holder().is_some_and(|holder| holder.id == nexus.id) {
+        lu.set_holder(None);
+    }
+    Ok(())
+}
+
+/// A unit that is reserved by RESERVE takes no persistent reservations, not even from who reserved it.
+fn not_reserved<U: LogicalUnit>(lu: &Lu<U>) -> Result<(), Failure> {
+    if lu.holder().is_some() { Err(Failure::Status(Status::ReservationConflict)) } else { Ok(()) }
+}
+
+fn persistent_reserve_in<U: LogicalUnit>(lu: &Lu<U>, action: u8) -> Result<Vec<u8>, Failure> {
+    not_reserved(lu)?;
     let reservations = lu.reservations.borrow();
-    match action {
+    Ok(match action {
         0 => reservations.keys(),
         1 => reservations.reservation(),
-        2 => reserve::capabilities(),
-        _ => reservations.full_status(lu.portal_group),
-    }
+        2 => reservations.capabilities(lu.unit.kept_reservations().is_some()),
+        _ => reservations.full_status(),
+    })
 }
 
 async fn persistent_reserve_out<U: LogicalUnit, T: Transfer>(
@@ -180,13 +208,26 @@ async fn persistent_reserve_out<U: LogicalUnit, T: Transfer>(
     transfer: &mut T,
 ) -> Result<(), Failure> {
     let list = parameter_list(transfer).await?;
-    let request = reserve::Request::new(action, scope_and_type, &list)?;
-    let effects = lu.reservations.borrow_mut().out(&nexus.port, &request).map_err(|refused| match refused {
-        Refused::Conflict => Failure::Status(Status::ReservationConflict),
-        Refused::Check(sense) => sense.into(),
-    })?;
-    for (port, attention) in &effects.attentions {
-        lu.attend(*attention, |other| other.port == *port);
+    not_reserved(lu)?;
+    let request = Request::new(action, scope_and_type, &list, lu.unit.kept_reservations().is_some())?;
+    let effects = {
+        let _alone = lu.reserving.acquire(1).await;
+        let before = lu.reservations.borrow().clone();
+        let mut after = before.clone();
+        let known = Known { target_ports: &lu.target_ports, initiators: &lu.initiators() };
+        let effects = after.out(&nexus.path, &request, known).map_err(|refused| match refused {
+            Refused::Conflict => Failure::Status(Status::ReservationConflict),
+            Refused::Check(sense) => sense.into(),
+        })?;
+        if after.kept() != before.kept() {
+            // What is to outlive a power cut does before anybody knows of it.
+            lu.unit.keep_reservations(after.kept()).await.map_err(|e| Failure::of_unit(e, true, 1))?;
+        }
+        *lu.reservations.borrow_mut() = after;
+        effects
+    };
+    for (path, attention) in &effects.attentions {
+        lu.attend(*attention, |other| other.path == *path);
     }
     let aborted = lu.nexuses_of(&effects.aborts);
     lu.tasks.abort(|id| aborted.contains(&id)).await;

@@ -12,11 +12,19 @@ const LEN: usize = 96;
 /// SAM-5, SPC-4, SBC-3, iSCSI.
 const VERSIONS: [u16; 4] = [0x00a0, 0x0460, 0x04c0, 0x0960];
 
+/// TPGS: implicit asymmetric access.
+const TPGS: u8 = 0x10;
+/// MULTIP: more than one port.
+const MULTIP: u8 = 0x10;
+/// CMDQUE: tasks queue.
+const CMDQUE: u8 = 0x02;
+
 /// Standard INQUIRY data; `present` is false on a LUN without a unit.
-pub fn standard(identity: &Identity, present: bool) -> Vec<u8> {
+pub fn standard(identity: &Identity, present: bool, several_ports: bool) -> Vec<u8> {
     let mut data = Vec::with_capacity(LEN);
-    // SPC-4; HISUP, response format 2; no ports to choose from; CMDQUE.
-    data.extend([if present { 0 } else { NO_UNIT }, 0, 0x06, 0x12, (LEN - 5) as u8, 0, 0, 0x02]);
+    let ports = if several_ports { MULTIP } else { 0 };
+    // SPC-4; HISUP, response format 2.
+    data.extend([if present { 0 } else { NO_UNIT }, 0, 0x06, 0x12, (LEN - 5) as u8, TPGS, ports, CMDQUE]);
     data.extend(ascii::<8>(identity.vendor));
     data.extend(ascii::<16>(identity.product));
     data.extend(ascii::<4>(identity.revision));

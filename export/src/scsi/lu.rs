@@ -2,7 +2,7 @@
 
 use super::cdb::Command;
 use super::locks::RangeLocks;
-use super::reserve::Reservations;
+use super::reserve::{Path, Reservations};
 use super::sense::Sense;
 use super::tasks::TaskSet;
 use crate::unit::LogicalUnit;
@@ -11,6 +11,7 @@ use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use platform::sync::Semaphore;
 
 /// An exported unit: the disk, and the state that SCSI puts around it.
 pub struct Lu<U> {
@@ -18,8 +19,8 @@ pub struct Lu<U> {
     pub unit: Rc<U>,
     /// iSCSI name of the target.
     pub target: String,
-    /// Target portal group tag, which is also the relative port.
-    pub portal_group: u16,
+    /// Relative identifiers of the target ports: the tags of their portal groups.
+    pub target_ports: Rc<[u16]>,
     /// Commands accepted from all nexuses.
     pub tasks: Rc<TaskSet>,
     /// Ranges in use by commands that run.
@@ -28,6 +29,8 @@ pub struct Lu<U> {
     pub mode: Cell<ModeState>,
     /// Persistent reservations, which outlive the sessions.
     pub reservations: Rc<RefCell<Reservations>>,
+    /// One change of the persistent reservations at a time.
+    pub reserving: Semaphore,
     /// The nexus that holds the unit by RESERVE.
     reserved_by: RefCell<Weak<Nexus>>,
     nexuses: RefCell<Vec<Weak<Nexus>>>,
@@ -35,34 +38,48 @@ pub struct Lu<U> {
 }
 
 /// Changeable mode parameters, not kept over restarts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModeState {
     /// D_SENSE: sense data in descriptor format.
     pub descriptor_sense: bool,
     /// SWP: software write protect.
     pub write_protect: bool,
+    /// LBPERE: initiators are told when the space that is left reaches its threshold.
+    pub threshold_told: bool,
 }
 
-/// An initiator port and this unit: one for each session.
+impl Default for ModeState {
+    fn default() -> ModeState {
+        ModeState { descriptor_sense: false, write_protect: false, threshold_told: true }
+    }
+}
+
+/// An initiator port, a target port and this unit: one for each session.
 pub struct Nexus {
     /// Different for each.
     pub id: u64,
-    /// Name of the initiator port: `NAME,i,0xISID`.
-    pub port: String,
+    /// The ports.
+    pub path: Path,
     attentions: RefCell<VecDeque<Sense>>,
 }
 
 impl<U: LogicalUnit> Lu<U> {
     /// A unit that nobody is logged in to.
-    pub fn new(unit: Rc<U>, target: String, portal_group: u16, reservations: Rc<RefCell<Reservations>>) -> Lu<U> {
+    pub fn new(
+        unit: Rc<U>,
+        target: String,
+        target_ports: Rc<[u16]>,
+        reservations: Rc<RefCell<Reservations>>,
+    ) -> Lu<U> {
         Lu {
             unit,
             target,
-            portal_group,
+            target_ports,
             tasks: Rc::default(),
             locks: RangeLocks::default(),
             mode: Cell::default(),
             reservations,
+            reserving: Semaphore::new(1),
             reserved_by: RefCell::default(),
             nexuses: RefCell::default(),
             next_nexus: Cell::new(0),
@@ -70,10 +87,10 @@ impl<U: LogicalUnit> Lu<U> {
     }
 
     /// A new nexus, with the unit attention that every new one gets.
-    pub fn connect(&self, port: String) -> Rc<Nexus> {
+    pub fn connect(&self, path: Path) -> Rc<Nexus> {
         let id = self.next_nexus.get();
         self.next_nexus.set(id + 1);
-        let nexus = Rc::new(Nexus { id, port, attentions: RefCell::default() });
+        let nexus = Rc::new(Nexus { id, path, attentions: RefCell::default() });
         nexus.attend(Sense::POWER_ON);
         let mut nexuses = self.nexuses.borrow_mut();
         nexuses.retain(|nexus| nexus.strong_count() > 0);
@@ -91,10 +108,15 @@ impl<U: LogicalUnit> Lu<U> {
             .for_each(|nexus| nexus.attend(attention));
     }
 
-    /// The nexuses of initiator ports.
-    pub fn nexuses_of(&self, ports: &[String]) -> Vec<u64> {
+    /// The sessions' nexuses of these names.
+    pub fn nexuses_of(&self, paths: &[Path]) -> Vec<u64> {
         let nexuses = self.nexuses.borrow();
-        nexuses.iter().filter_map(Weak::upgrade).filter(|nexus| ports.contains(&nexus.port)).map(|n| n.id).collect()
+        nexuses.iter().filter_map(Weak::upgrade).filter(|nexus| paths.contains(&nexus.path)).map(|n| n.id).collect()
+    }
+
+    /// Names of the initiator ports that are logged in.
+    pub fn initiators(&self) -> Vec<String> {
+        self.nexuses.borrow().iter().filter_map(Weak::upgrade).map(|nexus| nexus.path.initiator.clone()).collect()
     }
 
     /// A command from `nexus` conflicts with a reservation.
@@ -104,7 +126,7 @@ impl<U: LogicalUnit> Lu<U> {
             command,
             Command::Release | Command::ReadCapacity10 | Command::ReadCapacity16 { .. } | Command::ReportOpcodes(_)
         );
-        (reserved && !tolerated) || self.reservations.borrow().conflicts(&nexus.port, command.access())
+        (reserved && !tolerated) || self.reservations.borrow().conflicts(&nexus.path, command.access())
     }
 
     /// The nexus that holds the unit by RESERVE: as long as its session lives.

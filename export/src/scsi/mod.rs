@@ -3,11 +3,13 @@
 //! [`cdb`] decodes a command, [`exec`] runs it against a [`LogicalUnit`](crate::LogicalUnit) and moves its data
 //! through a [`Transfer`].
 
+pub mod alua;
 pub mod block;
 pub mod cdb;
 pub mod exec;
 pub mod inquiry;
 pub mod locks;
+pub mod log;
 pub mod lu;
 pub mod mode;
 pub mod opcodes;

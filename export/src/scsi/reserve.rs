@@ -1,16 +1,55 @@
-//! Reservations (SPC-4 section 5.13; RESERVE and RELEASE of SPC-2): who may use a unit. A state machine over
-//! initiator ports; it does not touch the unit.
+//! Persistent reservations (SPC-4 section 5.13): who may use a unit. A state machine over I_T nexuses; it does not
+//! touch the unit. Nothing of it is changed by a request that is refused, as long as the caller drops it.
+
+mod parameters;
 
 use super::cdb::Access;
 use super::sense::Sense;
 use alloc::string::String;
 use alloc::vec::Vec;
+pub use parameters::{Moved, Request, TransportId};
 
 /// Most registrations of a unit.
 const REGISTRATIONS_MAX: usize = 128;
 
-/// Bytes of the parameter list of PERSISTENT RESERVE OUT.
-pub const PARAMETER_BYTES: usize = 24;
+/// Service actions of PERSISTENT RESERVE OUT.
+mod action {
+    pub const REGISTER: u8 = 0;
+    pub const RESERVE: u8 = 1;
+    pub const RELEASE: u8 = 2;
+    pub const CLEAR: u8 = 3;
+    pub const PREEMPT: u8 = 4;
+    pub const PREEMPT_AND_ABORT: u8 = 5;
+    pub const REGISTER_AND_IGNORE_EXISTING_KEY: u8 = 6;
+    pub const REGISTER_AND_MOVE: u8 = 7;
+}
+
+/// An I_T nexus by name, which outlives its sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Path {
+    /// Name of the initiator port: `NAME,i,0xISID`.
+    pub initiator: String,
+    /// Relative identifier of the target port.
+    pub target_port: u16,
+}
+
+/// The ports that requests may mean without naming them.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// Relative identifiers of all target ports.
+    pub target_ports: &'a [u16],
+    /// Initiator ports that are logged in.
+    pub initiators: &'a [String],
+}
+
+/// What outlives a restart: nothing, unless it was asked for (APTPL).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Registered nexuses and their keys.
+    pub registrations: Vec<(Path, u64)>,
+    /// Type code and holder of the reservation.
+    pub reservation: Option<(u8, Path)>,
+}
 
 /// Type of a persistent reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,19 +79,6 @@ impl Kind {
     }
 }
 
-/// A PERSISTENT RESERVE OUT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Request {
-    /// Service action.
-    pub action: u8,
-    /// Scope and type.
-    pub scope_and_type: u8,
-    /// Reservation key.
-    pub key: u64,
-    /// Service action reservation key.
-    pub action_key: u64,
-}
-
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
@@ -65,37 +91,57 @@ pub enum Refused {
 /// What a request means for others.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// Unit attentions for ports.
-    pub attentions: Vec<(String, Sense)>,
-    /// Ports whose tasks are to be aborted.
-    pub aborts: Vec<String>,
+    /// Unit attentions for nexuses.
+    pub attentions: Vec<(Path, Sense)>,
+    /// Nexuses whose tasks are to be aborted.
+    pub aborts: Vec<Path>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Registration {
-    port: String,
+    path: Path,
     key: u64,
 }
 
-/// The persistent reservation of a unit and the ports that are registered.
-#[derive(Debug, Default)]
+/// The persistent reservation of a unit and the nexuses that are registered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reservations {
     generation: u32,
     registrations: Vec<Registration>,
-    /// The type, and the port that holds it; for types held by all registrants the one that made it.
-    reservation: Option<(Kind, String)>,
+    /// The type, and the nexus that holds it; for types held by all registrants the one that made it.
+    reservation: Option<(Kind, Path)>,
+    /// APTPL: all of this, but the generation, outlives a restart.
+    persists: bool,
 }
 
 impl Reservations {
-    /// Some port is registered.
+    /// What a restart left. A type that there is not is no reservation.
+    pub fn restored(kept: Kept) -> Reservations {
+        let registrations: Vec<_> =
+            kept.registrations.into_iter().map(|(path, key)| Registration { path, key }).collect();
+        let reservation = kept.reservation.and_then(|(code, holder)| Some((Kind::of(code)?, holder)));
+        Reservations { generation: 0, persists: !registrations.is_empty(), registrations, reservation }
+    }
+
+    /// What a restart must leave.
+    pub fn kept(&self) -> Kept {
+        if !self.persists {
+            return Kept::default();
+        }
+        let registrations = self.registrations.iter().map(|r| (r.path.clone(), r.key)).collect();
+        let reservation = self.reservation.as_ref().map(|(kind, holder)| (kind.code, holder.clone()));
+        Kept { registrations, reservation }
+    }
+
+    /// Some nexus is registered.
     pub fn is_used(&self) -> bool {
         !self.registrations.is_empty()
     }
 
-    /// A command that does `access` from `port` conflicts with the reservation.
-    pub fn conflicts(&self, port: &str, access: Access) -> bool {
+    /// A command that does `access` over `path` conflicts with the reservation.
+    pub fn conflicts(&self, path: &Path, access: Access) -> bool {
         let Some((kind, _)) = &self.reservation else { return false };
-        let allowed = self.holds(port) || (kind.registrants && self.key_of(port).is_some());
+        let allowed = self.holds(path) || (kind.registrants && self.key_of(path).is_some());
         match access {
             Access::None => false,
             Access::Read => kind.exclusive && !allowed,
@@ -103,80 +149,116 @@ impl Reservations {
         }
     }
 
-    /// Carries out a PERSISTENT RESERVE OUT of `port`.
-    pub fn out(&mut self, port: &str, request: &Request) -> Result<Effects, Refused> {
+    /// Carries out a PERSISTENT RESERVE OUT that came over `from`.
+    pub fn out(&mut self, from: &Path, request: &Request, known: Known) -> Result<Effects, Refused> {
         let mut effects = Effects::default();
-        match request.action {
-            0 | 6 => return self.register(port, request),
-            1..=5 => {}
-            _ => return Err(Refused::Check(Sense::cdb_field(1))),
+        if matches!(request.action, action::REGISTER | action::REGISTER_AND_IGNORE_EXISTING_KEY) {
+            self.register(from, request, known, &mut effects)?;
+            return Ok(effects);
         }
-        if self.key_of(port) != Some(request.key) {
+        if self.key_of(from) != Some(request.key) {
             return Err(Refused::Conflict);
         }
         match request.action {
-            1 => self.reserve(port, request)?,
-            2 => self.release(port, request, &mut effects)?,
-            3 => self.clear(port, &mut effects),
-            _ => self.preempt(port, request, &mut effects)?,
+            action::RESERVE => self.reserve(from, request)?,
+            action::RELEASE => self.release(from, request, &mut effects)?,
+            action::CLEAR => self.clear(from, &mut effects),
+            action::PREEMPT | action::PREEMPT_AND_ABORT => self.preempt(from, request, &mut effects)?,
+            action::REGISTER_AND_MOVE => self.register_and_move(from, request, known)?,
+            _ => return Err(Refused::Check(Sense::cdb_field(1))),
         }
         Ok(effects)
     }
 
-    fn register(&mut self, port: &str, request: &Request) -> Result<Effects, Refused> {
-        let mut effects = Effects::default();
-        let known = self.key_of(port);
-        if request.action == 0 && request.key != known.unwrap_or(0) {
+    fn register(
+        &mut self,
+        from: &Path,
+        request: &Request,
+        known: Known,
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        let mine = self.key_of(from);
+        let ignores = request.action == action::REGISTER_AND_IGNORE_EXISTING_KEY;
+        if !ignores && request.key != mine.unwrap_or(0) {
             return Err(Refused::Conflict);
         }
-        match (known, request.action_key) {
-            (None, 0) => {}
-            (Some(_), 0) => self.unregister(port, &mut effects),
-            (Some(_), key) => {
-                self.registrations.iter_mut().filter(|r| r.port == port).for_each(|r| r.key = key);
-            }
-            (None, _) if self.registrations.len() >= REGISTRATIONS_MAX => {
-                return Err(Refused::Check(Sense::INSUFFICIENT_REGISTRATION_RESOURCES));
-            }
-            (None, key) => self.registrations.push(Registration { port: port.into(), key }),
+        let names_others = !request.transports.is_empty();
+        if names_others && (ignores || mine.is_some()) {
+            return Err(Refused::Check(Sense::parameter_field(parameters::FLAGS)));
         }
+        let target_ports = if request.all_target_ports { known.target_ports } else { &[from.target_port][..] };
+        for target_port in target_ports {
+            let path = Path { initiator: from.initiator.clone(), target_port: *target_port };
+            let agrees = ignores || self.key_of(&path).is_none_or(|key| key == request.key);
+            if !agrees {
+                return Err(Refused::Conflict);
+            }
+            self.enter(path, request.action_key, effects)?;
+        }
+        for initiator in request.initiators(known)? {
+            for target_port in target_ports {
+                let path = Path { initiator: initiator.clone(), target_port: *target_port };
+                if path.initiator != from.initiator && self.key_of(&path).is_some() {
+                    return Err(Refused::Conflict);
+                }
+                self.enter(path, request.action_key, effects)?;
+            }
+        }
+        self.persists = request.persists;
+        self.count();
+        Ok(())
+    }
+
+    /// Registers a nexus, changes its key, or with key 0 ends its registration.
+    fn enter(&mut self, path: Path, key: u64, effects: &mut Effects) -> Result<(), Refused> {
+        let full = self.registrations.len() >= REGISTRATIONS_MAX;
+        match self.registrations.iter_mut().find(|registration| registration.path == path) {
+            None if key == 0 => {}
+            Some(_) if key == 0 => self.unregister(&path, effects),
+            Some(registration) => registration.key = key,
+            None if full => return Err(Refused::Check(Sense::INSUFFICIENT_REGISTRATION_RESOURCES)),
+            None => self.registrations.push(Registration { path, key }),
+        }
+        Ok(())
+    }
+
+    fn count(&mut self) {
         self.generation = self.generation.wrapping_add(1);
-        Ok(effects)
     }
 
     /// Removes a registration; with the holder's goes its reservation.
-    fn unregister(&mut self, port: &str, effects: &mut Effects) {
-        let held = self.holds(port);
-        self.registrations.retain(|registration| registration.port != port);
+    fn unregister(&mut self, path: &Path, effects: &mut Effects) {
+        let held = self.holds(path);
+        self.registrations.retain(|registration| registration.path != *path);
         let Some((kind, holder)) = &mut self.reservation else { return };
         if !held {
             return;
         }
         match self.registrations.first() {
-            Some(other) if kind.all => *holder = other.port.clone(),
+            Some(other) if kind.all => *holder = other.path.clone(),
             _ => {
                 let registrants = kind.registrants;
                 self.reservation = None;
                 if registrants {
-                    self.tell_others(port, Sense::RESERVATIONS_RELEASED, effects);
+                    self.tell_others(path, Sense::RESERVATIONS_RELEASED, effects);
                 }
             }
         }
     }
 
-    fn reserve(&mut self, port: &str, request: &Request) -> Result<(), Refused> {
+    fn reserve(&mut self, path: &Path, request: &Request) -> Result<(), Refused> {
         let kind = kind(request)?;
         match &self.reservation {
-            None => self.reservation = Some((kind, port.into())),
-            Some((held, _)) if *held == kind && self.holds(port) => {}
+            None => self.reservation = Some((kind, path.clone())),
+            Some((held, _)) if *held == kind && self.holds(path) => {}
             Some(_) => return Err(Refused::Conflict),
         }
         Ok(())
     }
 
-    fn release(&mut self, port: &str, request: &Request, effects: &mut Effects) -> Result<(), Refused> {
+    fn release(&mut self, path: &Path, request: &Request, effects: &mut Effects) -> Result<(), Refused> {
         let Some(held) = self.reservation.as_ref().map(|(kind, _)| *kind) else { return Ok(()) };
-        if !self.holds(port) {
+        if !self.holds(path) {
             return Ok(());
         }
         if kind(request)? != held {
@@ -184,20 +266,20 @@ impl Reservations {
         }
         self.reservation = None;
         if held.registrants {
-            self.tell_others(port, Sense::RESERVATIONS_RELEASED, effects);
+            self.tell_others(path, Sense::RESERVATIONS_RELEASED, effects);
         }
         Ok(())
     }
 
-    fn clear(&mut self, port: &str, effects: &mut Effects) {
-        self.tell_others(port, Sense::RESERVATIONS_PREEMPTED, effects);
+    fn clear(&mut self, path: &Path, effects: &mut Effects) {
+        self.tell_others(path, Sense::RESERVATIONS_PREEMPTED, effects);
         self.registrations.clear();
         self.reservation = None;
-        self.generation = self.generation.wrapping_add(1);
+        self.count();
     }
 
     /// PREEMPT, and with service action 5 PREEMPT AND ABORT.
-    fn preempt(&mut self, port: &str, request: &Request, effects: &mut Effects) -> Result<(), Refused> {
+    fn preempt(&mut self, path: &Path, request: &Request, effects: &mut Effects) -> Result<(), Refused> {
         let new = kind(request)?;
         let victim = request.action_key;
         let held = self.reservation.as_ref().map(|(held, holder)| (*held, self.key_of(holder)));
@@ -207,8 +289,8 @@ impl Reservations {
             _ if victim == 0 => return Err(Refused::Check(Sense::parameter_field(8))),
             _ => (false, false),
         };
-        let goes = |r: &Registration| r.port != port && (everybody || r.key == victim);
-        let removed: Vec<String> = self.registrations.iter().filter(|r| goes(r)).map(|r| r.port.clone()).collect();
+        let goes = |r: &Registration| r.path != *path && (everybody || r.key == victim);
+        let removed: Vec<Path> = self.registrations.iter().filter(|r| goes(r)).map(|r| r.path.clone()).collect();
         if removed.is_empty() && !takes {
             return Err(Refused::Conflict);
         }
@@ -217,37 +299,68 @@ impl Reservations {
             && held.all
             && removed.contains(holder)
         {
-            *holder = port.into();
+            *holder = path.clone();
         }
         if takes {
-            if held.is_some_and(|(held, _)| held != new && held.registrants) {
-                self.tell_others(port, Sense::RESERVATIONS_RELEASED, effects);
+            if held.is_some_and(|(held, _)| held != new) {
+                self.tell_others(path, Sense::RESERVATIONS_RELEASED, effects);
             }
-            self.reservation = Some((new, port.into()));
+            self.reservation = Some((new, path.clone()));
         }
         effects.attentions.extend(removed.iter().map(|gone| (gone.clone(), Sense::REGISTRATIONS_PREEMPTED)));
-        if request.action == 5 {
+        if request.action == action::PREEMPT_AND_ABORT {
             effects.aborts = removed;
         }
-        self.generation = self.generation.wrapping_add(1);
+        self.count();
         Ok(())
     }
 
-    fn key_of(&self, port: &str) -> Option<u64> {
-        self.registrations.iter().find(|registration| registration.port == port).map(|registration| registration.key)
+    /// Gives the reservation, and a registration, to another nexus.
+    fn register_and_move(&mut self, path: &Path, request: &Request, known: Known) -> Result<(), Refused> {
+        let invalid = |sense| Err(Refused::Check(sense));
+        let Some(kind) = self.reservation.as_ref().map(|(kind, _)| *kind) else { return invalid(Sense::cdb_field(1)) };
+        if kind.all {
+            return Err(Refused::Conflict);
+        }
+        if !self.holds(path) {
+            return invalid(Sense::cdb_field(1));
+        }
+        if request.action_key == 0 {
+            return invalid(Sense::parameter_field(parameters::ACTION_KEY));
+        }
+        let Some(moved) = &request.moved else { return invalid(Sense::PARAMETER_LIST_LENGTH) };
+        if !known.target_ports.contains(&moved.to.target_port) {
+            return invalid(Sense::parameter_field(parameters::RELATIVE_PORT));
+        }
+        if moved.to == *path {
+            return invalid(Sense::parameter_field(parameters::MOVED_TRANSPORT));
+        }
+        // The key is not 0: nobody is unregistered by this, and nobody is told.
+        self.enter(moved.to.clone(), request.action_key, &mut Effects::default())?;
+        self.reservation = Some((kind, moved.to.clone()));
+        if moved.unregisters {
+            self.registrations.retain(|registration| registration.path != *path);
+        }
+        self.persists = request.persists;
+        self.count();
+        Ok(())
     }
 
-    fn holds(&self, port: &str) -> bool {
+    fn key_of(&self, path: &Path) -> Option<u64> {
+        self.registrations.iter().find(|registration| registration.path == *path).map(|registration| registration.key)
+    }
+
+    fn holds(&self, path: &Path) -> bool {
         match &self.reservation {
-            Some((kind, _)) if kind.all => self.key_of(port).is_some(),
-            Some((_, holder)) => holder == port,
+            Some((kind, _)) if kind.all => self.key_of(path).is_some(),
+            Some((_, holder)) => holder == path,
             None => false,
         }
     }
 
-    fn tell_others(&self, port: &str, attention: Sense, effects: &mut Effects) {
-        let others = self.registrations.iter().filter(|registration| registration.port != port);
-        effects.attentions.extend(others.map(|other| (other.port.clone(), attention)));
+    fn tell_others(&self, path: &Path, attention: Sense, effects: &mut Effects) {
+        let others = self.registrations.iter().filter(|registration| registration.path != *path);
+        effects.attentions.extend(others.map(|other| (other.path.clone(), attention)));
     }
 
     /// READ KEYS.
@@ -264,18 +377,24 @@ impl Reservations {
     }
 
     /// READ FULL STATUS.
-    pub fn full_status(&self, relative_port: u16) -> Vec<u8> {
+    pub fn full_status(&self) -> Vec<u8> {
         let mut list = Vec::new();
         for registration in &self.registrations {
-            let held = self.reservation.as_ref().filter(|_| self.holds(&registration.port));
-            let transport = transport_id(&registration.port);
+            let held = self.reservation.as_ref().filter(|_| self.holds(&registration.path));
+            let transport = parameters::encode_transport(&registration.path.initiator);
             list.extend(registration.key.to_be_bytes());
             list.extend([0, 0, 0, 0, u8::from(held.is_some()), held.map_or(0, |(kind, _)| kind.code), 0, 0, 0, 0]);
-            list.extend(relative_port.to_be_bytes());
+            list.extend(registration.path.target_port.to_be_bytes());
             list.extend((transport.len() as u32).to_be_bytes());
             list.extend(transport);
         }
         self.with_generation(&list)
+    }
+
+    /// REPORT CAPABILITIES: all types, several ports at a time (SIP_C, ATP_C); over a restart (PTPL_C) where the unit
+    /// `can_persist`, and now (PTPL_A) if so asked.
+    pub fn capabilities(&self, can_persist: bool) -> Vec<u8> {
+        alloc::vec![0, 8, 0x0c | u8::from(can_persist), 0x80 | u8::from(self.persists), 0xea, 0x01, 0, 0]
     }
 
     fn with_generation(&self, list: &[u8]) -> Vec<u8> {
@@ -283,40 +402,11 @@ impl Reservations {
     }
 }
 
-/// REPORT CAPABILITIES: all types, nothing persistent over power loss.
-pub fn capabilities() -> Vec<u8> {
-    alloc::vec![0, 8, 0, 0x80, 0xea, 0x01, 0, 0]
-}
-
-/// The TransportID of an iSCSI initiator port: protocol 5, name with ISID.
-fn transport_id(port: &str) -> Vec<u8> {
-    let mut name = port.as_bytes().to_vec();
-    name.resize((name.len() + 1).next_multiple_of(4).max(20), 0);
-    let mut id = alloc::vec![0x45, 0];
-    id.extend((name.len() as u16).to_be_bytes());
-    id.extend(name);
-    id
-}
-
 /// The type of a request, whose scope must be the logical unit.
 fn kind(request: &Request) -> Result<Kind, Refused> {
     let scope = request.scope_and_type >> 4;
     let kind = Kind::of(request.scope_and_type & 0x0f).filter(|_| scope == 0);
     kind.ok_or(Refused::Check(Sense::cdb_field(2)))
-}
-
-impl Request {
-    /// The parameter list of a PERSISTENT RESERVE OUT. Of its flags none is supported: SPEC_I_PT, ALL_TG_PT, APTPL.
-    pub fn new(action: u8, scope_and_type: u8, list: &[u8]) -> Result<Request, Sense> {
-        let list: &[u8; PARAMETER_BYTES] = list.try_into().map_err(|_| Sense::PARAMETER_LIST_LENGTH)?;
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, _, _, _, _, flags, ..] = *list;
-        if flags & 0x0d != 0 {
-            return Err(Sense::parameter_field(20));
-        }
-        let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-        let action_key = u64::from_be_bytes([i, j, k, l, m, n, o, p]);
-        Ok(Request { action, scope_and_type, key, action_key })
-    }
 }
 
 #[cfg(test)]

@@ -75,6 +75,8 @@ senses! {
     CAPACITY_CHANGED = 0x06 / 0x2a / 0x09;
     /// Commands cleared by another initiator.
     COMMANDS_CLEARED = 0x06 / 0x2f / 0x00;
+    /// Thin provisioning soft threshold reached.
+    SOFT_THRESHOLD_REACHED = 0x06 / 0x38 / 0x07;
     /// Write protected.
     WRITE_PROTECTED = 0x07 / 0x27 / 0x00;
     /// Logical unit software write protected.
@@ -117,6 +119,7 @@ impl Sense {
     pub fn of_unit(error: UnitError, writing: bool, block_bytes: u32) -> Sense {
         match error {
             UnitError::OutOfRange => Sense::LBA_OUT_OF_RANGE,
+            UnitError::RecordsFull => Sense::INSUFFICIENT_REGISTRATION_RESOURCES,
             UnitError::NoSpace => Sense::SPACE_ALLOCATION_FAILED,
             UnitError::ReadOnly => Sense::WRITE_PROTECTED,
             UnitError::Medium { offset_bytes } => {

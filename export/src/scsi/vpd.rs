@@ -1,6 +1,7 @@
 //! Vital product data pages (SPC-4 section 7.8, SBC-3 section 6.5).
 
 use super::cdb::compare_and_write_blocks_max;
+use super::alua::TARGET_PORT_GROUP;
 use super::inquiry::ascii;
 use crate::unit::{Attributes, Identity};
 use alloc::format;
@@ -19,11 +20,13 @@ const SUPPORTED: u8 = 0x00;
 const SERIAL: u8 = 0x80;
 const IDENTIFICATION: u8 = 0x83;
 const EXTENDED: u8 = 0x86;
+const MODE_POLICY: u8 = 0x87;
 const LIMITS: u8 = 0xb0;
 const CHARACTERISTICS: u8 = 0xb1;
 const PROVISIONING: u8 = 0xb2;
 
-const PAGES: [u8; 7] = [SUPPORTED, SERIAL, IDENTIFICATION, EXTENDED, LIMITS, CHARACTERISTICS, PROVISIONING];
+const PAGES: [u8; 8] =
+    [SUPPORTED, SERIAL, IDENTIFICATION, EXTENDED, MODE_POLICY, LIMITS, CHARACTERISTICS, PROVISIONING];
 
 /// What the pages are about.
 pub struct Subject<'a> {
@@ -33,8 +36,8 @@ pub struct Subject<'a> {
     pub identity: &'a Identity,
     /// Name of the target.
     pub target: &'a str,
-    /// Target portal group tag.
-    pub portal_group: u16,
+    /// Relative identifier of the port over which this is asked: the tag of its portal group.
+    pub target_port: u16,
 }
 
 /// A page with its header, or `None` if there is no such page.
@@ -44,6 +47,8 @@ pub fn page(code: u8, subject: &Subject) -> Option<Vec<u8>> {
         SERIAL => subject.identity.serial.bytes().collect(),
         IDENTIFICATION => identification(subject),
         EXTENDED => extended(),
+        // One descriptor for all pages and subpages: initiators share them.
+        MODE_POLICY => alloc::vec![0x3f, 0xff, 0, 0],
         LIMITS => limits(&subject.attributes),
         CHARACTERISTICS => characteristics(),
         PROVISIONING => provisioning(&subject.attributes),
@@ -68,9 +73,11 @@ fn identification(subject: &Subject) -> Vec<u8> {
     let mut page = Vec::new();
     designator(&mut page, 1, UNIT | 3, &identity.naa);
     designator(&mut page, 2, UNIT | 1, &t10);
-    let [high, low] = subject.portal_group.to_be_bytes();
+    let [high, low] = subject.target_port.to_be_bytes();
     designator(&mut page, 1, PORT | 4, &[0, 0, high, low]);
-    designator(&mut page, 3, PORT | 8, &name_string(&format!("{},t,0x{:04x}", subject.target, subject.portal_group)));
+    let [high, low] = TARGET_PORT_GROUP.to_be_bytes();
+    designator(&mut page, 1, PORT | 5, &[0, 0, high, low]);
+    designator(&mut page, 3, PORT | 8, &name_string(&format!("{},t,0x{:04x}", subject.target, subject.target_port)));
     designator(&mut page, 3, DEVICE | 8, &name_string(subject.target));
     page
 }
@@ -126,5 +133,9 @@ fn characteristics() -> Vec<u8> {
 
 fn provisioning(attributes: &Attributes) -> Vec<u8> {
     // LBPU, LBPWS, LBPWS10, LBPRZ; thin provisioned.
-    if attributes.is_thin() { alloc::vec![0, 0xe4, 2, 0] } else { alloc::vec![0, 0, 0, 0] }
+    if attributes.is_thin() {
+        alloc::vec![attributes.threshold_exponent(), 0xe4, 2, 0]
+    } else {
+        alloc::vec![0, 0, 0, 0]
+    }
 }

@@ -1,6 +1,6 @@
 //! A thin disk in memory behind a directory of one target: what the tests and the example serve.
 
-use export::{Attributes, Chap, Directory, Identity, LogicalUnit, Peer, Refusal, UnitError};
+use export::{Attributes, Chap, Directory, Identity, Kept, LogicalUnit, Peer, Refusal, Space, UnitError};
 use platform::block::{Bufs, Disk, Op, SECTOR_BYTES};
 use platform::buf::{Buf, BufPool};
 use platform::mem::MemDisk;
@@ -25,6 +25,9 @@ pub struct ThinDisk {
     pub slow: Cell<Option<Timers>>,
     /// What initiators have to prove.
     pub chap: RefCell<Option<Rc<Chap>>>,
+    pub space: Cell<Space>,
+    /// What was kept of reservations; `None`: it cannot keep any.
+    pub kept: RefCell<Option<Kept>>,
     block_bytes: u32,
     bufs: BufPool,
     mapped: RefCell<BTreeSet<u64>>,
@@ -40,6 +43,8 @@ impl ThinDisk {
             hangs: Cell::new(false),
             slow: Cell::new(None),
             chap: RefCell::new(None),
+            space: Cell::default(),
+            kept: RefCell::new(Some(Kept::default())),
             block_bytes,
             bufs,
             mapped: RefCell::default(),
@@ -107,6 +112,23 @@ impl LogicalUnit for ThinDisk {
             product: "thin volume",
             revision: "0001",
         }
+    }
+
+    fn space(&self) -> Space {
+        self.space.get()
+    }
+
+    fn kept_reservations(&self) -> Option<Kept> {
+        self.kept.borrow().clone()
+    }
+
+    async fn keep_reservations(&self, kept: Kept) -> Result<(), UnitError> {
+        self.linger().await;
+        if let Some(error) = self.fails.get() {
+            return Err(error);
+        }
+        self.kept.replace(Some(kept));
+        Ok(())
     }
 
     async fn read(&self, offset_bytes: u64, buf: Buf) -> (Result<(), UnitError>, Buf) {

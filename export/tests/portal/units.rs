@@ -1,8 +1,8 @@
 //! SCSI semantics on a thin disk.
 
-use crate::common::POOL_BLOCK_BYTES;
-use crate::initiator::{Initiator, cdb_10, run};
-use export::PortalOptions;
+use crate::common::{OneTarget, POOL_BLOCK_BYTES};
+use crate::initiator::{Initiator, World, cdb_10, run};
+use export::{Portal, PortalOptions, Space, UnitError};
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -258,7 +258,7 @@ fn mode_select_reaches_the_others() {
     run(PortalOptions::default(), |world| async move {
         let mut a = world.login("a", &[]).await;
         let mut b = world.login("b", &[]).await;
-        let mut list = vec![0, 0, 0, 0, 0x0a, 0x0a, 0x04, 0x10, 0x08, 0, 0, 0, 0, 0, 0, 0];
+        let mut list = vec![0, 0, 0, 0, 0x0a, 0x0a, 0x04, 0x10, 0x08, 0, 0, 0, 0xff, 0xff, 0, 0];
         assert_eq!(out(&mut a, "15 10 00 00 10 00", &list).await, (0, 0, 0));
         assert_eq!(b.command("00", 0).await.sense[..4], [0x72, 6, 0x2a, 1], "in descriptor format now");
         let refused = b.write(0, &[1; 512]).await;
@@ -316,5 +316,153 @@ fn persistent_reservations_outlive_sessions() {
         assert_eq!(a.command("00", 0).await.sense_code(), (6, 0x2a, 5));
         assert_eq!(a.write(0, &[1; 512]).await.status, 0x18);
         assert_eq!(b.write(0, &[1; 512]).await.status, 0);
+    });
+}
+
+#[test]
+fn reservations_are_kept_before_anybody_knows_of_them() {
+    run(PortalOptions::default(), |world| async move {
+        let mut a = world.login("a", &[]).await;
+        let register = |key: u8, action_key: u8, flags: u8| {
+            let mut list = vec![0; 24];
+            (list[7], list[15], list[20]) = (key, action_key, flags);
+            list
+        };
+        let (cdb, exclusive) = ("5f 00 00 00 00 00 00 00 18", "5f 01 03 00 00 00 00 00 18");
+        world.disk.fails.set(Some(UnitError::RecordsFull));
+        assert_eq!(out(&mut a, cdb, &register(0, 1, 1)).await, (5, 0x55, 4), "no room to write it down");
+        world.disk.fails.set(None);
+        assert_eq!(a.command("5e 00 00 00 00 00 00 00 10", 16).await.data[4..8], [0; 4], "nothing is registered");
+        assert_eq!(out(&mut a, cdb, &register(0, 1, 1)).await, (0, 0, 0));
+        assert_eq!(out(&mut a, exclusive, &register(1, 0, 0)).await, (0, 0, 0));
+        let kept = world.disk.kept.borrow().clone().unwrap();
+        assert_eq!(kept.reservation.as_ref().map(|(code, _)| *code), Some(3));
+        assert_eq!(kept.registrations, [(kept.reservation.clone().unwrap().1, 1)]);
+
+        // Another portal to the same disk knows nothing but what was kept: a restart.
+        let restarted = World {
+            portal: Portal::new(&world.runtime, Rc::new(OneTarget(world.disk.clone())), PortalOptions::default()),
+            ..world.clone()
+        };
+        let mut b = restarted.login("b", &[]).await;
+        assert_eq!(b.read(0, 1).await.status, 0x18);
+        let mut a = restarted.login("a", &[]).await;
+        assert_eq!(a.write(0, &[1; 512]).await.status, 0, "the holder is the same");
+        let capabilities = a.command("5e 02 00 00 00 00 00 00 08", 8).await.data;
+        assert_eq!(capabilities, [0, 8, 0x0d, 0x81, 0xea, 1, 0, 0]);
+        assert_eq!(out(&mut a, "5f 06 00 00 00 00 00 00 18", &register(0, 1, 0)).await, (0, 0, 0), "without APTPL");
+        assert_eq!(*world.disk.kept.borrow(), Some(Default::default()));
+        world.disk.kept.replace(None);
+        assert_eq!(out(&mut a, "5f 06 00 00 00 00 00 00 18", &register(0, 1, 1)).await, (5, 0x26, 0));
+        assert_eq!(a.command("5e 02 00 00 00 00 00 00 08", 8).await.data[2..4], [0x0c, 0x80]);
+        restarted.portal.shutdown().await;
+    });
+}
+
+/// Section 20 of the reference, and SBC-3 table 13: what goes on over a nexus that is not registered.
+#[test]
+fn what_reservations_allow() {
+    // Under Write Exclusive, Exclusive Access, and RESERVE of another.
+    const ALLOWED: [(&str, bool, bool, bool); 34] = [
+        ("12 00 00 00 60 00", true, true, true),
+        ("a0 00 00 00 00 00 00 00 00 10 00 00", true, true, true),
+        ("03 00 00 00 12 00", true, true, true),
+        ("00 00 00 00 00 00", true, true, false),
+        ("25 00 00 00 00 00 00 00 00 00", true, true, true),
+        ("9e 10 00 00 00 00 00 00 00 00 00 00 00 20", true, true, true),
+        ("5e 00 00 00 00 00 00 00 10", true, true, false),
+        ("5e 03 00 00 00 00 00 00 10", true, true, false),
+        ("a3 0a 00 00 00 00 00 00 00 10 00 00", true, true, false),
+        ("a3 0c 00 00 00 00 00 00 10 00 00 00", true, true, true),
+        ("4d 00 4c 00 00 00 00 00 40 00", true, true, false),
+        ("1b 00 00 00 01 00", true, true, false),
+        ("1b 00 00 00 00 00", false, false, false),
+        ("1a 00 08 00 20 00", false, false, false),
+        ("15 10 00 00 00 00", false, false, false),
+        ("1d 04 00 00 00 00", false, false, false),
+        ("1c 01 00 00 08 00", false, false, false),
+        ("16 00 00 00 00 00", false, false, false),
+        ("17 00 00 00 00 00", false, false, true),
+        ("28 00 00 00 00 00 00 00 01 00", true, false, false),
+        ("2f 00 00 00 00 00 00 00 01 00", true, false, false),
+        ("34 00 00 00 00 00 00 00 01 00", true, false, false),
+        ("37 00 00 00 00 00 00 00 04 00", true, false, false),
+        ("9e 12 00 00 00 00 00 00 00 00 00 00 00 18", true, false, false),
+        ("08 00 00 00 01 00", true, false, false),
+        ("35 00 00 00 00 00 00 00 00 00", false, false, false),
+        ("0a 00 00 00 01 00", false, false, false),
+        ("2a 00 00 00 00 00 00 00 01 00", false, false, false),
+        ("2e 00 00 00 00 00 00 00 01 00", false, false, false),
+        ("41 00 00 00 00 00 00 00 01 00", false, false, false),
+        ("42 00 00 00 00 00 00 00 00 00", false, false, false),
+        ("89 00 00 00 00 00 00 00 00 00 00 00 00 00", false, false, false),
+        ("8b 00 00 00 00 00 00 00 00 00 00 00 00 00", false, false, false),
+        ("5f 01 01 00 00 00 00 00 18 00", false, false, false),
+    ];
+    run(PortalOptions::default(), |world| async move {
+        let mut holder = world.login("holder", &[]).await;
+        let mut other = world.login("other", &[]).await;
+        let list = |key: u8, action_key: u8| {
+            let mut list = vec![0; 24];
+            (list[7], list[15]) = (key, action_key);
+            list
+        };
+        let register = "5f 06 00 00 00 00 00 00 18";
+        let kinds = ["5f 01 01 00 00 00 00 00 18", "5f 01 03 00 00 00 00 00 18"];
+        for round in 0..3 {
+            match kinds.get(round) {
+                Some(reserve) => {
+                    assert_eq!(out(&mut holder, register, &list(0, 1)).await, (0, 0, 0));
+                    assert_eq!(out(&mut holder, reserve, &list(1, 0)).await, (0, 0, 0));
+                }
+                None => assert_eq!(holder.command("16", 0).await.status, 0),
+            }
+            for (cdb, exclusive_write, exclusive_access, reserved) in ALLOWED {
+                let allowed = [exclusive_write, exclusive_access, reserved][round];
+                let data = if cdb.starts_with("5f") { list(9, 0) } else { vec![0; 512] };
+                let reads = ["12", "a0", "03", "25", "9e", "5e", "a3", "4d", "1a", "1c", "28", "37", "08"];
+                let outcome = match reads.iter().any(|opcode| cdb.starts_with(opcode)) {
+                    true => other.command(cdb, 512).await,
+                    false if matches!(&cdb[..2], "0a" | "2a" | "2e" | "41" | "5f") => {
+                        other.command_out(cdb, &data, data.len(), data.len(), 512).await
+                    }
+                    false => other.command(cdb, 0).await,
+                };
+                assert_eq!(outcome.status, if allowed { 0 } else { 0x18 }, "round {round}: {cdb}");
+            }
+            match round {
+                0 | 1 => assert_eq!(out(&mut holder, "5f 03 00 00 00 00 00 00 18", &list(1, 0)).await, (0, 0, 0)),
+                _ => {
+                    let own = holder.command("5e 00 00 00 00 00 00 00 10", 16).await.status;
+                    assert_eq!(own, 0x18, "RESERVE and persistent reservations exclude each other");
+                    assert_eq!(holder.command("17", 0).await.status, 0);
+                }
+            }
+        }
+        assert_eq!(other.write(0, &[1; 512]).await.status, 0);
+    });
+}
+
+#[test]
+fn the_pool_s_space_is_told() {
+    run(PortalOptions::default(), |world| async move {
+        let mut a = world.login("a", &[]).await;
+        let mut b = world.login("b", &[]).await;
+        let space = |available_bytes| Space { available_bytes, used_bytes: 9 << 20, threshold_bytes: 1 << 20 };
+        world.disk.space.set(space(1 << 20));
+        let page = a.command("4d 00 4c 00 00 00 00 00 40 00", 64).await.data;
+        assert_eq!(page[..16], [0x0c, 0, 0, 36, 0, 1, 3, 8, 0, 0, 0, 16, 2, 0, 0, 0]);
+        assert_eq!((page[23], page[33]), (144, 10), "used, in 64 KiB, and 10 % available");
+        world.portal.threshold_reached();
+        for initiator in [&mut a, &mut b] {
+            assert_eq!(initiator.command("00", 0).await.sense_code(), (6, 0x38, 7));
+            assert_eq!(initiator.command("00", 0).await.status, 0, "once");
+        }
+        // LBPERE off: nobody wants to know.
+        let list = [0, 0, 0, 0, 1, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(out(&mut a, "15 10 00 00 10 00", &list).await, (0, 0, 0));
+        assert_eq!(b.command("00", 0).await.sense_code(), (6, 0x2a, 1));
+        world.portal.threshold_reached();
+        assert_eq!(b.command("00", 0).await.status, 0);
     });
 }

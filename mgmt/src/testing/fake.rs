@@ -123,6 +123,8 @@ impl Fake {
             mapped_bytes: 0,
             snapshot_of: origin,
             read_only: false,
+            block_bytes: 512,
+            physical_block_bytes: 512,
             intact: None,
             identity: format!("identity{id}"),
             contents: None,
@@ -315,7 +317,11 @@ impl Control for Fake {
     }
 
     async fn create_volume(&self, new: NewVolume) -> Result<Volume, ControlError> {
-        self.insert(new.name, Some(new.size_bytes.bytes()), None)
+        let mut volume = self.insert(new.name, Some(new.size_bytes.bytes()), None)?;
+        volume.block_bytes = new.block_bytes.unwrap_or(512);
+        volume.physical_block_bytes = new.physical_block_bytes.unwrap_or(volume.block_bytes);
+        self.volumes.borrow_mut().insert(volume.name.clone(), volume.clone());
+        Ok(volume)
     }
 
     async fn change_volume(&self, name: &VolumeName, change: VolumeChange) -> Result<Volume, ControlError> {

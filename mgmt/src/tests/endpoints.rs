@@ -23,7 +23,8 @@ fn expect_empty(response: Response) {
 fn volume(name: &str, id: u32) -> Value {
     json!({
         "name": name, "id": id, "size_bytes": 1u64 << 30, "mapped_bytes": 0, "snapshot_of": null, "read_only": false,
-        "intact": null, "identity": format!("identity{id}"), "contents": null, "serial": format!("serial{id}"), "export": null, "target": null, "in_use": false
+        "intact": null, "identity": format!("identity{id}"), "contents": null, "block_bytes": 512,
+        "physical_block_bytes": 512, "serial": format!("serial{id}"), "export": null, "target": null, "in_use": false
     })
 }
 

@@ -23,7 +23,7 @@ use runner::Plan;
 const USAGE: &str = "\
 usage: e2e --on hosted|q35|microvm [options] [FILTER...]
   --list          only list the tests
-  --group NAME    only the tests of a group (acceptance, power-cuts, canaries)
+  --group NAME    only the tests of a group (acceptance, power-cuts, canaries, conformance)
   --image FILE    the image (default: built now)
   --hosted FILE   the hosted appliance (default: beside this program)
   --gossamer FILE the host's program (default: beside this program)

@@ -30,6 +30,8 @@ pub enum Group {
     PowerCuts,
     /// That the power-cut test sees what it should see.
     Canaries,
+    /// What libiscsi's tests say of each shape of volume.
+    Conformance,
 }
 
 impl Group {
@@ -38,6 +40,7 @@ impl Group {
             Group::Acceptance => "acceptance",
             Group::PowerCuts => "power-cuts",
             Group::Canaries => "canaries",
+            Group::Conformance => "conformance",
         }
     }
 }

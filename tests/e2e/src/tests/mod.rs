@@ -4,6 +4,7 @@ mod api;
 mod backup;
 mod bad_disks;
 mod bad_peers;
+mod conformance;
 mod growth;
 mod image_copy;
 mod linux_initiator;
@@ -23,6 +24,7 @@ pub const ALL: &[&[Test]] = &[
     backup::TESTS,
     bad_disks::TESTS,
     bad_peers::TESTS,
+    conformance::TESTS,
     growth::TESTS,
     linux_initiator::TESTS,
     metadata_snapshot::TESTS,
