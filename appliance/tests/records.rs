@@ -1,7 +1,9 @@
 //! The records against a model, and against bad bytes. A failure prints its seed; `GOSSAMER_SEED=N` runs that one.
 
 use appliance::access::{Access, Login, Proof, Rule};
-use appliance::catalog::{Activation, ApplianceRecord, BlockSizes, Catalog, CatalogError, Contents, Edit, Guards, VolumeRecord};
+use appliance::catalog::{
+    Activation, ApplianceRecord, BlockSizes, Catalog, CatalogError, Contents, Edit, Guards, VolumeRecord,
+};
 use appliance::reservations::{Held, Nexus, Registration, Reservations};
 use appliance::settings::Settings;
 use platform::random::{Random, Seeded};

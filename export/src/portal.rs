@@ -196,7 +196,8 @@ impl<D: Directory> Portal<D> {
     pub fn threshold_reached(&self) {
         let units = self.0.units.borrow();
         let thin = units.values().filter_map(Weak::upgrade).filter(|lu| lu.unit.attributes().is_thin());
-        thin.filter(|lu| lu.mode.get().threshold_told).for_each(|lu| lu.attend(Sense::SOFT_THRESHOLD_REACHED, |_| true));
+        thin.filter(|lu| lu.mode.get().threshold_told)
+            .for_each(|lu| lu.attend(Sense::SOFT_THRESHOLD_REACHED, |_| true));
     }
 
     /// Refuses further logins, asks the initiators to log out, and ends all sessions.

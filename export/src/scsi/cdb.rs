@@ -365,7 +365,11 @@ fn mode_sense(cdb: &Cdb, long: bool, allocation: u32) -> Command {
 
 /// Nothing can be ejected, and there are no power conditions.
 fn start_stop_unit(cdb: &Cdb) -> Result<Command, Sense> {
-    if cdb.0[4] & 0xf2 != 0 { Err(Sense::cdb_field(4)) } else { Ok(Command::StartStopUnit { start: cdb.0[4] & 1 != 0 }) }
+    if cdb.0[4] & 0xf2 != 0 {
+        Err(Sense::cdb_field(4))
+    } else {
+        Ok(Command::StartStopUnit { start: cdb.0[4] & 1 != 0 })
+    }
 }
 
 /// Only the list of pages, which has itself.

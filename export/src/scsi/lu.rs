@@ -65,12 +65,7 @@ pub struct Nexus {
 
 impl<U: LogicalUnit> Lu<U> {
     /// A unit that nobody is logged in to.
-    pub fn new(
-        unit: Rc<U>,
-        target: String,
-        target_ports: Rc<[u16]>,
-        reservations: Rc<RefCell<Reservations>>,
-    ) -> Lu<U> {
+    pub fn new(unit: Rc<U>, target: String, target_ports: Rc<[u16]>, reservations: Rc<RefCell<Reservations>>) -> Lu<U> {
         Lu {
             unit,
             target,

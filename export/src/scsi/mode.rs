@@ -78,8 +78,7 @@ pub fn sense(request: &ModeSense, values: &Values) -> Result<Vec<u8>, Sense> {
     let write_protect = values.attributes.read_only || values.state.write_protect;
     // DPO and FUA are supported.
     let device = if write_protect { 0x90 } else { 0x10 };
-    let descriptor =
-        if request.no_descriptors { Vec::new() } else { descriptor(request.long_lba, &values.attributes) };
+    let descriptor = if request.no_descriptors { Vec::new() } else { descriptor(request.long_lba, &values.attributes) };
     Ok(assemble(request, device, &descriptor, &pages))
 }
 
@@ -244,7 +243,9 @@ fn select_page(code: Code, new: &[u8], at: u16, values: &Values) -> Result<ModeS
         (CONTROL, [_, _, flags, _, protect, ..]) => {
             ModeState { descriptor_sense: flags & D_SENSE != 0, write_protect: protect & SWP != 0, ..state }
         }
-        (ERROR_RECOVERY, [_, _, _, _, _, _, _, flags, ..]) => ModeState { threshold_told: flags & LBPERE != 0, ..state },
+        (ERROR_RECOVERY, [_, _, _, _, _, _, _, flags, ..]) => {
+            ModeState { threshold_told: flags & LBPERE != 0, ..state }
+        }
         _ => state,
     })
 }

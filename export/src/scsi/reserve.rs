@@ -170,13 +170,7 @@ impl Reservations {
         Ok(effects)
     }
 
-    fn register(
-        &mut self,
-        from: &Path,
-        request: &Request,
-        known: Known,
-        effects: &mut Effects,
-    ) -> Result<(), Refused> {
+    fn register(&mut self, from: &Path, request: &Request, known: Known, effects: &mut Effects) -> Result<(), Refused> {
         let mine = self.key_of(from);
         let ignores = request.action == action::REGISTER_AND_IGNORE_EXISTING_KEY;
         if !ignores && request.key != mine.unwrap_or(0) {

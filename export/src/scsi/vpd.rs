@@ -1,7 +1,7 @@
 //! Vital product data pages (SPC-4 section 7.8, SBC-3 section 6.5).
 
-use super::cdb::compare_and_write_blocks_max;
 use super::alua::TARGET_PORT_GROUP;
+use super::cdb::compare_and_write_blocks_max;
 use super::inquiry::ascii;
 use crate::unit::{Attributes, Identity};
 use alloc::format;

@@ -69,7 +69,11 @@ fn who_may_do_what() {
         let mut r = three();
         assert!(ask(&mut r, "a", 1, kind, 1, 0).is_ok());
         for (port, (reads, writes)) in ["a", "b", "stranger"].iter().zip(expected) {
-            assert_eq!((!r.conflicts(&path(port), Read), !r.conflicts(&path(port), Write)), (reads, writes), "{kind} {port}");
+            assert_eq!(
+                (!r.conflicts(&path(port), Read), !r.conflicts(&path(port), Write)),
+                (reads, writes),
+                "{kind} {port}"
+            );
             assert!(!r.conflicts(&path(port), None));
         }
         assert!(ask(&mut r, "a", 1, kind, 1, 0).is_ok(), "again is fine");
