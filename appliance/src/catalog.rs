@@ -6,6 +6,7 @@
 //! catalog only when that commit succeeded.
 
 use crate::access::{self, Access, Proof, Rule};
+use crate::policies::PolicyRecord;
 use crate::reservations::Reservations;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -45,6 +46,9 @@ pub struct ApplianceRecord {
     /// Who activated the pool last; nothing in a pool of before there were activations.
     #[n(3)]
     pub activation: Option<Activation>,
+    /// By which snapshots are taken.
+    #[cbor(n(4), default)]
+    pub policies: Vec<PolicyRecord>,
     /// What access rests on besides names.
     #[cbor(n(5), default)]
     pub guards: Guards,

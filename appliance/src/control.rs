@@ -242,28 +242,7 @@ impl Control for Manager {
     }
 
     async fn delete_volume(&self, name: &VolumeName) -> Result<(), ControlError> {
-        let large = self.service.alone(async |served| {
-            let device = device_of(served, name)?;
-            self.service.check_unused(device, name)?;
-            if !served.adopted() {
-                served.pool.delete(device).await?;
-                served.change(&[], [Edit::Remove(device)].into()).await?;
-                return Ok(None);
-            }
-            if !served.pool.is_large(device).await? {
-                served.remove(device).await?;
-                return Ok(None);
-            }
-            // Written down first: a power cut must not leave a volume that looks whole and has lost blocks.
-            let record = served.catalog().of(device).cloned().ok_or_else(|| no_volume(name))?;
-            let record = VolumeRecord { export: None, guarded: None, deleting: true, ..record };
-            served.change(&[], [Edit::Put(record)].into()).await?;
-            Ok(Some(device))
-        });
-        Ok(match large.await? {
-            Some(device) => self.service.finish_deletion(device).await?,
-            None => (),
-        })
+        Ok(self.service.delete(name).await?)
     }
 
     async fn set_export(&self, name: &VolumeName, rule: Option<Export>) -> Result<Volume, ControlError> {

@@ -52,6 +52,8 @@ fn code(error: &ServiceError) -> Code {
             _ => Errno::EINVAL,
         }),
         ServiceError::NotItsSnapshot { .. } => Code::Errno(Errno::EINVAL),
+        ServiceError::NoPolicy(_) => Code::Errno(Errno::ENODATA),
+        ServiceError::TooManyPolicies { .. } => Code::Errno(Errno::ENOSPC),
         ServiceError::NotAdopted => Code::Errno(Errno::EOPNOTSUPP),
         ServiceError::SizeUnset(_) | ServiceError::Blocks(_) => Code::Errno(Errno::EINVAL),
         ServiceError::Catalog(CatalogError::Malformed { .. } | CatalogError::Duplicate { .. }) => {
@@ -117,6 +119,8 @@ fn hint(error: &ServiceError) -> &'static str {
             TransferError::NoTransfer(_) => "PUT /v1/volumes/NAME/stream begins one",
             TransferError::NoSpace { .. } => "delete or discard something, or grow the pool, and send it again",
         },
+        ServiceError::NoPolicy(_) => "GET /v1/policies lists what there is",
+        ServiceError::TooManyPolicies { .. } => "DELETE one, or put several volumes into one",
         ServiceError::NotItsSnapshot { .. } => "GET /v1/volumes shows of what each is a snapshot",
         ServiceError::NoFreeId => "delete volumes that are no longer needed",
         ServiceError::Catalog(CatalogError::Unencodable(_) | CatalogError::TooLarge { .. }) => {

@@ -32,6 +32,7 @@ mod control;
 pub mod errors;
 mod holds;
 mod owner;
+pub mod policies;
 mod repair;
 pub mod reservations;
 mod runs;
@@ -44,6 +45,7 @@ pub mod streams;
 #[cfg(test)]
 mod tests;
 mod units;
+mod utc;
 
 use crate::repair::Workshop;
 use crate::service::{Service, Targets};
@@ -60,6 +62,7 @@ use mgmt::{Api, Health, HealthState, Limits};
 use platform::Runtime;
 use platform::block::Disk;
 use platform::net::Listener;
+use platform::time::WallClock;
 
 /// What the machine gives the appliance.
 pub struct Parts<L: Listener> {
@@ -79,6 +82,8 @@ pub struct Parts<L: Listener> {
     pub cache_blocks: usize,
     /// Shows a line to whoever started the machine.
     pub console: Rc<dyn Fn(&str)>,
+    /// What time of day it is, if the machine knows.
+    pub clock: Rc<dyn WallClock>,
     /// Resolves when the machine asks for a power-off (a signal, a button); may never.
     pub stop: Pin<Box<dyn Future<Output = ()>>>,
 }
@@ -101,8 +106,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs the appliance until it is powered off. The pool is closed in order when this resolves.
 pub async fn run<L: Listener>(parts: Parts<L>) {
-    let Parts { runtime, disks, iscsi, http, settings, secrets, cache_blocks, console, stop } = parts;
-    let service = Service::new(&runtime, settings, &secrets);
+    let Parts { runtime, disks, iscsi, http, settings, secrets, cache_blocks, console, clock, stop } = parts;
+    let clock = settings.time.map_or(clock, |time| time.from_now(&runtime.timers));
+    let service = Service::new(&runtime, settings, &secrets, clock);
     let options = PortalOptions {
         addresses: service.settings.iscsi_portals.clone(),
         // The rest is for copies, zeroes and reads of others.

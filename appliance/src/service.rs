@@ -4,8 +4,10 @@ use crate::Secrets;
 use crate::access::{self, Rule};
 use crate::catalog::{Catalog, CatalogError, Edit, VolumeRecord};
 use crate::check::CheckJob;
+use crate::control::{device_of, no_volume};
 use crate::holds::{Held, Holds};
 use crate::owner;
+use crate::policies;
 use crate::reservations::Reservations;
 use crate::runs::STREAMS_MAX;
 use crate::settings::Settings;
@@ -24,6 +26,7 @@ use platform::Runtime;
 use platform::block::{Disk, SECTOR_BYTES};
 use platform::random::Random;
 use platform::sync::{Notify, Permit, Semaphore};
+use platform::time::WallClock;
 use sha2::{Digest, Sha256};
 use thinp::Pool;
 use thinp::control::{DeviceId, Mode};
@@ -62,6 +65,8 @@ pub struct Service {
     /// Streams of runs that are made at a time.
     pub(crate) streams: Semaphore,
     pub(crate) transfers: Transfers,
+    clock: Rc<dyn WallClock>,
+    pub(crate) policies_changed: Notify,
     off: Cell<bool>,
     off_wanted: Notify,
 }
@@ -117,6 +122,15 @@ pub enum ServiceError {
     /// The metadata cannot be repaired.
     #[error(transparent)]
     Repair(#[from] RepairError),
+    /// There is no such policy.
+    #[error("there is no snapshot policy {0}")]
+    NoPolicy(String),
+    /// There is no room for another.
+    #[error("there are {most} snapshot policies already, as many as there can be")]
+    TooManyPolicies {
+        /// As many as there can be.
+        most: usize,
+    },
     /// A stream is not sent or not received.
     #[error(transparent)]
     Transfer(#[from] TransferError),
@@ -138,7 +152,7 @@ pub enum ServiceError {
 
 impl Service {
     /// Nothing is served yet.
-    pub fn new(runtime: &Runtime, settings: Settings, secrets: &Secrets) -> Rc<Service> {
+    pub fn new(runtime: &Runtime, settings: Settings, secrets: &Secrets, clock: Rc<dyn WallClock>) -> Rc<Service> {
         let given = secrets.token.as_deref().and_then(|text| match Token::parse(text.trim()) {
             Ok(token) => Some(token.hash()),
             Err(error) => {
@@ -167,6 +181,8 @@ impl Service {
             space: SpaceCache::default(),
             streams: Semaphore::new(STREAMS_MAX),
             transfers: Transfers::default(),
+            clock,
+            policies_changed: Notify::new(),
             off: Cell::new(false),
             off_wanted: Notify::new(),
         })
@@ -179,6 +195,7 @@ impl Service {
     /// Begins what goes on by itself while a pool is served.
     pub(crate) fn begin(self: &Rc<Self>, runtime: &Runtime) {
         self.expire_transfers(runtime);
+        policies::start(runtime, self);
         let service = self.clone();
         runtime.spawner.spawn(async move { service.finish_deletions().await });
     }
@@ -251,6 +268,11 @@ impl Service {
         }
     }
 
+    /// Seconds since 1970, if somebody knows the time.
+    pub(crate) fn unix_seconds(&self) -> Option<u64> {
+        self.clock.unix_seconds()
+    }
+
     /// A new identity for a volume or an instance.
     pub(crate) fn new_identity(&self) -> [u8; 16] {
         let mut identity = [0; 16];
@@ -275,6 +297,32 @@ impl Service {
     ) -> Result<T, ServiceError> {
         let _alone = self.changes.acquire(1).await;
         work(&self.served()?).await
+    }
+
+    /// Deletes a volume.
+    pub(crate) async fn delete(&self, name: &VolumeName) -> Result<(), ServiceError> {
+        let large = self.alone(async |served| {
+            let device = device_of(served, name)?;
+            self.check_unused(device, name)?;
+            if !served.adopted() {
+                served.pool.delete(device).await?;
+                served.change(&[], [Edit::Remove(device)].into()).await?;
+                return Ok(None);
+            }
+            if !served.pool.is_large(device).await? {
+                served.remove(device).await?;
+                return Ok(None);
+            }
+            // Written down first: a power cut must not leave a volume that looks whole and has lost blocks.
+            let record = served.catalog().of(device).cloned().ok_or_else(|| no_volume(name))?;
+            let record = VolumeRecord { export: None, guarded: None, deleting: true, ..record };
+            served.change(&[], [Edit::Put(record)].into()).await?;
+            Ok(Some(device))
+        });
+        match large.await? {
+            Some(device) => self.finish_deletion(device).await,
+            None => Ok(()),
+        }
     }
 
     /// Deletes a large volume whose record says that it is to be deleted. Other changes have their turn meanwhile.

@@ -2,10 +2,13 @@
 //!
 //! A word that is not understood never stops the appliance: it is told as a warning, and the default holds.
 
+use crate::utc;
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddr};
+use platform::time::{Instant, Timers, WallClock};
 
 /// What the appliance is told from outside the pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub struct Settings {
     pub on_panic: OnPanic,
     /// Where the first token comes from.
     pub token: TokenSource,
+    /// What time it is, where the machine does not know or is wrong.
+    pub time: Option<GivenTime>,
     /// Log what helps to find faults, too.
     pub log_debug: bool,
 }
@@ -75,6 +80,39 @@ pub enum TokenSource {
     Given,
 }
 
+/// The time of day at the start, as somebody says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GivenTime {
+    /// In seconds since 1970-01-01 UTC.
+    pub unix_seconds: u64,
+}
+
+impl GivenTime {
+    fn parse(text: &str) -> Result<GivenTime, &'static str> {
+        const WHY: &str = "use the time in UTC, as time=20261129t101500z, or in seconds since 1970";
+        let seconds = text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let unix_seconds = seconds.or_else(|| utc::parse(&text.to_ascii_lowercase())).ok_or(WHY)?;
+        Ok(GivenTime { unix_seconds })
+    }
+
+    /// A clock that shows this time now, and goes on from it.
+    pub fn from_now(self, timers: &Timers) -> Rc<dyn WallClock> {
+        Rc::new(Started { timers: timers.clone(), at: timers.now(), unix_seconds: self.unix_seconds })
+    }
+}
+
+struct Started {
+    timers: Timers,
+    at: Instant,
+    unix_seconds: u64,
+}
+
+impl WallClock for Started {
+    fn unix_seconds(&self) -> Option<u64> {
+        self.unix_seconds.checked_add((self.timers.now() - self.at).as_secs())
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Settings {
@@ -91,6 +129,7 @@ impl Default for Settings {
             check_bytes_per_second: 4 << 20,
             on_panic: OnPanic::Reset,
             token: TokenSource::Generate,
+            time: None,
             log_debug: false,
         }
     }
@@ -148,6 +187,7 @@ impl Settings {
                     _ => return Err("use token=generate or token=given (a token itself does not belong here)"),
                 }
             }
+            "time" => self.time = Some(GivenTime::parse(value)?),
             "log" => {
                 self.log_debug = match value {
                     "info" => false,
@@ -231,7 +271,7 @@ mod tests {
         let (settings, warnings) = Settings::parse(
             "net=192.168.7.2/24,192.168.7.1 iscsi.port=3261 iscsi.portal=127.0.0.1:13260,[::1]:13260 \
              http.port=8080 iqn=iqn.2001-04.com.example format=yes takeover=yes \
-             block=1M low_water=64 check.start=no check.rate=512K on_panic=exit token=given log=debug virtio_mmio.device=512@0xfeb00e00:12",
+             block=1M low_water=64 check.start=no check.rate=512K on_panic=exit token=given time=20261129T101500Z log=debug virtio_mmio.device=512@0xfeb00e00:12",
         );
         assert_eq!(warnings, [""; 0]);
         let net = Net::Static {
@@ -253,6 +293,7 @@ mod tests {
             check_bytes_per_second: 512 << 10,
             on_panic: OnPanic::Exit,
             token: TokenSource::Given,
+            time: Some(GivenTime { unix_seconds: 1_795_947_300 }),
             log_debug: true,
         };
         assert_eq!(settings, expected);
@@ -261,7 +302,7 @@ mod tests {
     #[test]
     fn a_bad_word_is_told_and_changes_nothing() {
         let bad = "net=10.0.0.1 net=10.0.0.1/33 iscsi.port=65536 iscsi.portal=host:1 iqn=x format=maybe block=65K block=2G block=0K \
-                   block=99999999999M low_water=1M check.start=1 check.rate=7 check.rate=1K on_panic=hang token=secret log=all colour=red format";
+                   block=99999999999M low_water=1M check.start=1 check.rate=7 check.rate=1K on_panic=hang token=secret time=now time=20261329t101500z log=all colour=red format";
         let (settings, warnings) = Settings::parse(bad);
         assert_eq!(settings, Settings::default());
         assert_eq!(warnings.len(), bad.split_whitespace().count());

@@ -3,7 +3,7 @@
 use crate::catalog::{Contents, Edit, VolumeRecord};
 use crate::control::{Manager, check_free, device_of, living, no_volume, vacancies};
 use crate::holds::Held;
-use crate::service::{Served, ServiceError};
+use crate::service::{Served, Service, ServiceError};
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::rc::Rc;
@@ -17,12 +17,12 @@ impl Snapshots for Manager {
     async fn create_snapshot(&self, origin: &VolumeName, new: NewSnapshot) -> Result<Volume, ControlError> {
         let of = SnapshotOf { volume: origin.clone(), name: new.name.clone() };
         let new_one = NewSnapshots { snapshots: [of].into(), read_only: new.read_only };
-        self.service.alone(async |served| self.take(served, &new_one).await).await?;
+        self.service.alone(async |served| take(&self.service, served, &new_one, Vec::new()).await).await?;
         self.volume(&new.name).await
     }
 
     async fn create_snapshots(&self, new: NewSnapshots) -> Result<Vec<Volume>, ControlError> {
-        self.service.alone(async |served| self.take(served, &new).await).await?;
+        self.service.alone(async |served| take(&self.service, served, &new, Vec::new()).await).await?;
         let mut volumes = Vec::new();
         for snapshot in &new.snapshots {
             volumes.push(self.volume(&snapshot.name).await?);
@@ -40,44 +40,49 @@ impl Snapshots for Manager {
     }
 }
 
-impl Manager {
-    /// Takes snapshots at one instant, in one commit.
-    pub(crate) async fn take(&self, served: &Rc<Served>, new: &NewSnapshots) -> Result<(), ServiceError> {
-        let mut ids = vacancies(served).await?;
-        let (mut names, mut taken) = (BTreeSet::new(), Vec::new());
-        for SnapshotOf { volume, name } in &new.snapshots {
-            let origin = living(served, volume)?;
-            check_free(served, name)?;
-            if !names.insert(name) {
-                return Err(ServiceError::NameTaken(name.to_string()));
-            }
-            let origin_id = origin.id().ok_or_else(|| no_volume(volume))?;
-            let device = ids.next().ok_or(ServiceError::NoFreeId)?;
-            let inherited = served.contents(&origin).await?;
-            let record = VolumeRecord {
-                size_bytes: origin.size_bytes,
-                origin: Some(origin.identity),
-                read_only: new.read_only,
-                blocks: origin.blocks,
-                ..VolumeRecord::new(device, name.as_str(), self.service.new_identity())
-            };
-            // What is a copy of known contents has these; what may be written to has none for long.
-            let identity = inherited.unwrap_or(record.identity);
-            taken.push((Change::CreateSnap { device, origin: origin_id }, origin_id, record, identity));
+/// Takes snapshots at one instant, in one commit, with `more` changes of records. The caller keeps other changes away.
+pub(crate) async fn take(
+    service: &Service,
+    served: &Served,
+    new: &NewSnapshots,
+    more: Vec<Edit>,
+) -> Result<(), ServiceError> {
+    let mut ids = vacancies(served).await?;
+    let (mut names, mut taken) = (BTreeSet::new(), Vec::new());
+    for SnapshotOf { volume, name } in &new.snapshots {
+        let origin = living(served, volume)?;
+        check_free(served, name)?;
+        if !names.insert(name) {
+            return Err(ServiceError::NameTaken(name.to_string()));
         }
-        let changes: Vec<Change> = taken.iter().map(|(change, ..)| *change).collect();
-        let still: BTreeSet<DeviceId> = taken.iter().map(|(_, origin, ..)| *origin).collect();
-        let still: Vec<DeviceId> = if new.read_only { still.into_iter().collect() } else { Vec::new() };
-        let edits = move |roots: &Roots| {
-            let edit = |(_, origin, record, identity): &(Change, DeviceId, VolumeRecord, [u8; 16])| {
-                let contents = record.read_only.then(|| Contents::new(*identity, roots.of(*origin)));
-                Edit::Put(VolumeRecord { contents, ..record.clone() })
-            };
-            taken.iter().map(edit).collect()
+        let origin_id = origin.id().ok_or_else(|| no_volume(volume))?;
+        let device = ids.next().ok_or(ServiceError::NoFreeId)?;
+        let inherited = served.contents(&origin).await?;
+        let record = VolumeRecord {
+            size_bytes: origin.size_bytes,
+            origin: Some(origin.identity),
+            read_only: new.read_only,
+            blocks: origin.blocks,
+            ..VolumeRecord::new(device, name.as_str(), service.new_identity())
         };
-        served.change_still(&changes, &still, edits).await
+        // What is a copy of known contents has these; what may be written to has none for long.
+        let identity = inherited.unwrap_or(record.identity);
+        taken.push((Change::CreateSnap { device, origin: origin_id }, origin_id, record, identity));
     }
+    let changes: Vec<Change> = taken.iter().map(|(change, ..)| *change).collect();
+    let still: BTreeSet<DeviceId> = taken.iter().map(|(_, origin, ..)| *origin).collect();
+    let still: Vec<DeviceId> = if new.read_only { still.into_iter().collect() } else { Vec::new() };
+    let edits = move |roots: &Roots| {
+        let edit = |(_, origin, record, identity): &(Change, DeviceId, VolumeRecord, [u8; 16])| {
+            let contents = record.read_only.then(|| Contents::new(*identity, roots.of(*origin)));
+            Edit::Put(VolumeRecord { contents, ..record.clone() })
+        };
+        more.iter().cloned().chain(taken.iter().map(edit)).collect()
+    };
+    served.change_still(&changes, &still, edits).await
+}
 
+impl Manager {
     /// Makes a volume a base for deltas and streams, or one that can be written to.
     pub(crate) async fn set_read_only(&self, name: &VolumeName, read_only: bool) -> Result<(), ServiceError> {
         let work = async |served: &Rc<Served>| {

@@ -4,6 +4,7 @@ use appliance::access::{Access, Login, Proof, Rule};
 use appliance::catalog::{
     Activation, ApplianceRecord, BlockSizes, Catalog, CatalogError, Contents, Edit, Guards, VolumeRecord,
 };
+use appliance::policies::{PolicyRecord, Schedule};
 use appliance::reservations::{Held, Nexus, Registration, Reservations};
 use appliance::settings::Settings;
 use platform::random::{Random, Seeded};
@@ -85,6 +86,14 @@ impl Dice {
         (self.below(3) > 0).then(|| Activation { epoch, instance: self.identity(), open })
     }
 
+    fn policy(&self, n: usize) -> PolicyRecord {
+        let volumes = (0..self.below(3)).map(|volume| format!("v{volume}")).collect();
+        let number = || self.below(100) as u32;
+        let (every_minutes, keep, hourly, daily, weekly) = (number(), number(), number(), number(), number());
+        let schedule = Schedule { every_minutes, keep, hourly, daily, weekly };
+        PolicyRecord { name: format!("p{n}"), volumes, schedule, last: self.below(1 << 40) as u64 }
+    }
+
     fn appliance(&self) -> ApplianceRecord {
         let token_hashes = (0..self.below(3)).map(|_| <[u8; 32]>::try_from(self.bytes(32)).unwrap().into()).collect();
         let mut record = ApplianceRecord {
@@ -92,6 +101,7 @@ impl Dice {
             token_hashes,
             metadata_export: None,
             activation: self.activation(),
+            policies: (0..self.below(3)).map(|n| self.policy(n)).collect(),
             guards: Guards { discovery: self.proof(), metadata: None },
         };
         record.set_metadata_rule(self.rule());

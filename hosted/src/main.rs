@@ -110,6 +110,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
         secrets: Secrets { token: args.token, identity: args.identity },
         cache_blocks: CACHE_BLOCKS,
         console: Rc::new(os::console),
+        clock: clock.clone(),
         stop: Box::pin(signals.first()),
     };
     let host = Host { reactor, disks: disks.into_iter().map(|(_, disk)| disk).collect(), clock };

@@ -17,6 +17,7 @@ mod pvh;
 mod wiring;
 
 use alloc::format;
+use alloc::rc::Rc;
 use appliance::settings::{OnPanic, Settings};
 use core::arch::global_asm;
 use devices::Devices;
@@ -48,13 +49,14 @@ extern "C" fn start(start_info: u32) -> ! {
     let machine = Machine::new(&acpi);
     console::set_clock(machine.clock());
     log::info!("{} MiB of heap, a clock of {} MHz", heap_bytes >> 20, machine.clock().hz() / 1_000_000);
-    match Rtc::new(machine.clock()).unix_seconds() {
+    let rtc = Rc::new(Rtc::new(machine.clock()));
+    match rtc.unix_seconds() {
         Some(seconds) => log::info!("it is {seconds} s after 1970-01-01 UTC"),
         None => log::info!("the machine does not know the time of day"),
     }
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let devices = Devices::find(&boot.command_line);
-    match wiring::run(machine, devices, settings, heap_bytes) {
+    match wiring::run(machine, devices, rtc, settings, heap_bytes) {
         Ok(()) => power::off(),
         Err(lack) => {
             console::line(&format!("gossamer: cannot start: {lack}"));

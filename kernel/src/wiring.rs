@@ -20,13 +20,19 @@ use platform::block::Disk;
 use platform::buf::BufPool;
 use platform::random::Seeded;
 use platform::task::Executor;
-use platform::time::Timers;
+use platform::time::{Timers, WallClock};
 
 /// More than any secret has.
 const SECRET_BYTES_MAX: usize = 1024;
 
 /// Runs the appliance until it is powered off. The error says what the machine lacks.
-pub fn run(mut machine: Machine, devices: Devices, settings: Settings, heap_bytes: u64) -> Result<(), &'static str> {
+pub fn run(
+    mut machine: Machine,
+    devices: Devices,
+    clock: Rc<dyn WallClock>,
+    settings: Settings,
+    heap_bytes: u64,
+) -> Result<(), &'static str> {
     const NO_RANDOMNESS: &str =
         "no source of randomness: use a processor with RDRAND (-cpu …,+rdrand) or add virtio-rng";
     const NO_NETWORK: &str = "no network card: add virtio-net";
@@ -48,7 +54,7 @@ pub fn run(mut machine: Machine, devices: Devices, settings: Settings, heap_byte
         random: Rc::new(Seeded::new(seed)),
         bufs: BufPool::new(budget.io_buffers_bytes),
     };
-    executor.run(&timers, &machine, serve(runtime, disks, net, settings, budget));
+    executor.run(&timers, &machine, serve(runtime, disks, net, clock, settings, budget));
     Ok(())
 }
 
@@ -56,6 +62,7 @@ async fn serve(
     runtime: Runtime,
     disks: Vec<devices::Disk>,
     net: Rc<dyn FrameDevice>,
+    clock: Rc<dyn WallClock>,
     settings: Settings,
     budget: Budget,
 ) {
@@ -69,7 +76,7 @@ async fn serve(
     let console = Rc::new(console::line);
     // The machine's power button is not wired up: power-off is asked for over HTTP.
     let stop = Box::pin(pending());
-    appliance::run(Parts { runtime, disks, iscsi, http, settings, secrets, cache_blocks, console, stop }).await;
+    appliance::run(Parts { runtime, disks, iscsi, http, settings, secrets, cache_blocks, console, clock, stop }).await;
     stack.settle().await;
 }
 

@@ -1,8 +1,10 @@
 //! What the interface asks of the appliance: plain data in, plain data or a [`ControlError`] out.
 
+mod policies;
 mod snapshots;
 mod streams;
 
+pub use policies::{NewPolicy, Policies, Policy, PolicyList};
 pub use snapshots::{NewSnapshot, NewSnapshots, RollBack, SnapshotOf, Snapshots};
 pub use streams::{ReceiveError, ReceiveRequest, ReceiveState, SendRequest, Streams};
 
@@ -270,7 +272,7 @@ pub struct RepairReport {
 /// Without a pool everything but [`Control::health`], [`Control::tokens`], [`Control::sessions`], [`Control::repair`] and
 /// [`Control::power_off`] fails with [`Code::NoPool`](crate::Code::NoPool) and the reason.
 #[expect(async_fn_in_trait, reason = "one thread: no future need be Send")]
-pub trait Control: Snapshots + Streams + 'static {
+pub trait Control: Snapshots + Streams + Policies + 'static {
     /// How the appliance is.
     fn health(&self) -> Health;
 

@@ -3,7 +3,8 @@
 use crate::access::{Authentication, Export};
 use crate::api::Api;
 use crate::control::{
-    Control, Deletion, NewSnapshot, NewSnapshots, NewVolume, PoolView, Repair, RollBack, Volume, VolumeChange, Wait,
+    Control, Deletion, NewPolicy, NewSnapshot, NewSnapshots, NewVolume, PoolView, Repair, RollBack, Volume,
+    VolumeChange, Wait,
 };
 use crate::error::{Code, ControlError};
 use crate::http::Failure;
@@ -41,6 +42,10 @@ impl Body for NewSnapshot {
 
 impl Body for NewSnapshots {
     const EXAMPLE: &str = r#"{"snapshots":[{"volume":"v1","name":"s1"},{"volume":"v2","name":"s2"}],"read_only":true}"#;
+}
+
+impl Body for NewPolicy {
+    const EXAMPLE: &str = r#"{"volumes":["v1","v2"],"every_minutes":15,"keep":8,"hourly":24,"daily":7,"weekly":4}"#;
 }
 
 impl Body for RollBack {
@@ -189,6 +194,9 @@ impl<C: Control> Api<C> {
                 Reply::json(&control.set_export(&name, Some(rule)).await?)?
             }
             Endpoint::EndExport(name) => control.set_export(&name, None).await.map(|_| Reply::Empty)?,
+            Endpoint::ShowPolicies => Reply::json(&control.policies()?)?,
+            Endpoint::SetPolicy(name) => Reply::json(&control.set_policy(&name, read_json(exchange).await?).await?)?,
+            Endpoint::DeletePolicy(name) => control.delete_policy(&name).await.map(|()| Reply::Empty)?,
             Endpoint::PowerOff => self.power_off(exchange).await.map(|()| Reply::Sent)?,
         };
         Ok(reply.send(exchange).await?)

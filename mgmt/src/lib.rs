@@ -53,8 +53,9 @@ pub use access::{Account, Authentication, DiscoveryAuth, Export};
 pub use api::Api;
 pub use control::{
     CheckOutcome, CheckProgress, CheckReport, CheckState, Control, Deletion, Health, HealthState, MetadataExport,
-    NewSnapshot, NewSnapshots, NewVolume, PoolInfo, ReceiveError, ReceiveRequest, ReceiveState, Repair, RepairReport,
-    RollBack, SendRequest, SnapshotOf, Snapshots, Streams, View, Views, Volume, VolumeChange, VolumeSpace, Wait,
+    NewPolicy, NewSnapshot, NewSnapshots, NewVolume, Policies, Policy, PolicyList, PoolInfo, ReceiveError,
+    ReceiveRequest, ReceiveState, Repair, RepairReport, RollBack, SendRequest, SnapshotOf, Snapshots, Streams, View,
+    Views, Volume, VolumeChange, VolumeSpace, Wait,
 };
 pub use error::{Code, ControlError};
 pub use http::Limits;

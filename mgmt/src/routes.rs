@@ -49,6 +49,9 @@ pub(crate) enum Endpoint {
     ForgetReceive(VolumeName),
     SetExport(VolumeName),
     EndExport(VolumeName),
+    ShowPolicies,
+    SetPolicy(VolumeName),
+    DeletePolicy(VolumeName),
     PowerOff,
 }
 
@@ -67,7 +70,7 @@ impl Endpoint {
 pub(crate) enum Make {
     /// The path has no variable part.
     Plain(fn() -> Endpoint),
-    /// `NAME` in the path is a volume's name.
+    /// `NAME` in the path is a volume's name, or one of the same kind.
     Named(fn(VolumeName) -> Endpoint),
 }
 
@@ -114,6 +117,9 @@ pub(crate) const ROUTES: &[(Method, &str, Make)] = &[
     (Method::Delete, "/v1/volumes/NAME/receive", Named(Endpoint::ForgetReceive)),
     (Method::Put, "/v1/volumes/NAME/export", Named(Endpoint::SetExport)),
     (Method::Delete, "/v1/volumes/NAME/export", Named(Endpoint::EndExport)),
+    (Method::Get, "/v1/policies", Plain(|| Endpoint::ShowPolicies)),
+    (Method::Put, "/v1/policies/NAME", Named(Endpoint::SetPolicy)),
+    (Method::Delete, "/v1/policies/NAME", Named(Endpoint::DeletePolicy)),
     (Method::Post, "/v1/power-off", Plain(|| Endpoint::PowerOff)),
 ];
 

@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use mgmt::{RunsError, SendRequest, VolumeName};
 use platform::block::SECTOR_BYTES;
 use platform::buf::{Buf, BufPool};
+use platform::task::{JoinHandle, Spawner};
 use thinp::Thin;
 use thinp::control::DeviceId;
 use thinp::metadata::delta::{Found, Run};
@@ -87,7 +88,14 @@ pub(super) async fn send<E>(
     let bytes = block_bytes(&served);
     let from = plan.info.resume.map_or(0, |resume| resume.offset);
     let step_bytes = served.pool.data_transfer_bytes_max().min(STEP_BYTES as u64);
-    let mut sender = Sender { served: &served, bufs: &manager.runtime.bufs, encoder, head, step_bytes };
+    let mut sender = Sender {
+        served: &served,
+        bufs: &manager.runtime.bufs,
+        spawner: &manager.runtime.spawner,
+        encoder,
+        head,
+        step_bytes,
+    };
     let base = plan.base.as_ref().map(|base| base.device);
     let failed = |error: thinp::metadata::MetadataError| told(ServiceError::Pool(error.into()));
     let mut runs = view.changes(base, plan.snapshot.device, VirtualBlock(from / bytes)).await.map_err(failed)?;
@@ -102,6 +110,7 @@ pub(super) async fn send<E>(
 struct Sender<'s> {
     served: &'s Served,
     bufs: &'s BufPool,
+    spawner: &'s Spawner,
     encoder: Encoder,
     /// What the encoder wrote and the sink has not taken yet.
     head: Vec<u8>,
@@ -142,7 +151,7 @@ impl Sender<'_> {
         Ok(())
     }
 
-    /// Sends bytes from `skip` on behind the beginning of a data block.
+    /// Sends bytes from `skip` on behind the beginning of a data block. While one piece is being taken the next is read.
     async fn payload<E>(
         &mut self,
         data: DataBlock,
@@ -150,23 +159,39 @@ impl Sender<'_> {
         length: u64,
         sink: &mut impl AsyncFnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), RunsError<E>> {
-        let mut buf = Buf::empty();
-        let mut done = 0;
-        while done < length {
-            let now = (length - done).min(self.step_bytes) as usize;
-            if buf.len() != now {
-                drop(buf);
-                buf = self.bufs.wait(now).await.map_err(|error| told(thinp::Error::from(error).into()))?;
-            }
-            let sector = skip.saturating_add(done) / SECTOR_BYTES as u64;
-            let (read, back) = self.served.pool.read_data(data, sector, buf).await;
+        let step_bytes = self.step_bytes;
+        let step = |done: u64| length.saturating_sub(done).min(step_bytes) as usize;
+        let first = self.buffer(step(0)).await?;
+        let (mut done, mut reading) = (0u64, Some(self.start_read(data, skip, first)));
+        while let Some(read) = reading.take() {
+            let (read, buf) = read.await.unwrap_or((Err(thinp::Error::Closed), Buf::empty()));
             read.map_err(|error| told(error.into()))?;
-            buf = back;
+            done = done.saturating_add(buf.len() as u64);
+            let next = step(done);
+            // Never waits for a buffer while it holds one: others may do the same.
+            if next > 0
+                && let Ok(ahead) = self.bufs.alloc(next)
+            {
+                reading = Some(self.start_read(data, skip.saturating_add(done), ahead));
+            }
             self.encoder.payload(&buf).map_err(impossible)?;
             sink(&buf).await.map_err(RunsError::Sink)?;
-            done = done.saturating_add(now as u64);
+            drop(buf);
+            if next > 0 && reading.is_none() {
+                let buf = self.buffer(next).await?;
+                reading = Some(self.start_read(data, skip.saturating_add(done), buf));
+            }
         }
         Ok(())
+    }
+
+    async fn buffer<E>(&self, len: usize) -> Result<Buf, RunsError<E>> {
+        self.bufs.wait(len).await.map_err(|error| told(thinp::Error::from(error).into()))
+    }
+
+    fn start_read(&self, data: DataBlock, at: u64, buf: Buf) -> JoinHandle<(Result<(), thinp::Error>, Buf)> {
+        let pool = self.served.pool.clone();
+        self.spawner.spawn(async move { pool.read_data(data, at / SECTOR_BYTES as u64, buf).await })
     }
 
     /// Hands over what the encoder wrote.

@@ -1,5 +1,6 @@
 //! The appliance without its network, over disks in memory that record what is written.
 
+mod policies;
 mod snapshots;
 mod streams;
 mod transfers;
@@ -17,6 +18,7 @@ use platform::mem::MemDisk;
 use platform::random::{Random, Seeded};
 use platform::simulated;
 use platform::task::Executor;
+use platform::time::WallClock;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::string::{String, ToString};
@@ -97,6 +99,15 @@ impl Journal {
     }
 }
 
+/// A machine that does not know the time.
+struct NoClock;
+
+impl WallClock for NoClock {
+    fn unix_seconds(&self) -> Option<u64> {
+        None
+    }
+}
+
 /// An appliance that is on.
 pub struct World {
     pub runtime: Runtime,
@@ -131,7 +142,9 @@ impl World {
         let recorded =
             |disk, inner: &MemDisk| Disk::new(Recorded { disk, inner: inner.clone(), journal: journal.clone() });
         let both = vec![("meta".to_string(), recorded(0, &disks.meta)), ("data".to_string(), recorded(1, &disks.data))];
-        let service = Service::new(&runtime, settings, &Secrets::default());
+        let unknown: Rc<dyn WallClock> = Rc::new(NoClock);
+        let clock = settings.time.map_or(unknown, |time| time.from_now(&runtime.timers));
+        let service = Service::new(&runtime, settings, &Secrets::default(), clock);
         let served = startup::open(&runtime, &both, &service, 256, &|_| ()).await.unwrap();
         service.serve(served);
         service.begin(&runtime);

@@ -200,3 +200,17 @@ impl Streams for Failing {
         self.fail()
     }
 }
+
+impl Policies for Failing {
+    fn policies(&self) -> Result<PolicyList, ControlError> {
+        self.fail()
+    }
+
+    async fn set_policy(&self, _: &VolumeName, _: NewPolicy) -> Result<Policy, ControlError> {
+        self.fail()
+    }
+
+    async fn delete_policy(&self, _: &VolumeName) -> Result<(), ControlError> {
+        self.fail()
+    }
+}

@@ -148,6 +148,8 @@ pub fn of_the_appliance() -> Vec<ServiceError> {
         ServiceError::InUse(name()),
         ServiceError::ReadOnly(name()),
         ServiceError::NotItsSnapshot { volume: name(), snapshot: "s2".into() },
+        ServiceError::NoPolicy("p1".into()),
+        ServiceError::TooManyPolicies { most: 64 },
         ServiceError::Transfer(TransferError::NotASnapshot(name())),
         ServiceError::Transfer(TransferError::BadToken),
         ServiceError::Transfer(TransferError::OtherToken { target: IDENTITY.into(), base: "nothing".into() }),

@@ -254,6 +254,20 @@ fn a_change_of_size_is_told() {
 }
 
 #[test]
+fn a_change_of_contents_is_told_to_all() {
+    run(PortalOptions::default(), |world| async move {
+        let (mut a, mut b) = (world.login("a", &[]).await, world.login("b", &[]).await);
+        world.portal.contents_changed(crate::common::TARGET);
+        world.portal.capacity_changed(crate::common::TARGET);
+        for initiator in [&mut a, &mut b] {
+            assert_eq!(initiator.read(0, 1).await.sense_code(), (6, 0x28, 0));
+            assert_eq!(initiator.read(0, 1).await.sense_code(), (6, 0x2a, 9));
+            assert_eq!(initiator.read(0, 1).await.status, 0);
+        }
+    });
+}
+
+#[test]
 fn mode_select_reaches_the_others() {
     run(PortalOptions::default(), |world| async move {
         let mut a = world.login("a", &[]).await;

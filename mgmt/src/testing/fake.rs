@@ -20,6 +20,7 @@ pub(crate) struct Fake {
     pub health: RefCell<Health>,
     pub pool: RefCell<Result<PoolInfo, ControlError>>,
     pub volumes: RefCell<BTreeMap<VolumeName, Volume>>,
+    policies: RefCell<BTreeMap<VolumeName, Policy>>,
     pub metadata_export: RefCell<Option<Export>>,
     pub discovery_auth: RefCell<Option<Authentication>>,
     pub messages: RefCell<Vec<String>>,
@@ -57,6 +58,7 @@ impl Fake {
             health: RefCell::new(Health { state: HealthState::Ok, reason: None }),
             pool: RefCell::new(Ok(PoolInfo { status, disk_blocks, events: 7, adopted: false })),
             volumes: RefCell::default(),
+            policies: RefCell::default(),
             metadata_export: RefCell::default(),
             discovery_auth: RefCell::default(),
             messages: RefCell::default(),
@@ -352,6 +354,28 @@ impl Control for Fake {
 
     fn power_off(&self) {
         self.powered_off.set(true);
+    }
+}
+
+impl Policies for Fake {
+    fn policies(&self) -> Result<PolicyList, ControlError> {
+        self.fail_if_told()?;
+        let policies = self.policies.borrow().values().cloned().collect();
+        Ok(PolicyList { time: Some("20261129t100000z".to_string()), policies })
+    }
+
+    async fn set_policy(&self, name: &VolumeName, new: NewPolicy) -> Result<Policy, ControlError> {
+        self.fail_if_told()?;
+        let NewPolicy { volumes, every_minutes, keep, hourly, daily, weekly } = new;
+        let (name, last, next) = (name.clone(), None, None);
+        let policy = Policy { name, volumes, every_minutes, keep, hourly, daily, weekly, last, next, snapshots: 0 };
+        self.policies.borrow_mut().insert(policy.name.clone(), policy.clone());
+        Ok(policy)
+    }
+
+    async fn delete_policy(&self, name: &VolumeName) -> Result<(), ControlError> {
+        let missing = || ControlError::new(Errno::ENODATA, format!("no policy {name}"), "list them");
+        self.policies.borrow_mut().remove(name).map(|_| ()).ok_or_else(missing)
     }
 }
 

@@ -293,6 +293,26 @@ fn snapshots_are_bases_and_ways_back() {
 }
 
 #[test]
+fn policies_come_and_go() {
+    let rig = Rig::new();
+    let nothing = json!({"time": "20261129t100000z", "policies": []});
+    expect(rig.json("GET", "/v1/policies", ""), 200, nothing.clone());
+    let policy = json!({
+        "name": "p", "volumes": ["v1"], "every_minutes": 15, "keep": 4, "hourly": 0, "daily": 7, "weekly": 0,
+        "last": null, "next": null, "snapshots": 0
+    });
+    let body = r#"{"volumes":["v1"],"every_minutes":15,"keep":4,"daily":7}"#;
+    expect(rig.json("PUT", "/v1/policies/p", body), 200, policy.clone());
+    expect(rig.json("GET", "/v1/policies", ""), 200, json!({"time": "20261129t100000z", "policies": [policy]}));
+    for bad in ["{}", r#"{"volumes":["V"]}"#, r#"{"volumes":["v1"],"daily":-1}"#, r#"{"volumes":["v1"],"yearly":1}"#] {
+        rig.json("PUT", "/v1/policies/p", bad).assert_error(Code::Errno(Errno::EINVAL));
+    }
+    expect_empty(rig.json("DELETE", "/v1/policies/p", ""));
+    rig.json("DELETE", "/v1/policies/p", "").assert_error(Code::Errno(Errno::ENODATA));
+    expect(rig.json("GET", "/v1/policies", ""), 200, nothing);
+}
+
+#[test]
 fn bad_bodies_change_nothing() {
     let rig = Rig::new();
     let long_name = format!(r#"{{"name":"{}","size_bytes":512}}"#, "a".repeat(64));

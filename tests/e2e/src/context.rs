@@ -60,6 +60,13 @@ pub struct Context {
 }
 
 impl Context {
+    /// The same with a folder within this one's, for another appliance.
+    pub fn folder(&self, name: &str) -> Result<Context> {
+        let scratch = self.scratch.join(name);
+        std::fs::create_dir_all(&scratch)?;
+        Ok(Context { scratch, ..self.clone() })
+    }
+
     /// The folder with the peers and the images that Linux made.
     fn shared(&self) -> Result<PathBuf> {
         let folder = xtask::shared();

@@ -14,6 +14,7 @@ mod metadata_snapshot;
 mod needs_check;
 mod owner;
 mod power_cut;
+mod streams;
 
 use crate::runner::Test;
 
@@ -33,4 +34,5 @@ pub const ALL: &[&[Test]] = &[
     linux_pools::TESTS,
     linux_streams::TESTS,
     power_cut::TESTS,
+    streams::TESTS,
 ];

@@ -12,7 +12,8 @@ use crate::appliance::{Appliance, Site, TOKEN};
 use crate::context::Context;
 use crate::runner::Test;
 
-pub const TESTS: &[Test] = &[Test::new("streams::a_volume_goes_to_another_appliance", a_volume_goes_to_another_appliance)];
+pub const TESTS: &[Test] =
+    &[Test::new("streams::a_volume_goes_to_another_appliance", a_volume_goes_to_another_appliance)];
 
 const VOLUME_BYTES: u64 = 64 << 20;
 const BLOCK: u64 = 64 << 10;

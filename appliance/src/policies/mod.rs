@@ -1,0 +1,233 @@
+//! Snapshot policies: read-only snapshots by the clock, of one volume or of several at one instant, and how long they are kept.
+//!
+//! A policy is kept in the appliance's record, with the time of its last snapshots, which changes in the commit that makes them:
+//! neither a restart nor a power cut takes them twice, and what was missed meanwhile is taken once. Which snapshots are a
+//! policy's is told by their names, `VOLUME.POLICY.TIME`, and by their being read-only snapshots of that volume.
+
+mod schedule;
+
+pub use schedule::Schedule;
+
+use crate::catalog::{ApplianceRecord, Edit, VolumeRecord};
+use crate::control::Manager;
+use crate::service::{Served, Service, ServiceError};
+use crate::snapshots;
+use crate::utc;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use mgmt::{ControlError, NewPolicy, NewSnapshots, Policies, Policy, PolicyList, SnapshotOf, VolumeName};
+use minicbor::{Decode, Encode};
+use platform::Runtime;
+use platform::time::Duration;
+
+/// Most policies.
+const POLICIES_MAX: usize = 64;
+
+/// Most volumes of a policy.
+const VOLUMES_MAX: usize = 256;
+
+/// The clock of the day is looked at after this time at the latest, for somebody may set it.
+const LOOK_PERIOD: Duration = Duration::from_secs(60);
+
+/// A policy, as the appliance's record has it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PolicyRecord {
+    /// Its name.
+    #[n(0)]
+    pub name: String,
+    /// The names of its volumes.
+    #[n(1)]
+    pub volumes: Vec<String>,
+    /// When, and how many.
+    #[n(2)]
+    pub schedule: Schedule,
+    /// When it took the last, in seconds since 1970; first when it was made.
+    #[n(3)]
+    pub last: u64,
+}
+
+impl PolicyRecord {
+    /// The name of a volume's snapshot at a time.
+    fn snapshot_name(&self, volume: &str, time: u64) -> String {
+        format!("{volume}.{}.{}", self.name, utc::format(time))
+    }
+
+    /// When this policy took a snapshot, if it did.
+    fn time_of(&self, volume: &VolumeRecord, snapshot: &VolumeRecord) -> Option<u64> {
+        let is_one = snapshot.read_only && snapshot.origin == Some(volume.identity) && !snapshot.deleting;
+        let rest = snapshot.name.strip_prefix(volume.name.as_str())?.strip_prefix('.')?;
+        let time = rest.strip_prefix(self.name.as_str())?.strip_prefix('.')?;
+        utc::parse(time).filter(|_| is_one)
+    }
+
+    /// The snapshots of one of its volumes.
+    fn snapshots(&self, served: &Served, volume: &str) -> Vec<(u64, VolumeRecord)> {
+        let catalog = served.catalog();
+        let Some(volume) = catalog.named(volume) else { return Vec::new() };
+        let of = |record: &VolumeRecord| Some((self.time_of(volume, record)?, record.clone()));
+        catalog.volumes().filter_map(of).collect()
+    }
+}
+
+impl Policies for Manager {
+    fn policies(&self) -> Result<PolicyList, ControlError> {
+        let served = self.service.served()?;
+        let now = self.service.unix_seconds();
+        let records = served.catalog().appliance().policies.clone();
+        let policies = records.iter().filter_map(|record| describe(&served, record, now)).collect();
+        Ok(PolicyList { time: now.map(utc::format), policies })
+    }
+
+    async fn set_policy(&self, name: &VolumeName, new: NewPolicy) -> Result<Policy, ControlError> {
+        let record = checked(name, &new)?;
+        let now = self.service.unix_seconds();
+        let set = self.service.alone(async |served| {
+            if !served.adopted() {
+                return Err(ServiceError::NotAdopted);
+            }
+            for volume in &new.volumes {
+                crate::control::living(served, volume)?;
+            }
+            let mut appliance = served.catalog().appliance().clone();
+            let before = appliance.policies.iter().find(|known| known.name == record.name).map(|known| known.last);
+            let record = PolicyRecord { last: before.or(now).unwrap_or(0), ..record };
+            appliance.policies.retain(|known| known.name != record.name);
+            if appliance.policies.len() >= POLICIES_MAX {
+                return Err(ServiceError::TooManyPolicies { most: POLICIES_MAX });
+            }
+            appliance.policies.push(record.clone());
+            served.change(&[], [Edit::Appliance(appliance)].into()).await?;
+            Ok((served.clone(), record))
+        });
+        let (served, record) = set.await?;
+        self.service.policies_changed.notify_all();
+        Ok(describe(&served, &record, now).ok_or_else(|| ServiceError::NoPolicy(name.to_string()))?)
+    }
+
+    async fn delete_policy(&self, name: &VolumeName) -> Result<(), ControlError> {
+        let deleted = self.service.alone(async |served| {
+            let mut appliance = served.catalog().appliance().clone();
+            let before = appliance.policies.len();
+            appliance.policies.retain(|known| known.name != name.as_str());
+            if appliance.policies.len() == before {
+                return Err(ServiceError::NoPolicy(name.to_string()));
+            }
+            served.change(&[], [Edit::Appliance(appliance)].into()).await
+        });
+        Ok(deleted.await?)
+    }
+}
+
+/// A policy that makes sense.
+fn checked(name: &VolumeName, new: &NewPolicy) -> Result<PolicyRecord, ControlError> {
+    let hint = "as {\"volumes\":[\"v1\"],\"every_minutes\":15,\"keep\":8,\"hourly\":24,\"daily\":7,\"weekly\":4}";
+    let invalid = |what: String| Err(ControlError::invalid(what, hint));
+    let different: BTreeSet<&VolumeName> = new.volumes.iter().collect();
+    if new.volumes.is_empty() || new.volumes.len() > VOLUMES_MAX || different.len() != new.volumes.len() {
+        return invalid(format!("a policy is for 1 to {VOLUMES_MAX} volumes, each named once"));
+    }
+    let every_minutes = new.every_minutes.unwrap_or(0);
+    if (new.keep > 0) != (every_minutes > 0) || every_minutes > 60 || every_minutes > 0 && 60 % every_minutes != 0 {
+        return invalid("every_minutes divides an hour, and stands beside keep".to_string());
+    }
+    if new.keep == 0 && new.hourly == 0 && new.daily == 0 && new.weekly == 0 {
+        return invalid("a policy keeps something".to_string());
+    }
+    let schedule = Schedule { every_minutes, keep: new.keep, hourly: new.hourly, daily: new.daily, weekly: new.weekly };
+    let volumes: Vec<String> = new.volumes.iter().map(ToString::to_string).collect();
+    let record = PolicyRecord { name: name.to_string(), volumes, schedule, last: 0 };
+    match record.volumes.iter().find(|volume| record.snapshot_name(volume, 0).len() > VolumeName::LEN_MAX) {
+        Some(volume) => {
+            let (most, taken) = (VolumeName::LEN_MAX, utc::LEN + 2);
+            let what = format!("names of policy and volume {volume} have more than {} bytes together", most - taken);
+            Err(ControlError::invalid(what, "shorten the policy's name: both stand in names of snapshots"))
+        }
+        None => Ok(record),
+    }
+}
+
+fn describe(served: &Served, record: &PolicyRecord, now: Option<u64>) -> Option<Policy> {
+    let name = |text: &String| VolumeName::parse(text).ok();
+    let schedule = &record.schedule;
+    let snapshots = record.volumes.iter().map(|volume| record.snapshots(served, volume).len()).sum();
+    Some(Policy {
+        name: name(&record.name)?,
+        volumes: record.volumes.iter().filter_map(name).collect(),
+        every_minutes: (schedule.every_minutes > 0).then_some(schedule.every_minutes),
+        keep: schedule.keep,
+        hourly: schedule.hourly,
+        daily: schedule.daily,
+        weekly: schedule.weekly,
+        last: (record.last > 0).then(|| utc::format(record.last)),
+        next: now.and_then(|now| schedule.next(now)).map(utc::format),
+        snapshots,
+    })
+}
+
+/// Takes and deletes snapshots as long as the appliance runs.
+pub(crate) fn start(runtime: &Runtime, service: &Rc<Service>) {
+    let (service, timers) = (service.clone(), runtime.timers.clone());
+    runtime.spawner.spawn(async move {
+        while !service.is_powering_off() {
+            let changed = service.policies_changed.notified();
+            let Ok(served) = service.served() else { return };
+            let policies = served.catalog().appliance().policies.clone();
+            if policies.is_empty() {
+                changed.await;
+                continue;
+            }
+            let mut wait = LOOK_PERIOD;
+            if let Some(now) = service.unix_seconds() {
+                for policy in policies.iter().filter(|policy| policy.schedule.is_due(policy.last, now)) {
+                    run(&service, &served, policy, now).await;
+                }
+                let next = policies.iter().filter_map(|policy| policy.schedule.next(now)).min();
+                wait = next.map_or(wait, |next| wait.min(Duration::from_secs(next.saturating_sub(now))));
+            }
+            // Elapsed or changed: either is a reason to look again.
+            let _ = timers.timeout(wait, changed).await;
+        }
+    });
+}
+
+/// Takes the snapshots that are due, and deletes those that had their time.
+async fn run(service: &Rc<Service>, served: &Rc<Served>, policy: &PolicyRecord, now: u64) {
+    if let Err(error) = take(service, policy, now).await {
+        log::error!("snapshot policy {}: no snapshots at {}: {error}", policy.name, utc::format(now));
+        return;
+    }
+    for volume in &policy.volumes {
+        let snapshots = policy.snapshots(served, volume);
+        let kept = policy.schedule.kept(&snapshots.iter().map(|(time, _)| *time).collect());
+        for (_, snapshot) in snapshots.into_iter().filter(|(time, _)| !kept.contains(time)) {
+            let Ok(name) = VolumeName::parse(&snapshot.name) else { continue };
+            if let Err(error) = service.delete(&name).await {
+                // The next time, then: somebody may be using it.
+                log::warn!("snapshot policy {}: {} is not deleted: {error}", policy.name, snapshot.name);
+            }
+        }
+    }
+}
+
+async fn take(service: &Rc<Service>, policy: &PolicyRecord, now: u64) -> Result<(), ServiceError> {
+    let work = async |served: &Rc<Served>| {
+        let known = |volume: &&String| served.catalog().named(volume).is_some_and(|record| !record.deleting);
+        let of = |volume: &String| {
+            let name = policy.snapshot_name(volume, now);
+            Some(SnapshotOf { volume: VolumeName::parse(volume).ok()?, name: VolumeName::parse(&name).ok()? })
+        };
+        let snapshots: Vec<SnapshotOf> = policy.volumes.iter().filter(known).filter_map(of).collect();
+        let mut appliance: ApplianceRecord = served.catalog().appliance().clone();
+        match appliance.policies.iter_mut().find(|known| known.name == policy.name) {
+            Some(known) => known.last = now,
+            // It was deleted meanwhile.
+            None => return Ok(()),
+        }
+        let new = NewSnapshots { snapshots, read_only: true };
+        snapshots::take(service, served, &new, [Edit::Appliance(appliance)].into()).await
+    };
+    service.alone(work).await
+}
