@@ -3,7 +3,7 @@
 use crate::faults;
 use crate::initiator::{Broken, Outcome, Session};
 use crate::life::{Life, PATIENCE};
-use crate::model::{BLOCK, Word, word};
+use crate::model::{BLOCK, Word, Write, word};
 use crate::recover::words_of;
 use platform::time::Duration;
 use std::collections::BTreeSet;
@@ -72,14 +72,23 @@ impl Client {
 
     /// A session with some commands.
     async fn visit(&self, volume: &str) {
-        let Some(session) = self.login(volume).await else { return self.pause(2000).await };
+        let Some(mut session) = self.login(volume).await else { return self.pause(2000).await };
         let wire = session.wire.clone();
-        let used = self.use_session(session, volume).await;
-        assert!(used.is_ok() || wire.is_troubled(), "an answer is missing");
+        // Who loses a session does not know when the target does.
+        let sure = !self.life.shape.faults.network;
+        if sure {
+            self.life.model.borrow_mut().session_begun(volume);
+        }
+        let used = self.use_session(&mut session, volume).await;
+        if sure {
+            self.life.model.borrow_mut().session_over(volume);
+        }
+        let left = if used.is_ok() { self.life.patiently(session.logout()).await } else { None };
+        assert!(matches!(left, Some(Ok(()))) || wire.is_troubled(), "an answer is missing");
     }
 
     /// `None` if there is a reason for which it is refused.
-    async fn login(&self, volume: &str) -> Option<Session> {
+    pub async fn login(&self, volume: &str) -> Option<Session> {
         let timers = &self.life.runtime.timers;
         let until = timers.now() + PATIENCE;
         loop {
@@ -108,19 +117,19 @@ impl Client {
         faults.errors || no_space && faults.network
     }
 
-    async fn use_session(&self, mut session: Session, volume: &str) -> Result<(), Broken> {
+    async fn use_session(&self, session: &mut Session, volume: &str) -> Result<(), Broken> {
         let filling = self.life.shape.filled_blocks > 0 && self.life.world.once_in(2);
         for _ in 0..1 + self.below(30) {
             if !self.life.goes_on() {
                 break;
             }
             self.life.trouble_a_wire(&session.wire);
-            self.life.patiently(self.command(&mut session, volume, filling)).await.ok_or(Broken)??;
+            self.life.patiently(self.command(session, volume, filling)).await.ok_or(Broken)??;
             if self.life.world.once_in(4) {
                 self.pause(500).await;
             }
         }
-        self.life.patiently(session.logout()).await.ok_or(Broken)?
+        Ok(())
     }
 
     async fn command(&self, session: &mut Session, volume: &str, filling: bool) -> Result<(), Broken> {
@@ -131,7 +140,8 @@ impl Client {
             return self.write(session, volume, sector..sector + 1, self.life.world.once_in(12)).await;
         }
         match self.below(100) {
-            0..50 => self.write(session, volume, self.some_sectors(size), self.life.world.once_in(12)).await,
+            0..45 => self.write(session, volume, self.some_sectors(size), self.life.world.once_in(12)).await,
+            45..50 => self.write_and_unmap(session, volume, self.below(size)).await,
             50..53 => self.write_zeroes(session, volume, self.some_sectors(size)).await,
             53..68 => self.read(session, volume, self.some_sectors(size)).await,
             68..84 => self.unmap(session, volume, self.sectors_to_unmap(size)).await,
@@ -217,12 +227,9 @@ impl Client {
             return Ok(None);
         }
         let write = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), false);
-        let words = sectors.clone().map(|sector| word(write.number, sector));
-        let bytes: Vec<u8> = words.flat_map(|word| word.to_le_bytes().repeat(64)).collect();
+        let bytes = contents(&write);
         let outcome = session.write(sectors.start, &bytes, fua).await?;
-        if let Outcome::Good(_) = outcome {
-            self.life.model.borrow_mut().write_done(&write, fua);
-        }
+        self.end_write(&write, matches!(outcome, Outcome::Good(_)), fua);
         self.release(volume, &sectors);
         Ok(Some(outcome))
     }
@@ -233,9 +240,7 @@ impl Client {
         }
         let write = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), true);
         let outcome = session.write_zeroes(sectors.start, (sectors.end - sectors.start) as u32).await?;
-        if self.is_good("a write of zeroes", &outcome) {
-            self.life.model.borrow_mut().write_done(&write, false);
-        }
+        self.end_write(&write, self.is_good("a write of zeroes", &outcome), false);
         self.release(volume, &sectors);
         Ok(())
     }
@@ -247,11 +252,36 @@ impl Client {
         // Unmapped space reads as zero.
         let write = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), true);
         let outcome = session.unmap(sectors.start, (sectors.end - sectors.start) as u32).await?;
+        self.end_unmap(&write, &outcome);
+        self.release(volume, &sectors);
+        Ok(())
+    }
+
+    /// What came of an unmap is known.
+    fn end_unmap(&self, write: &Write, outcome: &Outcome) {
         // In a read-only pool it succeeds and does nothing (reference 9.1, trap 26).
         let read_only = self.life.model.borrow().needs_check.known() != Some(&false);
-        if self.is_good("an unmap", &outcome) && !read_only {
-            self.life.model.borrow_mut().write_done(&write, false);
+        self.end_write(write, self.is_good("an unmap", outcome) && !read_only, false);
+    }
+
+    /// What came of a write is known.
+    fn end_write(&self, write: &Write, done: bool, durable: bool) {
+        let mut model = self.life.model.borrow_mut();
+        if done { model.write_done(write, durable) } else { model.write_failed(write) }
+    }
+
+    /// Writes a sector, and at the same time unmaps the block that it is in: either may be the last.
+    async fn write_and_unmap(&self, session: &mut Session, volume: &str, sector: u64) -> Result<(), Broken> {
+        let first = sector / BLOCK * BLOCK;
+        let sectors = first..first + BLOCK;
+        if !self.claim(volume, &sectors) {
+            return Ok(());
         }
+        let write = self.life.model.borrow_mut().begin_write(volume, sector..sector + 1, false);
+        let unmap = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), true);
+        let (written, unmapped) = session.write_and_unmap(sector, &contents(&write), first, BLOCK as u32).await?;
+        self.end_write(&write, self.is_good("a write", &written), false);
+        self.end_unmap(&unmap, &unmapped);
         self.release(volume, &sectors);
         Ok(())
     }
@@ -296,4 +326,10 @@ impl Client {
         }
         Ok(outcome)
     }
+}
+
+/// The bytes of a write.
+fn contents(write: &Write) -> Vec<u8> {
+    let words = write.sectors.clone().map(|sector| word(write.number, sector));
+    words.flat_map(|word| word.to_le_bytes().repeat(64)).collect()
 }

@@ -276,7 +276,7 @@ fn settle(model: &mut Model, found: &Found) {
     }
     model.volumes.retain(|name, _| found.volumes.contains_key(name));
     for (name, seen) in &found.volumes {
-        model.settle_volume(name, seen.deleting, seen.size_bytes.map_or(0, |bytes| bytes / 512), seen.exported);
+        model.settle_volume(name, seen.deleting, seen.size_sectors(), seen.exported);
         for (block, words) in &seen.blocks {
             model.settle_block(name, *block, words);
         }

@@ -5,6 +5,7 @@ use crate::net::{Port, SimReader, SimWriter, Wire};
 use embedded_io_async::{Read, Write};
 use export::iscsi::pdu::{Bhs, DataIn, LoginResponse, R2t, ScsiResponse, opcode, padding};
 use platform::net::Stream;
+use std::collections::BTreeMap;
 
 /// How a command ended, where it ended well or was answered by an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,31 @@ fn cdb_16(opcode: u8, flags: u8, sector: u64, sectors: u32) -> [u8; 16] {
     cdb[2..10].copy_from_slice(&sector.to_be_bytes());
     cdb[10..14].copy_from_slice(&sectors.to_be_bytes());
     cdb
+}
+
+fn write_cdb(sector: u64, data: &[u8], fua: bool) -> [u8; 16] {
+    cdb_16(0x8a, if fua { 8 } else { 0 }, sector, (data.len() / 512) as u32)
+}
+
+/// UNMAP of one range, with its parameter list.
+fn unmap_cdb(sector: u64, sectors: u32) -> ([u8; 16], [u8; 24]) {
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[8]) = (0x42, 24);
+    let mut list = [0; 24];
+    (list[1], list[3]) = (22, 16);
+    list[8..16].copy_from_slice(&sector.to_be_bytes());
+    list[16..20].copy_from_slice(&sectors.to_be_bytes());
+    (cdb, list)
+}
+
+/// What a SCSI response says of a command that has read this.
+fn outcome(bhs: &Bhs, payload: &[u8], read: Vec<u8>) -> Outcome {
+    let sense = payload.get(2..).unwrap_or_default();
+    match (ScsiResponse::of(bhs).status, sense) {
+        (0, _) => Outcome::Good(read),
+        (2, sense) if sense.len() > 13 => Outcome::Check(sense[2] & 15, sense[12], sense[13]),
+        (status, _) => Outcome::Status(status),
+    }
 }
 
 impl Session {
@@ -80,8 +106,7 @@ impl Session {
     }
 
     pub async fn write(&mut self, sector: u64, data: &[u8], fua: bool) -> Result<Outcome, Broken> {
-        let cdb = cdb_16(0x8a, if fua { 8 } else { 0 }, sector, (data.len() / 512) as u32);
-        self.command(cdb, data, 0).await
+        self.command(write_cdb(sector, data, fua), data, 0).await
     }
 
     pub async fn flush(&mut self) -> Result<Outcome, Broken> {
@@ -89,12 +114,28 @@ impl Session {
     }
 
     pub async fn unmap(&mut self, sector: u64, sectors: u32) -> Result<Outcome, Broken> {
+        let (cdb, list) = unmap_cdb(sector, sectors);
+        self.command(cdb, &list, 0).await
+    }
+
+    /// Writes the second half of `data` where the first is.
+    pub async fn compare_and_write(&mut self, sector: u64, data: &[u8]) -> Result<Outcome, Broken> {
+        let mut cdb = cdb_16(0x89, 0, sector, 0);
+        cdb[13] = (data.len() / 1024) as u8;
+        self.command(cdb, data, 0).await
+    }
+
+    /// PERSISTENT RESERVE OUT of this service action and reservation type.
+    pub async fn persistent_reserve_out(
+        &mut self,
+        action: u8,
+        kind: u8,
+        key: u64,
+        action_key: u64,
+    ) -> Result<Outcome, Broken> {
         let mut cdb = [0; 16];
-        (cdb[0], cdb[8]) = (0x42, 24);
-        let mut list = [0; 24];
-        (list[1], list[3]) = (22, 16);
-        list[8..16].copy_from_slice(&sector.to_be_bytes());
-        list[16..20].copy_from_slice(&sectors.to_be_bytes());
+        (cdb[0], cdb[1], cdb[2], cdb[8]) = (0x5f, action, kind, 24);
+        let list = [&key.to_be_bytes()[..], &action_key.to_be_bytes(), &[0; 8]].concat();
         self.command(cdb, &list, 0).await
     }
 
@@ -115,25 +156,32 @@ impl Session {
         Ok(())
     }
 
+    /// Sends a write of little and an unmap, and then waits for the answers to both.
+    pub async fn write_and_unmap(
+        &mut self,
+        sector: u64,
+        data: &[u8],
+        first: u64,
+        sectors: u32,
+    ) -> Result<(Outcome, Outcome), Broken> {
+        let write = self.send_command(write_cdb(sector, data, false), data, 0).await?;
+        let (cdb, list) = unmap_cdb(first, sectors);
+        let unmap = self.send_command(cdb, &list, 0).await?;
+        let mut outcomes = BTreeMap::new();
+        while outcomes.len() < 2 {
+            let (bhs, payload) = self.receive().await?;
+            let tag = bhs.task_tag.get();
+            assert!(tag == write || tag == unmap, "an answer to a command that is not under way: {bhs:?}");
+            assert_eq!(bhs.operation(), opcode::SCSI_RESPONSE, "all data was sent with the command");
+            let before = outcomes.insert(tag, outcome(&bhs, &payload, Vec::new()));
+            assert_eq!(before, None, "two answers to one command");
+        }
+        let mut answer = |tag| outcomes.remove(&tag).expect("both were answered");
+        Ok((answer(write), answer(unmap)))
+    }
+
     async fn command(&mut self, cdb: [u8; 16], data: &[u8], read_bytes: u32) -> Result<Outcome, Broken> {
-        let direction = if read_bytes > 0 {
-            0x40
-        } else if data.is_empty() {
-            0
-        } else {
-            0x20
-        };
-        let mut bytes = [0; 48];
-        bytes[..2].copy_from_slice(&[opcode::SCSI_COMMAND, 0x81 | direction]);
-        bytes[16..20].copy_from_slice(&self.task_tag.to_be_bytes());
-        bytes[20..24].copy_from_slice(&read_bytes.max(data.len() as u32).to_be_bytes());
-        bytes[24..28].copy_from_slice(&self.command_sn.to_be_bytes());
-        bytes[32..].copy_from_slice(&cdb);
-        let tag = self.task_tag;
-        self.task_tag += 1;
-        self.command_sn = self.command_sn.wrapping_add(1);
-        let immediate = data.len().min(self.segment_bytes).min(8192);
-        self.send(Bhs::from_bytes(bytes), &data[..immediate]).await?;
+        let tag = self.send_command(cdb, data, read_bytes).await?;
         let mut read = Vec::new();
         loop {
             let (bhs, payload) = self.receive().await?;
@@ -155,18 +203,33 @@ impl Session {
                         return Ok(if good { Outcome::Good(read) } else { Outcome::Status(pdu.status) });
                     }
                 }
-                opcode::SCSI_RESPONSE => {
-                    let status = ScsiResponse::of(&bhs).status;
-                    let sense = payload.get(2..).unwrap_or_default();
-                    return Ok(match (status, sense) {
-                        (0, _) => Outcome::Good(read),
-                        (2, sense) if sense.len() > 13 => Outcome::Check(sense[2] & 15, sense[12], sense[13]),
-                        (status, _) => Outcome::Status(status),
-                    });
-                }
+                opcode::SCSI_RESPONSE => return Ok(outcome(&bhs, &payload, read)),
                 other => panic!("opcode {other:#04x} answers a command"),
             }
         }
+    }
+
+    /// Sends a command with as much of its data as may go with it; returns its tag.
+    async fn send_command(&mut self, cdb: [u8; 16], data: &[u8], read_bytes: u32) -> Result<u32, Broken> {
+        let direction = if read_bytes > 0 {
+            0x40
+        } else if data.is_empty() {
+            0
+        } else {
+            0x20
+        };
+        let mut bytes = [0; 48];
+        bytes[..2].copy_from_slice(&[opcode::SCSI_COMMAND, 0x81 | direction]);
+        bytes[16..20].copy_from_slice(&self.task_tag.to_be_bytes());
+        bytes[20..24].copy_from_slice(&read_bytes.max(data.len() as u32).to_be_bytes());
+        bytes[24..28].copy_from_slice(&self.command_sn.to_be_bytes());
+        bytes[32..].copy_from_slice(&cdb);
+        let tag = self.task_tag;
+        self.task_tag += 1;
+        self.command_sn = self.command_sn.wrapping_add(1);
+        let immediate = data.len().min(self.segment_bytes).min(8192);
+        self.send(Bhs::from_bytes(bytes), &data[..immediate]).await?;
+        Ok(tag)
     }
 
     async fn send_data(&mut self, tag: u32, transfer_tag: u32, from: usize, data: &[u8]) -> Result<(), Broken> {

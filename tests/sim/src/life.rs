@@ -65,6 +65,11 @@ impl Life {
         left > 0
     }
 
+    /// Waits until the life is over.
+    pub fn over(&self) -> impl Future<Output = ()> {
+        self.over.notified()
+    }
+
     /// Waits for an answer, but not for ever: `None` if the network lost it.
     pub async fn patiently<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
         self.runtime.timers.timeout(PATIENCE, answer).await.ok()
@@ -83,7 +88,8 @@ impl Life {
 /// Longer than any answer takes: writes wait a minute for space, and each of several requests may hang for half of one.
 pub const PATIENCE: Duration = Duration::from_secs(900);
 
-fn set_faults(world: &World, meta: &SimDisk, data: &SimDisk, faults: &Faults) {
+/// Has things go wrong from now on.
+pub fn set_faults(world: &World, meta: &SimDisk, data: &SimDisk, faults: &Faults) {
     for disk in [meta, data].into_iter().filter(|_| faults.errors) {
         disk.set_faults(|f| {
             (f.failed_reads, f.failed_writes, f.failed_flushes) = (400, 600, 300);
@@ -92,6 +98,9 @@ fn set_faults(world: &World, meta: &SimDisk, data: &SimDisk, faults: &Faults) {
     }
     if faults.flips {
         meta.set_faults(|f| (f.flipped_reads, f.flipped_sectors) = (60, 200));
+    }
+    if faults.slow {
+        data.set_faults(|f| f.slow = 10);
     }
     for disk in [meta, data].into_iter().filter(|_| faults.full) {
         disk.set_faults(|f| f.full_after = Some(1 + world.below(400)));
@@ -152,7 +161,7 @@ pub async fn live(birth: Birth, runtime: Runtime) {
         manager::snapshots(&life, shape.filled_blocks / 60).await;
         birth.watch();
     }
-    let over = life.over.notified();
+    let over = life.over();
     let mut tasks = vec![
         life.runtime.spawner.spawn(manager::work(life.clone())),
         life.runtime.spawner.spawn(readers::work(life.clone())),

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod clients;
+mod contest;
 mod disk;
 mod duel;
 mod events;
@@ -10,6 +11,7 @@ mod explore;
 mod faults;
 #[cfg(test)]
 mod found;
+mod history;
 mod http;
 mod image;
 mod initiator;

@@ -4,13 +4,16 @@
 use crate::faults;
 use crate::http::{Answer, Manager};
 use crate::life::Life;
-use crate::model::{BLOCK, Presence, Volume};
+use crate::model::{BLOCK, Presence, UNSET, Volume};
 use platform::time::Duration;
 use serde_json::Value;
 use std::rc::Rc;
 
 /// In place of the status of a request whose answer did not arrive.
 const UNANSWERED: u16 = 599;
+
+/// Numbers of devices that are made by messages: greater than those that the appliance gives.
+const DEVICES_BY_MESSAGE: u64 = 1000;
 
 /// Makes a pool ready: adopted, with a first volume, which is returned if the pool is new.
 pub async fn begin(life: &Rc<Life>) -> Option<String> {
@@ -62,7 +65,8 @@ pub async fn work(life: Rc<Life>) {
         }
         match life.world.below(100) {
             0..12 => worker.create(life.shape.volume_blocks - life.world.below(life.shape.volume_blocks / 2)).await,
-            12..34 => worker.snapshot().await,
+            12..28 => worker.snapshot().await,
+            28..34 => worker.snapshot_by_message().await,
             34..50 => worker.delete().await,
             50..58 => worker.resize().await,
             58..66 => worker.reserve().await,
@@ -136,10 +140,15 @@ impl Worker {
         (!names.is_empty()).then(|| names[self.life.world.below(names.len() as u64) as usize].clone())
     }
 
-    fn new_name(&self) -> Option<String> {
+    /// A number that no volume has in its name; `None` if there are enough.
+    fn new_number(&self) -> Option<u64> {
         let mut model = self.life.model.borrow_mut();
         let room = model.volumes.len() < self.life.shape.volumes;
-        room.then(|| format!("v{}", model.now()))
+        room.then(|| model.now())
+    }
+
+    fn new_name(&self) -> Option<String> {
+        self.new_number().map(|number| format!("v{number}"))
     }
 
     async fn create(&mut self, blocks: u64) {
@@ -162,6 +171,33 @@ impl Worker {
         let body = format!(r#"{{"name":"{name}"}}"#);
         let answer = self.ask("POST", &format!("/v1/volumes/{origin}/snapshots"), Some(&body)).await;
         self.made(&name, begun, &answer).await;
+    }
+
+    /// As Linux's tools do it: a snapshot of a device by its number, while the origin is written. The volume has neither a
+    /// size nor an export yet.
+    async fn snapshot_by_message(&mut self) {
+        let Some(origin) = self.any_volume(Volume::is_settled) else { return };
+        let Some(device) = self.volume(&origin).await.flatten().and_then(|volume| volume["id"].as_u64()) else {
+            return;
+        };
+        let Some(new) = self.new_number().map(|number| DEVICES_BY_MESSAGE + number) else { return };
+        let name = format!("thin-{new}");
+        let begun = self.life.model.borrow_mut().begin_volume(&name, UNSET, Some(&origin));
+        let answer = self.ask("POST", "/v1/pool/message", Some(&format!("create_snap {new} {device}"))).await;
+        self.expect_reason("a message", &answer);
+        if !answer.is_ok() {
+            // A device that was made nevertheless gets its record with the next start.
+            return;
+        }
+        let size_sectors = {
+            let mut model = self.life.model.borrow_mut();
+            model.volume_made(&name, begun);
+            *model.volume(&origin).size_sectors.known().expect("nobody else resizes")
+        };
+        self.set_size(&name, size_sectors).await;
+        if self.life.model.borrow_mut().volume(&name).is_settled() {
+            self.set_export(&name, true).await;
+        }
     }
 
     /// A volume was made, or not.
@@ -232,26 +268,31 @@ impl Worker {
     async fn resize(&mut self) {
         let fits = |volume: &Volume| volume.is_settled() && volume.users == 0;
         let Some(name) = self.any_volume(fits) else { return };
-        let size_sectors = {
+        let size_sectors =
+            *self.life.model.borrow_mut().volume(&name).size_sectors.known().expect("nobody else resizes");
+        self.set_size(&name, size_sectors + (1 + self.life.world.below(4)) * BLOCK).await;
+    }
+
+    /// Enlarges a volume that nobody uses.
+    async fn set_size(&mut self, name: &str, size_sectors: u64) {
+        {
             let mut model = self.life.model.borrow_mut();
-            let size = &mut model.volume(&name).size_sectors;
-            let larger = size.known().expect("nobody else resizes") + (1 + self.life.world.below(4)) * BLOCK;
-            size.may_become(larger);
+            model.volume(name).size_sectors.may_become(size_sectors);
             // Nobody else may use it meanwhile.
-            model.volume(&name).users += 1;
-            larger
-        };
+            model.volume(name).users += 1;
+        }
         let body = format!(r#"{{"size_bytes":{}}}"#, size_sectors * 512);
         let answer = self.ask("PATCH", &format!("/v1/volumes/{name}"), Some(&body)).await;
         self.expect_reason("a resize", &answer);
         let mut size_bytes = answer.is_ok().then_some(size_sectors * 512);
         if !answer.is_ok() && self.can_be_seen(&answer) {
-            size_bytes = self.volume(&name).await.flatten().and_then(|volume| volume["size_bytes"].as_u64());
+            let seen = self.volume(name).await.flatten();
+            size_bytes = seen.map(|volume| volume["size_bytes"].as_u64().unwrap_or(UNSET));
         }
         let mut model = self.life.model.borrow_mut();
-        model.volume(&name).users -= 1;
+        model.volume(name).users -= 1;
         if let Some(bytes) = size_bytes {
-            model.volume(&name).size_sectors.settle(bytes / 512);
+            model.volume(name).size_sectors.settle(bytes / 512);
         }
     }
 

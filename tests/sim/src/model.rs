@@ -10,6 +10,9 @@ use std::rc::Rc;
 /// Sectors in a data block of every pool here.
 pub const BLOCK: u64 = 128;
 
+/// The size of a volume that has none, for it was made by a message.
+pub const UNSET: u64 = 0;
+
 /// What a sector holds: one number, over and over. It tells which write it is from, and for which sector.
 pub type Word = u64;
 
@@ -19,6 +22,12 @@ pub const MIXED: Word = u64::MAX;
 /// The word of a sector in write number `write`.
 pub fn word(write: u64, sector: u64) -> Word {
     write << 24 | sector
+}
+
+/// The number of the write that left this word in a sector; 0 for zeroes, `None` if none did.
+pub fn number_of(found: Word, sector: u64) -> Option<u64> {
+    let number = found >> 24;
+    (found == 0 || number > 0 && found == word(number, sector)).then_some(number)
 }
 
 /// The words of a data block.
@@ -59,9 +68,40 @@ impl<T: Clone + PartialEq> Maybe<T> {
 #[derive(Clone, Copy, Debug)]
 struct Version {
     word: Word,
-    /// When the initiator was told that it is done.
-    done: Option<u64>,
     write: u64,
+    begun: u64,
+    /// When the initiator had its answer.
+    ended: Option<u64>,
+    known: Known,
+}
+
+/// What is known of a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// It was sent; that may be all that was done with it.
+    Sent,
+    /// The initiator was told that it is done.
+    Done,
+    /// It was done, but a transaction was lost at this moment, and it may be gone. A flush that succeeds says that it is not.
+    Shaken(u64),
+    Durable,
+}
+
+impl Version {
+    /// Whether there is no doubt that it came into the sector.
+    fn is_sure(&self) -> bool {
+        matches!(self.known, Known::Done | Known::Durable)
+    }
+
+    /// What was there before a write began that is sure.
+    fn is_over(&self, sure_begun: u64) -> bool {
+        self.ended.is_some_and(|ended| ended < sure_begun)
+    }
+}
+
+/// When the last of the versions began that are as they should be.
+fn last_begun(versions: &[Version], fits: impl Fn(&Version) -> bool) -> u64 {
+    versions.iter().filter(|version| fits(version)).map(|version| version.begun).max().unwrap_or(0)
 }
 
 /// The contents of a volume.
@@ -69,7 +109,7 @@ struct Version {
 struct Contents {
     /// By block, of all sectors about which there is no doubt; zeroes where there is nothing.
     base: BTreeMap<u64, Rc<Words>>,
-    /// By sector, oldest first; the first is durable.
+    /// By sector, what it may hold; of writes that were under way at once, in any order.
     doubtful: BTreeMap<u64, Vec<Version>>,
 }
 
@@ -84,16 +124,22 @@ impl Contents {
     }
 
     fn push(&mut self, sector: u64, version: Version) {
-        let base = Version { word: self.base(sector), done: Some(0), write: 0 };
+        let base = Version { word: self.base(sector), write: 0, begun: 0, ended: Some(0), known: Known::Durable };
         self.doubtful.entry(sector).or_insert_with(|| vec![base]).push(version);
     }
 
-    /// What was done by `at` is durable.
-    fn durable(&mut self, at: u64, sectors: Range<u64>) {
+    /// All versions about which there is doubt.
+    fn versions(&mut self) -> impl Iterator<Item = &mut Version> {
+        self.doubtful.values_mut().flatten()
+    }
+
+    /// The versions that are `covered` are durable.
+    fn durable(&mut self, sectors: Range<u64>, covered: impl Fn(&Version) -> bool) {
         let mut settled = Vec::new();
         for (sector, versions) in self.doubtful.range_mut(sectors) {
-            let last = versions.iter().rposition(|version| version.done.is_some_and(|done| done <= at));
-            versions.drain(..last.unwrap_or(0));
+            versions.iter_mut().filter(|version| covered(version)).for_each(|version| version.known = Known::Durable);
+            let last = last_begun(versions, |version| version.known == Known::Durable);
+            versions.retain(|version| !version.is_over(last));
             if let [only] = versions[..] {
                 settled.push((*sector, only.word));
             }
@@ -102,6 +148,18 @@ impl Contents {
             self.doubtful.remove(&sector);
             self.set_base(sector, word);
         }
+    }
+
+    /// What was done by `at` is durable; what a lost transaction may have taken is not, but if that was later.
+    fn committed(&mut self, at: u64) {
+        self.durable(0..u64::MAX, |version| {
+            version.ended.is_some_and(|ended| ended <= at)
+                && match version.known {
+                    Known::Sent | Known::Durable => false,
+                    Known::Done => true,
+                    Known::Shaken(lost_at) => lost_at > at,
+                }
+        });
     }
 }
 
@@ -122,6 +180,8 @@ pub struct Volume {
     pub exported: Maybe<bool>,
     /// Sessions, logins included.
     pub users: usize,
+    /// Sessions that are sure to keep it open.
+    sessions: usize,
     /// Blocks that were mapped before the model knew of it.
     pub mapped_before: u64,
     contents: Contents,
@@ -134,7 +194,7 @@ pub struct Volume {
 impl Volume {
     /// It is there for sure, and nobody knows of a change of its size.
     pub fn is_settled(&self) -> bool {
-        self.presence == Presence::There && self.size_sectors.known().is_some()
+        self.presence == Presence::There && self.size_sectors.known().is_some_and(|size| *size != UNSET)
     }
 
     /// It can be logged in to.
@@ -158,6 +218,13 @@ pub struct Model {
     clock: u64,
     /// The last loss of a transaction.
     lost_at: u64,
+}
+
+/// Whether a version is there that a lost transaction may have taken nobody will ever say.
+fn forget_loss(version: &mut Version) {
+    if let Known::Shaken(_) = version.known {
+        version.known = Known::Sent;
+    }
 }
 
 /// A write under way.
@@ -219,7 +286,7 @@ impl Model {
         for (_, volume) in self.volumes.iter_mut().filter(|(own, volume)| *own == name || follows(volume)) {
             for sector in sectors.clone() {
                 let word = if zeroes { 0 } else { word(number, sector) };
-                volume.contents.push(sector, Version { word, done: None, write: number });
+                volume.contents.push(sector, Version { word, write: number, begun, ended: None, known: Known::Sent });
             }
         }
         Write { volume: name.to_owned(), sectors, number, begun }
@@ -227,25 +294,64 @@ impl Model {
 
     /// A write was acknowledged.
     pub fn write_done(&mut self, write: &Write, durable: bool) {
-        let now = self.now();
         // Done while a transaction was lost: nobody knows whether it was in that.
-        if write.begun <= self.lost_at {
-            return;
-        }
-        let contents = &mut self.volume(&write.volume).contents;
-        for (_, versions) in contents.doubtful.range_mut(write.sectors.clone()) {
-            for version in versions.iter_mut().filter(|version| version.write == write.number) {
-                version.done = Some(now);
-            }
-        }
+        let known = match (write.begun <= self.lost_at, self.volume(&write.volume).sessions) {
+            (false, _) => Known::Done,
+            (true, 0) => Known::Sent,
+            (true, _) => Known::Shaken(self.lost_at),
+        };
+        self.write_ended(write, known);
         if durable {
-            contents.durable(now, write.sectors.clone());
+            let contents = &mut self.volume(&write.volume).contents;
+            contents.durable(write.sectors.clone(), |version| version.write == write.number);
         }
     }
 
-    /// A flush that was sent at `begun` was acknowledged.
+    /// A write was answered by an error.
+    pub fn write_failed(&mut self, write: &Write) {
+        self.write_ended(write, Known::Sent);
+    }
+
+    /// A write was refused: nothing of it is anywhere.
+    pub fn write_refused(&mut self, write: &Write) {
+        for volume in self.volumes.values_mut() {
+            for (_, versions) in volume.contents.doubtful.range_mut(write.sectors.clone()) {
+                versions.retain(|version| version.write != write.number);
+            }
+        }
+        // What is left may be beyond doubt.
+        self.volume(&write.volume).contents.durable(write.sectors.clone(), |_| false);
+    }
+
+    fn write_ended(&mut self, write: &Write, known: Known) {
+        let now = self.now();
+        for (_, versions) in self.volume(&write.volume).contents.doubtful.range_mut(write.sectors.clone()) {
+            for version in versions.iter_mut().filter(|version| version.write == write.number) {
+                (version.ended, version.known) = (Some(now), known);
+            }
+        }
+    }
+
+    /// A flush that was sent at `begun` was acknowledged: no transaction that was lost had anything that it promises.
     pub fn flushed(&mut self, name: &str, begun: u64) {
-        self.volume(name).contents.durable(begun, 0..u64::MAX);
+        self.volume(name).contents.durable(0..u64::MAX, |version| {
+            version.known != Known::Sent && version.ended.is_some_and(|ended| ended <= begun)
+        });
+    }
+
+    /// A session keeps the volume open, until [`Model::session_over`].
+    pub fn session_begun(&mut self, name: &str) {
+        self.volume(name).sessions += 1;
+    }
+
+    /// A session is about to end. With the last of a volume it is forgotten whether flushes must fail, for changes were lost
+    /// (reference 6.6).
+    pub fn session_over(&mut self, name: &str) {
+        let volume = self.volume(name);
+        volume.sessions -= 1;
+        if volume.sessions == 0 {
+            volume.contents.versions().for_each(forget_loss);
+        }
     }
 
     /// When a transaction was last lost.
@@ -258,8 +364,11 @@ impl Model {
         self.lost_at = self.now();
         self.needs_check.may_become(true);
         for volume in self.volumes.values_mut() {
-            for versions in volume.contents.doubtful.values_mut() {
-                versions.iter_mut().skip(1).for_each(|version| version.done = None);
+            for version in volume.contents.versions().filter(|version| version.known == Known::Done) {
+                version.known = Known::Shaken(self.lost_at);
+                if volume.sessions == 0 {
+                    forget_loss(version);
+                }
             }
         }
     }
@@ -268,14 +377,16 @@ impl Model {
     pub fn begin_volume(&mut self, name: &str, size_sectors: u64, of: Option<&str>) -> u64 {
         let begun = self.now();
         let mut contents = of.map_or_else(Contents::default, |of| self.volume(of).contents.clone());
-        contents.durable(begun, 0..u64::MAX);
+        contents.committed(begun);
         // What was not done yet may come into it for a while, and never becomes sure.
-        contents.doubtful.values_mut().for_each(|versions| versions.iter_mut().skip(1).for_each(|v| v.done = None));
+        let others = contents.versions().filter(|version| version.known != Known::Durable);
+        others.for_each(|version| version.known = Known::Sent);
         let volume = Volume {
             presence: Presence::Coming,
             size_sectors: Maybe::is(size_sectors),
             exported: Maybe::is(false),
             users: 0,
+            sessions: 0,
             mapped_before: of.map_or(0, |of| self.volume(of).mapped_before),
             contents,
             claims: Vec::new(),
@@ -287,10 +398,12 @@ impl Model {
 
     /// It is there for good. A snapshot made durable what its origin had been told at `begun`.
     pub fn volume_made(&mut self, name: &str, begun: u64) {
+        let now = self.now();
         let volume = self.volume(name);
         volume.presence = Presence::There;
+        volume.contents.versions().for_each(|version| version.ended = Some(version.ended.unwrap_or(now)));
         if let Some(origin) = volume.follows.take() {
-            self.flushed(&origin, begun);
+            self.volume(&origin).contents.committed(begun);
         }
     }
 
@@ -303,8 +416,8 @@ impl Model {
     pub fn may_read(&self, name: &str, sector: u64, found: Word) -> bool {
         let contents = &self.volumes[name].contents;
         let Some(versions) = contents.doubtful.get(&sector) else { return contents.base(sector) == found };
-        let last_done = versions.iter().rposition(|version| version.done.is_some()).unwrap_or(0);
-        versions[last_done..].iter().any(|version| version.word == found)
+        let last = last_begun(versions, Version::is_sure);
+        versions.iter().any(|version| version.word == found && !version.is_over(last))
     }
 
     /// What it may hold after a power cut.
@@ -368,7 +481,7 @@ impl Model {
     /// A new life of the appliance: nobody works on anything.
     pub fn restarted(&mut self) {
         for volume in self.volumes.values_mut() {
-            (volume.users, volume.follows) = (0, None);
+            (volume.users, volume.sessions, volume.follows) = (0, 0, None);
             volume.claims.clear();
         }
     }
@@ -427,13 +540,56 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_transaction_puts_everything_in_doubt_again() {
+    fn a_lost_transaction_puts_what_was_done_in_doubt_until_a_flush_says_that_it_is_there() {
         let mut model = model();
+        model.session_begun("v");
         let done = model.begin_write("v", 0..1, false);
         model.write_done(&done, false);
-        let begun = model.begin_write("v", 1..2, false);
+        let under_way = model.begin_write("v", 1..2, false);
         model.transaction_lost();
-        model.write_done(&begun, false);
+        model.write_done(&under_way, false);
         assert!(model.may_read("v", 0, 0) && model.may_read("v", 1, 0));
+        let begun = model.now();
+        model.flushed("v", begun);
+        assert!(!model.may_remain("v", 0, 0) && !model.may_remain("v", 1, 0));
+    }
+
+    #[test]
+    fn what_a_flush_covered_stays_whatever_transaction_is_lost() {
+        let mut model = model();
+        let write = model.begin_write("v", 0..1, false);
+        model.write_done(&write, false);
+        let begun = model.now();
+        model.flushed("v", begun);
+        model.transaction_lost();
+        assert!(!model.may_read("v", 0, 0) && !model.may_remain("v", 0, 0));
+    }
+
+    #[test]
+    fn a_volume_that_nobody_has_open_forgets_that_changes_were_lost() {
+        let mut model = model();
+        model.session_begun("v");
+        let write = model.begin_write("v", 0..1, false);
+        model.write_done(&write, false);
+        model.transaction_lost();
+        model.session_over("v");
+        let begun = model.now();
+        model.flushed("v", begun);
+        assert!(model.may_remain("v", 0, 0) && model.may_remain("v", 0, word(write.number, 0)));
+    }
+
+    #[test]
+    fn of_writes_at_once_either_may_have_been_the_last() {
+        let mut model = model();
+        let (one, two) = (model.begin_write("v", 0..1, false), model.begin_write("v", 0..1, false));
+        model.write_done(&two, true);
+        model.write_done(&one, true);
+        for write in [&one, &two] {
+            assert!(model.may_read("v", 0, word(write.number, 0)) && model.may_remain("v", 0, word(write.number, 0)));
+        }
+        assert!(!model.may_remain("v", 0, 0));
+        let later = model.begin_write("v", 0..1, false);
+        model.write_done(&later, false);
+        assert!(!model.may_read("v", 0, word(one.number, 0)) && model.may_remain("v", 0, word(one.number, 0)));
     }
 }

@@ -3,11 +3,11 @@
 use crate::http::Manager;
 use crate::image::Image;
 use crate::initiator::{Outcome, Session};
-use crate::model::{BLOCK, MIXED, Model, Presence, Word, Words};
+use crate::model::{BLOCK, MIXED, Model, Presence, UNSET, Word, Words};
 use crate::quick::QuickDisk;
 use crate::site::{self, Instance, Site};
 use crate::world::World;
-use appliance::catalog::{Catalog, VolumeRecord};
+use appliance::catalog::{Catalog, Edit, VolumeRecord};
 use platform::Runtime;
 use platform::block::{Bufs, Disk};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +38,12 @@ pub struct FoundVolume {
     /// What was wanted could be read; else the volume cannot be logged in to.
     pub readable: bool,
     pub blocks: Vec<(u64, Words)>,
+}
+
+impl FoundVolume {
+    pub fn size_sectors(&self) -> u64 {
+        self.size_bytes.map_or(UNSET, |bytes| bytes / 512)
+    }
 }
 
 /// A pool as it was found.
@@ -127,10 +133,17 @@ async fn look_at_pool(runtime: &Runtime, pool: &Pool, wanted: &Wanted, found: &m
     }
     let catalog = Catalog::decode(&pages, Records::PAGE_CAPACITY_BYTES).expect("the records make sense");
     let ids: BTreeSet<DeviceId> = devices.iter().map(|(id, _)| *id).filter(|id| *id != records.device()).collect();
-    let differences = catalog.reconcile(&ids, |_| [0; 16]);
-    assert!(differences.is_empty(), "records and devices do not agree: {differences:?}");
+    // What a message made has no record before the next start; whether that may be is for the model to say.
+    let mut records: BTreeMap<u32, VolumeRecord> = BTreeMap::new();
+    records.extend(catalog.volumes().map(|record| (record.device, record.clone())));
+    for difference in catalog.reconcile(&ids, |_| [0; 16]) {
+        match difference {
+            Edit::Put(record) => records.insert(record.device, record),
+            other => panic!("records and devices do not agree: {other:?}"),
+        };
+    }
     for (id, details) in devices.into_iter().filter(|(id, _)| ids.contains(id)) {
-        let record = catalog.of(id).expect("records and devices agree");
+        let record = &records[&id.get()];
         let blocks =
             if record.deleting { Vec::new() } else { read_blocks(runtime, pool, id, wanted.get(&record.name)).await };
         found.volumes.insert(record.name.clone(), found_volume(record, details.mapped_blocks, blocks));
@@ -293,10 +306,10 @@ pub fn judge(model: &Model, found: &Found) {
 
 fn judge_volume(model: &Model, name: &str, seen: &FoundVolume) {
     let volume = &model.volumes[name];
-    let size_sectors = seen.size_bytes.map(|bytes| bytes / 512);
+    let size_sectors = seen.size_sectors();
     assert!(
-        size_sectors.is_some_and(|sectors| volume.size_sectors.allows(&sectors)),
-        "volume {name} has {size_sectors:?} sectors, not {:?}",
+        volume.size_sectors.allows(&size_sectors),
+        "volume {name} has {size_sectors} sectors, not {:?}",
         volume.size_sectors
     );
     assert!(volume.exported.allows(&seen.exported), "volume {name} is exported: {}", seen.exported);

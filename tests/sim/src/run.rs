@@ -1,5 +1,6 @@
 //! Runs: of one seed, of many, against the clock; what is told of them.
 
+use crate::contest::contest;
 use crate::disk::SimDisk;
 use crate::duel::duel;
 use crate::events;
@@ -160,9 +161,10 @@ fn run(seed: u64, seen: Option<&Seen>) -> (u64, Tally) {
         let explorer = Rc::new(Explorer::new(&meta, &data, &model, world.seed(), seen, &tally));
         let (inside, known, looking) = (world.clone(), model.clone(), explorer.clone());
         let birth = Birth { world: inside, model: known, meta, data, shape, explorer: looking, clean };
-        world.run(BUFS_BYTES, async move |runtime| match shape.rivals {
-            true => duel(birth, runtime).await,
-            false => live(birth, runtime).await,
+        world.run(BUFS_BYTES, async move |runtime| match shape {
+            Shape { rivals: true, .. } => duel(birth, runtime).await,
+            Shape { contest: true, .. } => contest(birth, runtime).await,
+            _ => live(birth, runtime).await,
         });
         let left = explorer.cut_for_good(world.seed());
         world.end();

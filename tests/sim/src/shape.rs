@@ -13,6 +13,8 @@ pub struct Faults {
     pub network: bool,
     /// Disks become full.
     pub full: bool,
+    /// Some requests of the data disk are slow.
+    pub slow: bool,
     /// A disk says that it did what it did not. Nobody can keep a promise then.
     pub lie: Option<Lie>,
 }
@@ -65,6 +67,8 @@ pub struct Shape {
     pub tight: bool,
     /// The pool is made elsewhere ([`crate::premade`]).
     pub premade: bool,
+    /// Initiators fight over one volume ([`crate::contest`]).
+    pub contest: bool,
     /// A second appliance takes the pool from the first ([`crate::duel`]).
     pub rivals: bool,
     /// What else goes wrong.
@@ -73,7 +77,7 @@ pub struct Shape {
     pub aborts: bool,
 }
 
-const NO_FAULTS: Faults = Faults { errors: false, flips: false, network: false, full: false, lie: None };
+const NO_FAULTS: Faults = Faults { errors: false, flips: false, network: false, full: false, slow: false, lie: None };
 
 /// What most have in common.
 const USUAL: Shape = Shape {
@@ -88,13 +92,14 @@ const USUAL: Shape = Shape {
     lives: 3,
     tight: false,
     premade: false,
+    contest: false,
     rivals: false,
     faults: NO_FAULTS,
     aborts: false,
 };
 
 /// Pools that differ in kind.
-const SHAPES: [Shape; 7] = [
+const SHAPES: [Shape; 8] = [
     // Transactions are lost.
     Shape { volume_blocks: 16, cache_blocks: 16, aborts: true, ..USUAL },
     // Hardly any data.
@@ -127,6 +132,8 @@ const SHAPES: [Shape; 7] = [
     Shape { data_blocks: 200, volume_blocks: 12, volumes: 14, ..USUAL },
     // Two hosts: the volumes are full.
     Shape { volume_blocks: 12, filled_blocks: 12, rivals: true, lives: 1, ..USUAL },
+    // Several initiators on one volume.
+    Shape { volume_blocks: 6, volumes: 6, contest: true, requests: 400, ..USUAL },
 ];
 
 impl Lie {
@@ -138,7 +145,7 @@ impl Lie {
 }
 
 /// Indices into them: what is rare and cheap more often.
-const OFTEN: [usize; 15] = [0, 0, 1, 2, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 6];
+const OFTEN: [usize; 18] = [0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 6, 7, 7];
 
 impl Shape {
     /// The shape of a run in this world.
@@ -147,12 +154,18 @@ impl Shape {
         if shape.premade || shape.rivals {
             return shape;
         }
+        if shape.contest {
+            let faults = Faults { network: !world.once_in(4), slow: world.once_in(2), ..NO_FAULTS };
+            return Shape { faults, ..shape };
+        }
         let vary = |n: u64| n - n / 8 + world.below(n / 4 + 1);
         let faults = Faults {
             errors: world.once_in(8),
             flips: world.once_in(12),
             network: world.once_in(4),
             full: world.once_in(12),
+            // Where blocks are soon used again it matters most.
+            slow: shape.tight || world.once_in(3),
             lie: None,
         };
         let lie = world.once_in(8).then(|| Lie::of(world));

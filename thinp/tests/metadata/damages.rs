@@ -8,6 +8,7 @@ use crate::repairs::{repaired, root_of, thin_repair, two_devices, used};
 use platform::block::Disk;
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
+use thinp::metadata::VirtualBlock;
 use thinp::metadata::dump::Format;
 use thinp::metadata::repair::{Origin, RepairError, Report};
 
@@ -182,6 +183,28 @@ fn a_superblock_of_long_ago_is_believed_as_long_as_its_trees_are_there() {
     let (_, report) = mended(&disk, &judge, "old superblock of a tree that is gone");
     assert_eq!((report.state.origin, report.restored.mappings), (Origin::Search, ALL + 500), "{report}");
     judge.finish();
+}
+
+/// Without a superblock an earlier state is as whole as the last, and has more mappings.
+#[test]
+fn of_two_whole_states_the_newer_comes_back() {
+    let disk = two_devices();
+    block_on_ready(async {
+        let metadata = open_on(Disk::new(disk.clone()), CACHE).await;
+        metadata.create_snap(id(4), id(3)).await.unwrap();
+        metadata.open_device(id(3)).await.unwrap();
+        provision(&metadata, id(3), 8).await;
+        metadata.open_device(id(1)).await.unwrap();
+        metadata.remove_range(id(1), VirtualBlock(0), VirtualBlock(100), 100).await.unwrap();
+        commit(&metadata).await;
+    });
+    let devices = |disk: &MemDisk| xml(disk, Format::Xml09).lines().skip(1).collect::<Vec<_>>().join("\n");
+    let last = devices(&disk);
+    disk.poke(0, &[0; 4096]);
+    let (fresh, report) = repaired(&disk).unwrap();
+    check(&fresh);
+    same(&devices(&fresh), &last);
+    assert_eq!((report.state.origin, report.restored.mappings), (Origin::Search, ALL + 2 - 100), "{report}");
 }
 
 /// The device lost its end.
