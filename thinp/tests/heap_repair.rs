@@ -60,6 +60,9 @@ fn a_repair_takes_no_more_heap_than_it_was_given() {
         peak_bytes as f64 / f64::from(1 << 20)
     );
     assert!(restored >= 2 * mappings, "{restored}");
-    assert!(peak_bytes > CACHE_BLOCKS * 4096 * 3 / 2, "the repair took less than its pool's making: {peak_bytes} bytes");
+    assert!(
+        peak_bytes > CACHE_BLOCKS * 4096 * 3 / 2,
+        "the repair took less than its pool's making: {peak_bytes} bytes"
+    );
     assert!(peak_bytes <= MEMORY_BYTES + BESIDES_BYTES, "{peak_bytes} bytes");
 }
