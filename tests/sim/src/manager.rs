@@ -65,8 +65,8 @@ pub async fn work(life: Rc<Life>) {
         }
         match life.world.below(100) {
             0..12 => worker.create(life.shape.volume_blocks - life.world.below(life.shape.volume_blocks / 2)).await,
-            12..28 => worker.snapshot().await,
-            28..34 => worker.snapshot_by_message().await,
+            12..24 => worker.snapshot().await,
+            24..34 => worker.snapshot_by_message().await,
             34..50 => worker.delete().await,
             50..58 => worker.resize().await,
             58..66 => worker.reserve().await,
@@ -176,7 +176,8 @@ impl Worker {
     /// As Linux's tools do it: a snapshot of a device by its number, while the origin is written. The volume has neither a
     /// size nor an export yet.
     async fn snapshot_by_message(&mut self) {
-        let Some(origin) = self.any_volume(Volume::is_settled) else { return };
+        let used = self.any_volume(|volume| volume.is_settled() && volume.users > 0);
+        let Some(origin) = used.or_else(|| self.any_volume(Volume::is_settled)) else { return };
         let Some(device) = self.volume(&origin).await.flatten().and_then(|volume| volume["id"].as_u64()) else {
             return;
         };

@@ -146,7 +146,7 @@ fn options() -> Result<Option<Options>> {
 /// depend on it.
 fn run(seed: u64, seen: Option<&Seen>) -> (u64, Tally) {
     let world = World::new(seed);
-    let shape = Shape::of(&world);
+    let shape = Shape::of(&world, seed);
     let model = Rc::new(RefCell::new(Model::new(shape.metadata_blocks, shape.data_blocks)));
     let tally = Rc::new(RefCell::new(Tally::default()));
     let meta = if shape.premade { premade::metadata(&shape) } else { Image::new(shape.metadata_blocks * 8) };
@@ -208,7 +208,7 @@ fn failed(seed: u64, why: &str) -> String {
 }
 
 fn one(seed: u64) -> bool {
-    println!("sim: seed {seed}: {:?}", Shape::of(&World::new(seed)));
+    println!("sim: seed {seed}: {:?}", Shape::of(&World::new(seed), seed));
     match try_twice(seed, &Seen::default()) {
         Ok(tally) => println!("sim: seed {seed} is fine: {} crash points, and the same again", tally.points),
         Err(ref why) => {

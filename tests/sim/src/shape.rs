@@ -145,12 +145,12 @@ impl Lie {
 }
 
 /// Indices into them: what is rare and cheap more often.
-const OFTEN: [usize; 18] = [0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 6, 7, 7];
+const OFTEN: [usize; 18] = [0, 4, 6, 1, 3, 7, 4, 6, 2, 5, 0, 4, 6, 1, 3, 7, 4, 6];
 
 impl Shape {
-    /// The shape of a run in this world.
-    pub fn of(world: &World) -> Shape {
-        let shape = SHAPES[OFTEN[world.below(OFTEN.len() as u64) as usize]];
+    /// The shape of the run of a seed. Seeds that follow one another have all kinds in turn.
+    pub fn of(world: &World, seed: u64) -> Shape {
+        let shape = SHAPES[OFTEN[(seed % OFTEN.len() as u64) as usize]];
         if shape.premade || shape.rivals {
             return shape;
         }
