@@ -272,6 +272,8 @@ impl Client {
 
     /// Writes a sector, and at the same time unmaps the block that it is in: either may be the last.
     async fn write_and_unmap(&self, session: &mut Session, volume: &str, sector: u64) -> Result<(), Broken> {
+        // Where a block is mapped nothing but the unmap has to wait for the write.
+        self.write(session, volume, sector..sector + 1, false).await?;
         let first = sector / BLOCK * BLOCK;
         let sectors = first..first + BLOCK;
         if !self.claim(volume, &sectors) {

@@ -175,6 +175,30 @@ fn trap_28_breaking_sharing_waits_for_reads_of_the_old_block() {
     });
 }
 
+/// What is under way when a snapshot is taken must not reach a block that the snapshot has, too.
+#[test]
+fn trap_28_a_snapshot_waits_for_writes_under_way() {
+    run_blank(31, 32, async |world| {
+        // Writes of just three sectors are not answered.
+        let gate = Gate::new(world.data.clone(), |r| matches!(r.op, Op::Write { .. }) && r.sectors == 3);
+        let pool = Pool::open(&world.runtime, world.meta_disk(), Disk::new(gate.clone()), PoolOptions::default());
+        let pool = pool.await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        let (writer, w) = (thin.clone(), world.clone());
+        let writing = world.runtime.spawner.spawn(async move { w.write(&writer, 5, 3, 0x22).await });
+        world.runtime.timers.sleep(Duration::from_secs(1)).await;
+        let snapshot = pool.create_snap(id(1), id(0));
+        assert!(world.runtime.timers.timeout(Duration::from_secs(5), snapshot).await.is_err());
+        assert_eq!(pool.devices().await.unwrap().len(), 1);
+        gate.held.take().into_iter().for_each(|io| io.complete(Ok(())));
+        writing.await.unwrap().unwrap();
+        world.runtime.timers.sleep(Duration::from_secs(1)).await;
+        assert_eq!(pool.devices().await.unwrap().len(), 2);
+    });
+}
+
 /// Traps 18 and 19: who never took part in a snapshot copies nothing, nor does who has copied since.
 #[test]
 fn trap_18_only_blocks_older_than_the_last_snapshot_are_copied() {
