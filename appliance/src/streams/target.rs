@@ -133,17 +133,20 @@ impl<'t> Target<'t> {
         forget(&self.served, work, size_bytes).await?;
         let service = &self.manager.service;
         let identity = self.contents.map(|contents| contents.0);
-        let checkpoint = self.checkpoint;
+        let (checkpoint, replaces) = (self.checkpoint, self.replaced.is_some());
         let put = service.alone(async |served| {
-            let (mut changes, record) = match volume(served, name)? {
-                Some(old) => {
+            let (mut changes, record) = match (volume(served, name)?, replaces) {
+                (Some(old), true) => {
                     let device = old.id().ok_or_else(|| no_volume(name))?;
                     (Vec::from([Change::Exchange(device, work)]), old)
                 }
-                None => {
+                (None, false) => {
                     let new = VolumeRecord::new(work, name.as_str(), service.new_identity());
                     (Vec::new(), VolumeRecord { read_only: self.request.read_only, ..new })
                 }
+                // Somebody has made one meanwhile.
+                (Some(_), false) => return Err(ServiceError::NameTaken(name.to_string())),
+                (None, true) => return Err(no_volume(name)),
             };
             changes.extend(checkpoint.map(Change::Delete));
             // A read-only volume has known contents, even of a stream that does not say whose.

@@ -29,15 +29,13 @@ use thinp::metadata::check;
 /// Bytes of a data block of the tests' pools.
 pub const BLOCK: u64 = 64 << 10;
 
-/// What was written to the two disks, in the order in which it was completed.
+/// What was written to the two disks, and when they were flushed, in the order in which it was completed.
 #[derive(Clone, Default)]
 pub struct Journal(Rc<RefCell<Vec<Entry>>>);
 
-#[derive(Clone)]
-struct Entry {
-    disk: usize,
-    sector: u64,
-    bytes: Vec<u8>,
+enum Entry {
+    Write { disk: usize, sector: u64, bytes: Vec<u8>, fua: bool },
+    Flush { disk: usize },
 }
 
 /// A disk that records its writes.
@@ -55,9 +53,14 @@ impl BlockDevice for Recorded {
 
     fn submit(&self, mut io: Io) {
         let request = io.request_mut();
-        if let Op::Write { .. } = request.op {
-            let bytes = request.bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
-            self.journal.0.borrow_mut().push(Entry { disk: self.disk, sector: request.sector, bytes });
+        let (disk, sector) = (self.disk, request.sector);
+        match request.op {
+            Op::Write { fua } => {
+                let bytes = request.bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+                self.journal.0.borrow_mut().push(Entry::Write { disk, sector, bytes, fua });
+            }
+            Op::Flush => self.journal.0.borrow_mut().push(Entry::Flush { disk }),
+            _ => {}
         }
         self.inner.submit(io);
     }
@@ -79,11 +82,22 @@ impl Disks {
         Disks { meta: self.meta.fork(), data: self.data.fork() }
     }
 
-    /// What a power cut leaves after so many of the recorded writes.
-    pub fn after(&self, journal: &Journal, writes: usize) -> Disks {
+    /// What a power cut leaves after so many of the recorded events: of what was not flushed, any part.
+    pub fn after(&self, journal: &Journal, events: usize, random: &Seeded) -> Disks {
         let disks = self.fork();
-        for Entry { disk, sector, bytes } in journal.0.borrow().iter().take(writes) {
-            [&disks.meta, &disks.data][*disk].poke(sector * SECTOR_BYTES as u64, bytes);
+        let journal = journal.0.borrow();
+        let flushed = |disk: usize| {
+            let mut behind = journal.iter().take(events).enumerate().rev();
+            behind.find(|(_, entry)| matches!(entry, Entry::Flush { disk: of } if *of == disk)).map_or(0, |(at, _)| at)
+        };
+        let flushed = [flushed(0), flushed(1)];
+        for (at, entry) in journal.iter().take(events).enumerate() {
+            let Entry::Write { disk, sector, bytes, fua } = entry else { continue };
+            let mut coin = [0];
+            random.fill(&mut coin);
+            if at < flushed[*disk] || *fua || coin[0] % 2 == 0 {
+                [&disks.meta, &disks.data][*disk].poke(sector * SECTOR_BYTES as u64, bytes);
+            }
         }
         disks
     }

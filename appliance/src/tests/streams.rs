@@ -300,6 +300,34 @@ fn what_is_sent_or_received_is_in_use() {
     });
 }
 
+#[test]
+fn a_volume_that_is_made_meanwhile_is_not_replaced() {
+    run(11, Disks::new(200), async |world| {
+        world.create("v", 10).await;
+        world.fill("v", 0, 10 * BLOCK, 1).await;
+        world.snapshot("v", "s").await;
+        let stream = send(&world, "s", None, None).await;
+        let mut rest = &stream[..];
+        let source = async |piece: &mut [u8]| {
+            if rest.len() < stream.len() / 2 && !world.records().contains(&"copy".to_string()) {
+                world.create("copy", 10).await;
+                world.fill("copy", 0, BLOCK, 7).await;
+            }
+            let len = rest.len().min(piece.len());
+            piece[..len].copy_from_slice(&rest[..len]);
+            rest = &rest[len..];
+            Ok::<_, &str>(len)
+        };
+        let result = world.manager.receive(&into("copy"), source).await;
+        assert_eq!(refusal(result).0, "EEXIST");
+        assert_eq!(world.contents("copy").await[..BLOCK as usize], vec![7; BLOCK as usize]);
+        world.settle().await;
+        let _ = world.manager.forget_receive(&name("copy")).await;
+        assert_eq!(world.records(), ["copy", "s", "v"]);
+        world.sound().await;
+    });
+}
+
 /// A stream that ends its stretches early, as one of many small chunks does.
 pub fn with_more_digests(stream: &[u8]) -> Vec<u8> {
     let (mut decoder, mut input, mut out) = (Decoder::new(None), stream, Vec::new());
