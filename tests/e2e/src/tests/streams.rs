@@ -31,7 +31,8 @@ fn a_volume_goes_to_another_appliance(context: &Context) -> Result<()> {
     }
     let full = stream(&from, "/v1/volumes/s1/stream")?;
     let increment = stream(&from, "/v1/volumes/s2/stream?from=s1")?;
-    ensure!(increment.len() < full.len(), "an increment of {} bytes on {}", increment.len(), full.len());
+    let whole = stream(&from, "/v1/volumes/s2/stream")?;
+    ensure!(increment.len() < whole.len(), "an increment of {} bytes of {}", increment.len(), whole.len());
 
     let to = there.start()?;
     let refused = to.http.request("PUT", "/v1/volumes/v/stream", "application/octet-stream", &increment)?;
