@@ -15,7 +15,7 @@ use crate::runner::Test;
 pub const TESTS: &[Test] =
     &[Test::new("streams::a_volume_goes_to_another_appliance", a_volume_goes_to_another_appliance)];
 
-const VOLUME_BYTES: u64 = 64 << 20;
+const VOLUME_BYTES: u64 = 16 << 20;
 const BLOCK: u64 = 64 << 10;
 
 fn a_volume_goes_to_another_appliance(context: &Context) -> Result<()> {
