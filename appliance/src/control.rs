@@ -398,7 +398,7 @@ fn block_sizes(new: &NewVolume) -> Result<BlockSizes, ServiceError> {
     Ok(blocks)
 }
 
-fn whole_blocks(size_bytes: u64, blocks: BlockSizes) -> Result<(), ServiceError> {
+pub(crate) fn whole_blocks(size_bytes: u64, blocks: BlockSizes) -> Result<(), ServiceError> {
     let whole = size_bytes.is_multiple_of(blocks.logical_bytes.into());
     if whole { Ok(()) } else { Err(ServiceError::Blocks("the size is not in whole blocks")) }
 }

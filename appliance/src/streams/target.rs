@@ -3,7 +3,7 @@
 use super::writer::Writer;
 use super::{TransferError, checkpoint_name, token_of};
 use crate::catalog::{Contents, Edit, VolumeRecord};
-use crate::control::{Manager, check_free, forget, living, no_volume, vacancies};
+use crate::control::{Manager, check_free, forget, living, no_volume, vacancies, whole_blocks};
 use crate::holds::Hold;
 use crate::service::{Served, ServiceError};
 use alloc::format;
@@ -64,6 +64,7 @@ impl<'t> Target<'t> {
             None => None,
         };
         let size_bytes = size(request, info, volume.as_ref())?;
+        whole_blocks(size_bytes, volume.as_ref().and_then(|volume| volume.blocks).unwrap_or_default())?;
         if let Some(origin) = info.and_then(|info| info.origin.clone()) {
             return Err(TransferError::Origin(origin).into());
         }
