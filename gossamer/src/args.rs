@@ -72,6 +72,9 @@ pub enum Command {
     /// Snapshots
     #[command(subcommand)]
     Snapshot(Snapshot),
+    /// Schedules of snapshots
+    #[command(subcommand)]
+    Policy(Policy),
     /// In which blocks two volumes differ
     Delta {
         /// The left volume
@@ -283,6 +286,41 @@ pub enum Snapshot {
         read_only: bool,
     },
     /// Delete one
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
+/// `gossamer policy`
+#[derive(Debug, Subcommand)]
+pub enum Policy {
+    /// All policies, and the appliance's clock
+    List,
+    /// Make a policy, or change it
+    Set {
+        /// Its name
+        name: String,
+        /// The volumes whose snapshots are taken at one instant
+        #[arg(required = true)]
+        volumes: Vec<String>,
+        /// Every so many minutes, a divisor of 60
+        #[arg(long, requires = "keep")]
+        every_minutes: Option<u32>,
+        /// Keep the latest so many of those
+        #[arg(long, requires = "every_minutes")]
+        keep: Option<u32>,
+        /// Keep one of each of the last so many hours
+        #[arg(long)]
+        hourly: Option<u32>,
+        /// The same for days
+        #[arg(long)]
+        daily: Option<u32>,
+        /// The same for weeks
+        #[arg(long)]
+        weekly: Option<u32>,
+    },
+    /// End a policy; its snapshots stay
     Delete {
         /// Its name
         name: String,

@@ -1,7 +1,7 @@
 //! The commands that ask the appliance one thing.
 
 use crate::api::{Api, STREAM, json, segment};
-use crate::args::{DeltaFormat, Pool, Snapshot, Volume};
+use crate::args::{DeltaFormat, Policy, Pool, Snapshot, Volume};
 use crate::failure::{Failure, Result};
 use crate::show;
 use serde_json::{Value, json};
@@ -125,20 +125,35 @@ pub fn snapshot(api: &Api, command: &Snapshot, json: bool) -> Result<()> {
             show::volumes(&api.call("GET", "/v1/volumes", None)?, json, is_snapshot)
         }
         Snapshot::Create { snapshots, read_only } => {
-            let taken = match snapshots.as_slice() {
-                [(volume, name)] => {
-                    let body = json!({"name": name, "read_only": read_only});
-                    api.call("POST", &format!("/v1/volumes/{}/snapshots", segment(volume)?), Some(&body))?
-                }
-                several => {
-                    let each = |(volume, name): &(String, String)| json!({"volume": volume, "name": name});
-                    let list: Vec<Value> = several.iter().map(each).collect();
-                    api.call("POST", "/v1/snapshots", Some(&json!({"snapshots": list, "read_only": read_only})))?
-                }
-            };
-            show::value(&taken, json)
+            if let [(volume, name)] = snapshots.as_slice() {
+                let body = json!({"name": name, "read_only": read_only});
+                let path = format!("/v1/volumes/{}/snapshots", segment(volume)?);
+                return show::value(&api.call("POST", &path, Some(&body))?, json);
+            }
+            let each = |(volume, name): &(String, String)| json!({"volume": volume, "name": name});
+            let list: Vec<Value> = snapshots.iter().map(each).collect();
+            let body = json!({"snapshots": list, "read_only": read_only});
+            show::volumes(&api.call("POST", "/v1/snapshots", Some(&body))?, json, |_| true)
         }
         Snapshot::Delete { name } => api.call("DELETE", &format!("/v1/volumes/{}", segment(name)?), None).map(drop),
+    }
+}
+
+/// `gossamer policy`
+pub fn policy(api: &Api, command: &Policy, json: bool) -> Result<()> {
+    match command {
+        Policy::List => show::policies(&api.call("GET", "/v1/policies", None)?, json),
+        Policy::Set { name, volumes, every_minutes, keep, hourly, daily, weekly } => {
+            let mut body = json!({"volumes": volumes});
+            let counts = [("every_minutes", every_minutes), ("keep", keep), ("hourly", hourly)];
+            for (field, count) in counts.into_iter().chain([("daily", daily), ("weekly", weekly)]) {
+                if let Some(count) = count {
+                    body[field] = json!(count);
+                }
+            }
+            show::value(&api.call("PUT", &format!("/v1/policies/{}", segment(name)?), Some(&body))?, json)
+        }
+        Policy::Delete { name } => api.call("DELETE", &format!("/v1/policies/{}", segment(name)?), None).map(drop),
     }
 }
 

@@ -60,6 +60,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         Command::Pool(command) => return commands::pool(&Api::new(common)?, command, json),
         Command::Volume(command) => commands::volume(&Api::new(common)?, command, json)?,
         Command::Snapshot(command) => commands::snapshot(&Api::new(common)?, command, json)?,
+        Command::Policy(command) => commands::policy(&Api::new(common)?, command, json)?,
         Command::Delta { left, right, format, changed, from, metadata_snapshot } => {
             let same = if *changed { "&same=no" } else { "" };
             let held = if *metadata_snapshot { "&metadata_snapshot=yes" } else { "" };

@@ -37,6 +37,18 @@ pub fn volumes(answer: &Value, json: bool, wanted: impl Fn(&Value) -> bool) -> R
     table(&["NAME", "SIZE", "MAPPED", "SNAPSHOT OF", "READ-ONLY", "IN USE"], volumes.iter().map(row))
 }
 
+/// Policies, in a table.
+pub fn policies(answer: &Value, json: bool) -> Result<()> {
+    if json {
+        return line(&answer.to_string());
+    }
+    let row = |policy: &Value| {
+        ["name", "every_minutes", "keep", "hourly", "daily", "weekly", "next"].map(|field| plain(&policy[field]))
+    };
+    let policies = answer["policies"].as_array().into_iter().flatten();
+    table(&["NAME", "MINUTES", "KEEP", "HOURLY", "DAILY", "WEEKLY", "NEXT"], policies.map(row))
+}
+
 /// Rows under their titles.
 pub fn table<const N: usize>(titles: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> Result<()> {
     let rows: Vec<[String; N]> = std::iter::once(titles.map(str::to_owned)).chain(rows).collect();

@@ -30,7 +30,7 @@ const WIRE_MOST: f64 = 1.05;
 /// Rounds of sending and reading; the best counts.
 const ROUNDS: usize = 3;
 
-const TOKEN: &str = "gsm-bench";
+const TOKEN: &str = "bench-0123456789abcdef";
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// Measures and prints; true when the floor is kept.
