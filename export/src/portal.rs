@@ -219,6 +219,11 @@ impl<D: Directory> Inner<D> {
             },
             portal_group: self.options.portal_group,
             window: self.options.commands_max,
+            former: Box::new(|request, initiator, target| {
+                let between = |session: &Session| session.is_between(initiator, request.isid, target);
+                let session = self.sessions.reinstated(request.tsih.get(), request.cid.get(), between)?;
+                Ok(session.map(|session| session.link.params().clone()))
+            }),
             wanted: Box::new(move |initiator, target| {
                 self.directory.wanted(target, &Peer { initiator: initiator.into(), address, proven: None })
             }),
@@ -306,35 +311,36 @@ impl<D: Directory> Inner<D> {
         }
     }
 
-    /// Opens the target, ends the session that this one reinstates, and enters the new one.
+    /// Opens the target, ends the session that this one reinstates, or its connection, and enters the new one.
     async fn grant(&self, agreed: Agreed, peer: SocketAddr) -> Result<Granted<D::Unit>, Status> {
         if self.stopping.get() {
             return Err(Status::ServiceUnavailable);
         }
-        self.check_tsih(&agreed)?;
         let address = peer.ip().to_canonical();
         let who = Peer { initiator: agreed.initiator.clone(), address, proven: agreed.proven.clone() };
         let unit = match &agreed.target {
             Some(target) => Some(self.directory.open(target, &who).await.map_err(refused)?),
             None => None,
         };
-        let same = |session: &Session| {
-            session.info.initiator == agreed.initiator
-                && session.isid == agreed.isid
-                && session.info.target == agreed.target
-        };
-        self.sessions.end(same).await;
-        self.make_room(agreed.target.is_some())?;
-        let tsih = self.sessions.new_tsih().ok_or(Status::OutOfResources)?;
         let lu = match (unit, &agreed.target) {
             (Some(unit), Some(target)) => Some(self.lu(unit, target)),
             _ => None,
+        };
+        let same = |session: &Session| session.is_between(&agreed.initiator, agreed.isid, agreed.target.as_deref());
+        let former = self.sessions.reinstated(agreed.tsih, agreed.cid, same)?;
+        self.sessions.end(same).await;
+        self.make_room(agreed.target.is_some())?;
+        let tsih = match &former {
+            Some(session) => session.info.tsih,
+            None => self.sessions.new_tsih().ok_or(Status::OutOfResources)?,
         };
         let isid: String = agreed.isid.iter().map(|byte| format!("{byte:02x}")).collect();
         // Names are compared in lower case.
         let initiator = format!("{},i,0x{isid}", agreed.initiator.to_ascii_lowercase());
         let path = Path { initiator, target_port: self.options.portal_group };
-        let scsi = lu.map(|lu| Scsi { nexus: lu.connect(path), lu });
+        // A session that goes on keeps its nexus: to the unit nothing has happened but that its tasks ended.
+        let kept = former.and_then(|session| session.nexus.clone());
+        let scsi = lu.map(|lu| Scsi { nexus: kept.unwrap_or_else(|| lu.connect(path)), lu });
         let account = Account::new(self.budget.clone());
         let limits = Limits {
             window: self.options.commands_max,
@@ -344,7 +350,15 @@ impl<D: Directory> Inner<D> {
         let link = Rc::new(Link::new(self.runtime.clone(), account, agreed.params, agreed.cmd_sn, limits));
         let info = SessionInfo { initiator: agreed.initiator, peer, target: agreed.target, tsih };
         let sessions = Rc::downgrade(&self.sessions);
-        let session = Rc::new(Session { info, peer: who, isid: agreed.isid, cid: agreed.cid, link, sessions });
+        let session = Rc::new(Session {
+            info,
+            peer: who,
+            isid: agreed.isid,
+            cid: agreed.cid,
+            link,
+            nexus: scsi.as_ref().map(|scsi| scsi.nexus.clone()),
+            sessions,
+        });
         Ok(Granted { entered: self.sessions.enter(session), scsi })
     }
 
@@ -361,23 +375,6 @@ impl<D: Directory> Inner<D> {
         there.sort_by_key(|session| session.link.started());
         there.iter().take(excess).for_each(|session| session.link.close());
         Ok(())
-    }
-
-    /// A login that names a session: a session has one connection, and ends with it.
-    fn check_tsih(&self, agreed: &Agreed) -> Result<(), Status> {
-        if agreed.tsih == 0 {
-            return Ok(());
-        }
-        let session = self.sessions.find(|session| {
-            session.info.tsih == agreed.tsih
-                && session.info.initiator == agreed.initiator
-                && session.isid == agreed.isid
-                && session.info.target == agreed.target
-        });
-        match session {
-            Some(session) if session.cid != agreed.cid => Err(Status::TooManyConnections),
-            _ => Err(Status::SessionDoesNotExist),
-        }
     }
 
     /// The state that sessions of one unit share.

@@ -1,6 +1,8 @@
 //! The sessions of a portal, each of which is one connection.
 
 use crate::iscsi::link::Link;
+use crate::iscsi::login::Status;
+use crate::scsi::lu::Nexus;
 use crate::unit::Peer;
 use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
@@ -35,11 +37,18 @@ pub struct Session {
     pub cid: u16,
     /// The connection.
     pub link: Rc<Link>,
+    /// Its nexus with the unit; `None` in a discovery session.
+    pub nexus: Option<Rc<Nexus>>,
     /// Where it is one of.
     pub sessions: Weak<Sessions>,
 }
 
 impl Session {
+    /// It is between this initiator port and this target.
+    pub fn is_between(&self, initiator: &str, isid: [u8; 6], target: Option<&str>) -> bool {
+        self.info.initiator == initiator && self.isid == isid && self.info.target.as_deref() == target
+    }
+
     /// Closes all sessions of this session's target.
     pub fn close_target(&self) {
         let Some(sessions) = self.sessions.upgrade() else { return };
@@ -69,6 +78,23 @@ impl Sessions {
     /// All that `chosen` picks.
     pub fn all(&self, chosen: impl Fn(&Session) -> bool) -> Vec<Rc<Session>> {
         self.by_tsih.borrow().values().filter(|session| chosen(session)).cloned().collect()
+    }
+
+    /// The session that a login with this TSIH names: it reinstates the session's connection, which is its only one.
+    pub fn reinstated(
+        &self,
+        tsih: u16,
+        cid: u16,
+        between: impl Fn(&Session) -> bool,
+    ) -> Result<Option<Rc<Session>>, Status> {
+        if tsih == 0 {
+            return Ok(None);
+        }
+        match self.find(|session| session.info.tsih == tsih && between(session)) {
+            None => Err(Status::SessionDoesNotExist),
+            Some(session) if session.cid != cid => Err(Status::TooManyConnections),
+            session => Ok(session),
+        }
     }
 
     /// Begins to close sessions.

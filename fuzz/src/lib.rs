@@ -1,16 +1,25 @@
-//! Coverage-guided fuzzing of what reads a metadata disk or a stream: `cargo xtask fuzz TARGET` (libFuzzer, on stable Rust).
+//! Coverage-guided fuzzing of what reads a metadata disk or a stream, and of what an initiator can send: `cargo xtask fuzz
+//! TARGET` (libFuzzer, on stable Rust).
 //!
 //! - [`image`] turns a fuzzer's bytes into a disk: a small pool made by `thinp`, changed in a few places, its checksums
 //!   made right again, so that the fuzzer gets behind them;
 //! - [`disk`] is that disk, of a bounded size and cheap to make;
+//! - [`iscsi`] plays whole sessions against a live target in memory; the disk, its target and the pipes are those of the
+//!   tests of `export`;
 //! - [`run`] does one execution within the budget of memory.
 //!
 //! The targets under `src/bin` may return any error. They must not panic, loop for ever (libFuzzer's `-timeout`) or
 //! allocate more than [`BUDGET_BYTES`].
 #![forbid(unsafe_code)]
 
+#[path = "../../export/tests/common/mod.rs"]
+#[allow(dead_code, missing_docs)]
+mod common;
 pub mod disk;
 pub mod image;
+pub mod iscsi;
+#[path = "../../export/tests/portal/pipe.rs"]
+mod pipe;
 
 use cap::Cap;
 use platform::Runtime;
@@ -38,7 +47,12 @@ pub fn runtime() -> Runtime {
 /// Runs `test` within the budget, over what the harness holds already.
 pub fn run(test: impl Future<Output = ()>) {
     image::prepare();
+    within_budget(|| block_on_ready(test));
+}
+
+/// Runs `test` within the budget.
+pub fn within_budget(test: impl FnOnce()) {
     HEAP.set_limit(HEAP.allocated() + BUDGET_BYTES).expect("the limit is above what is allocated");
-    block_on_ready(test);
+    test();
     HEAP.set_limit(usize::MAX).expect("no limit");
 }

@@ -26,7 +26,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("hosted", &["platform", "appliance"]),
     ("tools", &["platform", "thinp"]),
     ("gossamer", &["thinp"]),
-    ("fuzz", &["platform", "pdata", "thinp"]),
+    ("fuzz", &["platform", "pdata", "thinp", "export"]),
     ("xtask", &[]),
     ("e2e", &["xtask"]),
     ("kernel-compare", &["platform", "thinp", "xtask"]),

@@ -109,6 +109,10 @@ struct Leading {
 /// What the target wants for a login: of the initiator's name and the target's (`None` for discovery).
 pub type Wanted<'a> = dyn Fn(&str, Option<&str>) -> Option<Rc<Chap>> + 'a;
 
+/// The parameters of the session whose connection a login reinstates: by its request, the initiator's name and the
+/// target's. `None` for a new session.
+pub type Former<'a> = dyn Fn(&LoginRequest, &str, Option<&str>) -> Result<Option<Params>, Status> + 'a;
+
 /// What is common to all logins of a portal.
 pub struct Terms<'a> {
     /// The most that is agreed to.
@@ -117,6 +121,8 @@ pub struct Terms<'a> {
     pub portal_group: u16,
     /// Commands that a session may have outstanding.
     pub window: u32,
+    /// Sessions that go on.
+    pub former: Box<Former<'a>>,
     /// Who has to prove what.
     pub wanted: Box<Wanted<'a>>,
     /// Makes the challenges for that.
@@ -204,7 +210,7 @@ impl<'a> Login<'a> {
             return Ok(Step::Send(self.response(request, (stage as u8) << 2, Status::Success), Vec::new()));
         }
         let text = core::mem::take(&mut self.collected);
-        let reply = self.answer(stage, &text)?;
+        let reply = self.answer(stage, request, &text)?;
         if next.is_some() && matches!(self.security, Security::Wanted(_)) {
             return Err(Status::AuthenticationFailure);
         }
@@ -244,11 +250,11 @@ impl<'a> Login<'a> {
     }
 
     /// Answers a complete text.
-    fn answer(&mut self, stage: Stage, text: &[u8]) -> Result<Vec<u8>, Status> {
+    fn answer(&mut self, stage: Stage, request: &LoginRequest, text: &[u8]) -> Result<Vec<u8>, Status> {
         let mut reply = TextWriter::default();
         let kind = match &self.leading {
             Some(leading) => leading.kind,
-            None => self.lead(text, &mut reply)?,
+            None => self.lead(request, text, &mut reply)?,
         };
         if stage == Stage::Operational && !self.security.is_done() {
             return Err(Status::AuthenticationFailure);
@@ -273,9 +279,12 @@ impl<'a> Login<'a> {
     }
 
     /// Takes the first text, which says who wants what.
-    fn lead(&mut self, text: &[u8], reply: &mut TextWriter) -> Result<SessionType, Status> {
+    fn lead(&mut self, request: &LoginRequest, text: &[u8], reply: &mut TextWriter) -> Result<SessionType, Status> {
         let leading = Leading::find(text)?;
         let kind = leading.kind;
+        if let Some(params) = (self.terms.former)(request, &leading.initiator, leading.target.as_deref())? {
+            self.negotiation = Negotiation::resumed(self.terms.offer, params);
+        }
         if let Some(chap) = (self.terms.wanted)(&leading.initiator, leading.target.as_deref()) {
             self.security = Security::Wanted(chap);
         }

@@ -75,6 +75,8 @@ pub struct Negotiation {
     params: Params,
     seen: BTreeSet<String>,
     declared: bool,
+    /// What belongs to the session was settled by its leading login.
+    is_resumed: bool,
 }
 
 /// A key came twice: the login fails.
@@ -84,7 +86,15 @@ pub struct Repeated;
 impl Negotiation {
     /// Nothing is negotiated yet.
     pub fn new(offer: Offer) -> Negotiation {
-        Negotiation { offer, params: Params::default(), seen: BTreeSet::new(), declared: false }
+        Negotiation { offer, params: Params::default(), seen: BTreeSet::new(), declared: false, is_resumed: false }
+    }
+
+    /// For a further connection of a session with these parameters: what belongs to the connection starts anew.
+    pub fn resumed(offer: Offer, session: Params) -> Negotiation {
+        let Params { header_digest, data_digest, initiator_segment_bytes, target_segment_bytes, .. } =
+            Params::default();
+        let params = Params { header_digest, data_digest, initiator_segment_bytes, target_segment_bytes, ..session };
+        Negotiation { params, is_resumed: true, ..Negotiation::new(offer) }
     }
 
     /// Notes that `key` was sent.
@@ -98,6 +108,9 @@ impl Negotiation {
         let o = self.offer;
         if kind == SessionType::Discovery && NORMAL_ONLY.contains(&key) {
             return reply.put(key, "Irrelevant");
+        }
+        if self.is_resumed && LEADING_ONLY.contains(&key) {
+            return reply.put(key, "Reject");
         }
         match key {
             "HeaderDigest" => list(key, value, &["CRC32C", "None"], reply, |v| p.header_digest = v == "CRC32C"),
@@ -164,6 +177,23 @@ const NORMAL_ONLY: &[&str] = &[
     "MaxOutstandingR2T",
     "DataPDUInOrder",
     "DataSequenceInOrder",
+];
+
+/// Keys that only the leading login of a session negotiates (RFC 7143 section 13, "LO").
+const LEADING_ONLY: &[&str] = &[
+    "MaxConnections",
+    "InitialR2T",
+    "ImmediateData",
+    "MaxBurstLength",
+    "FirstBurstLength",
+    "DefaultTime2Wait",
+    "DefaultTime2Retain",
+    "MaxOutstandingR2T",
+    "DataPDUInOrder",
+    "DataSequenceInOrder",
+    "ErrorRecoveryLevel",
+    "TaskReporting",
+    "iSCSIProtocolLevel",
 ];
 
 fn in_range(value: u32, (least, most): (u32, u32)) -> bool {
@@ -277,6 +307,21 @@ mod tests {
         let small = answer(SessionType::Normal, "MaxBurstLength", "1024").1;
         assert_eq!((small.max_burst_bytes, small.first_burst_bytes), (1024, 1024));
         assert_eq!(answer(SessionType::Normal, "MaxRecvDataSegmentLength", "512").1.initiator_segment_bytes, 512);
+    }
+
+    #[test]
+    fn a_further_connection_settles_what_is_its_own() {
+        let session =
+            Params { initial_r2t: false, header_digest: true, initiator_segment_bytes: 512, ..Params::default() };
+        let mut negotiation = Negotiation::resumed(OFFER, session);
+        let mut reply = TextWriter::default();
+        for (key, value) in [("InitialR2T", "Yes"), ("DataDigest", "CRC32C"), ("MaxRecvDataSegmentLength", "1024")] {
+            negotiation.answer(SessionType::Normal, key, value, &mut reply);
+        }
+        assert_eq!(reply.into_bytes(), b"InitialR2T=Reject\0DataDigest=CRC32C\0");
+        let params = negotiation.params();
+        assert_eq!((params.initial_r2t, params.header_digest, params.data_digest), (false, false, true));
+        assert_eq!(params.initiator_segment_bytes, 1024);
     }
 
     #[test]

@@ -69,6 +69,9 @@ pub struct Initiator {
     pub cmd_sn: u32,
     pub next_tag: u32,
     pub isid: u8,
+    /// 0 for a new session.
+    pub tsih: u16,
+    pub cid: u16,
     header_digest: bool,
     data_digest: bool,
     /// Of the last PDU received.
@@ -126,6 +129,8 @@ impl Initiator {
             cmd_sn: 1,
             next_tag: 1,
             isid: 1,
+            tsih: 0,
+            cid: 0,
             header_digest: false,
             data_digest: false,
             max_cmd_sn: 0,
@@ -146,6 +151,8 @@ impl Initiator {
         bytes[0] = 0x40 | opcode::LOGIN_REQUEST;
         bytes[1] = flags;
         bytes[13] = self.isid;
+        bytes[14..16].copy_from_slice(&self.tsih.to_be_bytes());
+        bytes[20..22].copy_from_slice(&self.cid.to_be_bytes());
         bytes[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
         let text: Vec<u8> = keys.iter().flat_map(|key| key.bytes().chain([0])).collect();
         self.send(Bhs::from_bytes(bytes), &text).await;

@@ -114,6 +114,41 @@ fn the_same_initiator_port_reinstates_its_session() {
 }
 
 #[test]
+fn a_login_that_names_a_session() {
+    run(PortalOptions::default(), |world| async move {
+        let mut old = world.login("a", &["InitialR2T=No", "MaxBurstLength=4096"]).await;
+        assert_eq!(old.command("16", 0).await.status, 0, "RESERVE");
+        start_write(&mut old, 0).await;
+        let tsih = world.portal.sessions()[0].tsih;
+        let keys = ["InitiatorName=iqn.test:a".to_owned(), format!("TargetName={TARGET}"), "InitialR2T=Yes".to_owned()];
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let table = [(tsih + 1, 1, 0, 0x020a), (tsih, 2, 0, 0x020a), (tsih, 1, 7, 0x0206)];
+        for (tsih, isid, cid, status) in table {
+            let mut other = world.connect();
+            (other.tsih, other.isid, other.cid) = (tsih, isid, cid);
+            assert_eq!(other.login_with(&keys).await.0.status(), status, "{tsih} {isid} {cid}");
+        }
+        let mut stranger = world.connect();
+        stranger.tsih = tsih;
+        let of_b = [&["InitiatorName=iqn.test:b"], &keys[1..]].concat();
+        assert_eq!(stranger.login_with(&of_b).await.0.status(), 0x020a, "another initiator's");
+        assert_eq!(old.command("00", 0).await.status, 0, "none of them ended it");
+        let mut new = world.connect();
+        (new.tsih, new.cmd_sn) = (tsih, old.cmd_sn);
+        let (response, text) = new.login_with(&keys).await;
+        assert_eq!((response.status(), response.tsih.get()), (0, tsih));
+        assert!(text.contains("InitialR2T=Reject"), "settled by the leading login: {text}");
+        assert!(old.receive().await.is_none(), "its connection was reinstated");
+        assert_eq!(new.command("00", 0).await.status, 0, "no unit attention: the nexus is the same");
+        let outcome = new.command_out(&cdb_10(0x2a, 0, 16), &[7; 8192], 0, 4096, 4096).await;
+        assert_eq!((outcome.status, outcome.r2ts), (0, vec![(4096, 4096)]), "the session's parameters hold");
+        let mut other = world.login_only("c", &[]).await;
+        assert_eq!(other.command("00", 0).await.sense_code(), (6, 0x29, 0));
+        assert_eq!(other.write(0, &[1; 512]).await.status, 0x18, "and so does its reservation");
+    });
+}
+
+#[test]
 fn commands_out_of_the_window_are_ignored_and_early_ones_wait() {
     run(PortalOptions { commands_max: 4, ..PortalOptions::default() }, |world| async move {
         let mut initiator = world.login("a", &[]).await;

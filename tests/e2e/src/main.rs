@@ -8,6 +8,7 @@ mod appliance;
 mod context;
 mod crc32c;
 mod iscsi;
+mod relay;
 mod runner;
 mod tests;
 

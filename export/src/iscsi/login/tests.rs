@@ -47,6 +47,7 @@ fn terms<'a>(chap: Option<Rc<Chap>>, may_try: impl Fn() -> bool + 'a) -> Terms<'
         offer: OFFER,
         portal_group: 1,
         window: 32,
+        former: Box::new(|_, _, _| Ok(None)),
         wanted: Box::new(move |_, _| chap.clone()),
         challenges: Challenges::new(Rc::new(Seeded::from_u64(1))),
         may_try: Box::new(may_try),

@@ -7,6 +7,7 @@ mod bad_peers;
 mod conformance;
 mod growth;
 mod image_copy;
+mod linux_faults;
 mod linux_initiator;
 mod linux_pools;
 mod linux_streams;
@@ -27,6 +28,7 @@ pub const ALL: &[&[Test]] = &[
     bad_peers::TESTS,
     conformance::TESTS,
     growth::TESTS,
+    linux_faults::TESTS,
     linux_initiator::TESTS,
     metadata_snapshot::TESTS,
     needs_check::TESTS,
