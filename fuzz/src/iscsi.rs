@@ -251,7 +251,8 @@ impl Peer {
             cdb[usize::from(bytes.byte() % 16)] = bytes.byte();
         }
         let flags = bytes.byte() & 0xe7;
-        let expected = u32::from(blocks) * 512 + if flags & 1 == 0 { 0 } else { bytes.number() as u32 };
+        let more = if flags & 1 == 0 { 0 } else { bytes.number() as u32 };
+        let expected = (u32::from(blocks) * 512).wrapping_add(more);
         let data = vec![bytes.byte(); usize::from(bytes.short() % 4096)];
         let tag = self.command(flags & 0x67, expected, &cdb, &data).await;
         if flags & 0x80 != 0 {
