@@ -24,9 +24,8 @@ usage: cargo xtask COMMAND [options]
   bench streams what streams cost beside what changed, and how fast they go
   gossamer   build the host's program as one static file and print where it is
   pool       check, dump, restore or repair metadata images: gossamer-pool
-  fuzz       look for damaged metadata and streams that upset what reads them
   conformance libiscsi's conformance tests on volumes of each shape
-  fuzz       look for damaged metadata that upsets what reads it
+  fuzz       look for damaged metadata, streams and commands that upset what reads them
   tidy       check the rules of the house
   sim        the deterministic simulator: power cuts at every point
   mutants    build an image with a fault put in, or have the simulator find it

@@ -6,6 +6,7 @@ mod common;
 mod initiator;
 mod pipe;
 
+mod clients;
 mod data;
 mod hostile;
 mod limits;

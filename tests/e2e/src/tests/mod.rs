@@ -15,6 +15,7 @@ mod metadata_snapshot;
 mod needs_check;
 mod owner;
 mod power_cut;
+mod scsi;
 mod streams;
 
 use crate::runner::Test;
@@ -36,5 +37,6 @@ pub const ALL: &[&[Test]] = &[
     linux_pools::TESTS,
     linux_streams::TESTS,
     power_cut::TESTS,
+    scsi::TESTS,
     streams::TESTS,
 ];
