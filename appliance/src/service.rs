@@ -13,7 +13,7 @@ use crate::runs::STREAMS_MAX;
 use crate::settings::Settings;
 use crate::space::SpaceCache;
 use crate::streams::{TransferError, Transfers};
-use crate::units::{MetadataUnit, Unit, VolumeUnit, serial};
+use crate::units::{self, MetadataUnit, Unit, VolumeUnit, serial};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::rc::{Rc, Weak};
@@ -576,6 +576,14 @@ impl Directory for Targets {
                 access::shared(self.0.rule(&served, target).filter(|rule| rule.knows(peer))?.proof.as_ref())
             }
         }
+    }
+
+    fn named(&self, naa: &[u8; 16], peer: &Peer) -> Option<String> {
+        let served = self.0.served().ok()?;
+        let catalog = served.catalog();
+        let named = catalog.volumes().filter(|record| units::naa(&record.identity) == *naa);
+        let mut known = named.filter(|record| record.rule().is_some_and(|rule| rule.knows(peer)));
+        known.next().map(|record| self.0.target_name(&record.name))
     }
 
     async fn open(&self, target: &str, peer: &Peer) -> Result<Rc<Unit>, Refusal> {

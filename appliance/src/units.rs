@@ -203,6 +203,24 @@ impl LogicalUnit for Unit {
         v.thin.write_zeroes(sector, sectors).await.map_err(|error| v.told(error, offset_bytes))
     }
 
+    async fn share(
+        &self,
+        offset_bytes: u64,
+        source: &Unit,
+        source_offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<bool, UnitError> {
+        let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
+        let Unit::Volume(from) = source else { return Ok(false) };
+        let (sector, sectors) = v.writable(offset_bytes, len_bytes)?;
+        let (source_sector, _) = from.sectors(source_offset_bytes, len_bytes)?;
+        match v.thin.share(sector, &from.thin, source_sector, sectors).await {
+            Ok(()) => Ok(true),
+            Err(thinp::Error::NotShareable(_)) => Ok(false),
+            Err(error) => Err(v.told(error, offset_bytes)),
+        }
+    }
+
     async fn mapped(&self, offset_bytes: u64, len_bytes: u64) -> Result<(bool, u64), UnitError> {
         let Unit::Volume(v) = self else { return Ok((true, len_bytes)) };
         let (sector, sectors) = v.sectors(offset_bytes, len_bytes)?;
@@ -232,7 +250,7 @@ pub fn hexadecimal(identity: &[u8; 16]) -> String {
 
 /// A NAA IEEE registered extended designator: the first nibble says so, and where an IEEE company id would
 /// stand is a locally administered one (bit 1 of its first byte set), for the project has no registered one.
-fn naa(identity: &[u8; 16]) -> [u8; 16] {
+pub fn naa(identity: &[u8; 16]) -> [u8; 16] {
     let mut naa = *identity;
     // 6h, then the 24-bit company id 02:47:53 shifted by one nibble; the rest is the unit's own.
     naa[..4].copy_from_slice(&[0x60, 0x24, 0x75, 0x30 | (identity[3] & 0x0f)]);

@@ -53,6 +53,9 @@
 //!     async fn write_zeroes(&self, _: u64, _: u64) -> Result<(), UnitError> {
 //!         Err(UnitError::ReadOnly)
 //!     }
+//!     async fn share(&self, _: u64, _: &Zero, _: u64, _: u64) -> Result<bool, UnitError> {
+//!         Ok(false)
+//!     }
 //!     async fn mapped(&self, _: u64, len_bytes: u64) -> Result<(bool, u64), UnitError> {
 //!         Ok((true, len_bytes))
 //!     }
@@ -68,6 +71,9 @@
 //!     }
 //!     fn wanted(&self, _: Option<&str>, _: &Peer) -> Option<Rc<Chap>> {
 //!         None
+//!     }
+//!     fn named(&self, naa: &[u8; 16], _: &Peer) -> Option<String> {
+//!         (*naa == self.0.identity().naa).then(|| "iqn.2026-11.example:zero".into())
 //!     }
 //!     async fn open(&self, target: &str, _: &Peer) -> Result<Rc<Zero>, Refusal> {
 //!         if target == "iqn.2026-11.example:zero" { Ok(self.0.clone()) } else { Err(Refusal::NotFound) }

@@ -12,6 +12,7 @@ use crate::iscsi::send::{self, Outgoing, Payload};
 use crate::iscsi::text_phase::{Exchange, Listed};
 use crate::iscsi::wire::Receiver;
 use crate::scsi::block::CHUNK_BYTES;
+use crate::scsi::copy::Neighbours;
 use crate::scsi::lu::Lu;
 use crate::scsi::reserve::{Path, Reservations};
 use crate::scsi::sense::Sense;
@@ -28,7 +29,7 @@ use core::cell::{Cell, RefCell};
 use core::net::{IpAddr, SocketAddr};
 use core::pin::pin;
 use embedded_io_async::{Read, Write};
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, LocalBoxFuture, select};
 use platform::Runtime;
 use platform::net::{NetError, Stream};
 use platform::time::Duration;
@@ -253,7 +254,7 @@ impl<D: Directory> Inner<D> {
 
     /// The login phase. `None` if it ended without a session.
     async fn login<R, W>(
-        &self,
+        self: &Rc<Self>,
         receiver: &mut Receiver<R>,
         writer: &mut W,
         peer: SocketAddr,
@@ -312,7 +313,7 @@ impl<D: Directory> Inner<D> {
     }
 
     /// Opens the target, ends the session that this one reinstates, or its connection, and enters the new one.
-    async fn grant(&self, agreed: Agreed, peer: SocketAddr) -> Result<Granted<D::Unit>, Status> {
+    async fn grant(self: &Rc<Self>, agreed: Agreed, peer: SocketAddr) -> Result<Granted<D::Unit>, Status> {
         if self.stopping.get() {
             return Err(Status::ServiceUnavailable);
         }
@@ -340,7 +341,8 @@ impl<D: Directory> Inner<D> {
         let path = Path { initiator, target_port: self.options.portal_group };
         // A session that goes on keeps its nexus: to the unit nothing has happened but that its tasks ended.
         let kept = former.and_then(|session| session.nexus.clone());
-        let scsi = lu.map(|lu| Scsi { nexus: kept.unwrap_or_else(|| lu.connect(path)), lu });
+        let neighbours = Rc::new(Reach { portal: Rc::downgrade(self), peer: who.clone() });
+        let scsi = lu.map(|lu| Scsi { nexus: kept.unwrap_or_else(|| lu.connect(path)), lu, neighbours });
         let account = Account::new(self.budget.clone());
         let limits = Limits {
             window: self.options.commands_max,
@@ -500,6 +502,23 @@ impl<D: Directory> Inner<D> {
                 }
             };
             Some(names.into_iter().map(|name| Listed { name, addresses: addresses.clone() }).collect())
+        })
+    }
+}
+
+/// The units that a session's initiator may use: for copies from unit to unit.
+struct Reach<D: Directory> {
+    portal: Weak<Inner<D>>,
+    peer: Peer,
+}
+
+impl<D: Directory> Neighbours<D::Unit> for Reach<D> {
+    fn find<'a>(&'a self, naa: &'a [u8; 16]) -> LocalBoxFuture<'a, Option<Rc<Lu<D::Unit>>>> {
+        Box::pin(async move {
+            let portal = self.portal.upgrade()?;
+            let target = portal.directory.named(naa, &self.peer)?;
+            let unit = portal.directory.open(&target, &self.peer).await.ok()?;
+            Some(portal.lu(unit, &target)).filter(|lu| lu.unit.identity().naa == *naa)
         })
     }
 }

@@ -136,6 +136,16 @@ pub trait LogicalUnit: 'static {
     /// Makes the range read as zero.
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> impl Future<Output = Result<(), UnitError>>;
 
+    /// Copies from `source`, which may be the same unit and the ranges overlap, by sharing what both have then: no data
+    /// moves. The ranges are aligned to the pool's blocks. False, and nothing is done, if that is not possible.
+    fn share(
+        &self,
+        offset_bytes: u64,
+        source: &Self,
+        source_offset_bytes: u64,
+        len_bytes: u64,
+    ) -> impl Future<Output = Result<bool, UnitError>>;
+
     /// Whether the block at `offset_bytes` is mapped, and for how many bytes (1..=`len_bytes`) that holds.
     fn mapped(&self, offset_bytes: u64, len_bytes: u64) -> impl Future<Output = Result<(bool, u64), UnitError>>;
 }
@@ -194,6 +204,10 @@ pub trait Directory: 'static {
     /// What `peer`, which has proven nothing yet, has to prove before it may use a target, or before discovery
     /// (`None`). For a target that it cannot use anyway nothing.
     fn wanted(&self, target: Option<&str>, peer: &Peer) -> Option<Rc<Chap>>;
+
+    /// The target whose unit has this designator ([`Identity::naa`]), if `peer` may use it as far as it is known
+    /// without [`Directory::open`]: how copies name units.
+    fn named(&self, naa: &[u8; 16], peer: &Peer) -> Option<String>;
 
     /// Opens a target. What `peer` has proven is judged by the rules as they are now. The unit stays open while a
     /// session holds it; two sessions of one target that get the same `Rc` share its task set and unit attentions.

@@ -14,6 +14,7 @@ use super::wire::{ReceiveError, Receiver};
 use crate::budget::Chunk;
 use crate::scsi::block::CHUNK_BYTES;
 use crate::scsi::cdb::{Command, DataOut as Wanted};
+use crate::scsi::copy::Neighbours;
 use crate::scsi::lu::{Lu, Nexus};
 use crate::scsi::sense::Sense;
 use crate::scsi::tasks::{Attribute, Place, TaskControl};
@@ -54,11 +55,13 @@ pub struct Scsi<U> {
     pub lu: Rc<Lu<U>>,
     /// This session's nexus with it.
     pub nexus: Rc<Nexus>,
+    /// The other units that its initiator may use.
+    pub neighbours: Rc<dyn Neighbours<U>>,
 }
 
 impl<U> Clone for Scsi<U> {
     fn clone(&self) -> Self {
-        Scsi { lu: self.lu.clone(), nexus: self.nexus.clone() }
+        Scsi { lu: self.lu.clone(), nexus: self.nexus.clone(), neighbours: self.neighbours.clone() }
     }
 }
 
@@ -462,7 +465,7 @@ async fn run_command<U: LogicalUnit>(link: Rc<Link>, scsi: Scsi<U>, task: Rc<Tas
         true => Err(Failure::Aborted),
         // What it would have to be told besides waits for a command that there is room for.
         false if task.inbound.borrow().fault() == Some(no_room) => Err(no_room),
-        false => exec::execute(&scsi.lu, &scsi.nexus, task.lun, task.command, &mut mover).await,
+        false => exec::execute(&scsi.lu, &scsi.nexus, &*scsi.neighbours, task.lun, task.command, &mut mover).await,
     };
     let result = mover.settle().await.and(result);
     let response = mover.response(result, scsi.lu.mode.get().descriptor_sense);

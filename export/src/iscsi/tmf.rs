@@ -59,7 +59,7 @@ pub fn start<U: LogicalUnit>(link: Rc<Link>, session: Rc<Session>, scsi: Scsi<U>
 }
 
 async fn run<U: LogicalUnit>(link: &Rc<Link>, scsi: &Scsi<U>, request: &TaskManagementRequest) -> Response {
-    let Scsi { lu, nexus } = scsi;
+    let Scsi { lu, nexus, .. } = scsi;
     let function = request.function & !FINAL;
     let whole_target = matches!(function, TARGET_WARM_RESET | TARGET_COLD_RESET | I_T_NEXUS_RESET);
     if request.lun != LUN_0 && !whole_target {

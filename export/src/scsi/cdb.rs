@@ -105,6 +105,10 @@ pub enum Command {
     PersistentReserveOut { action: u8, scope_and_type: u8, list_bytes: u32 },
     Reserve,
     Release,
+    ExtendedCopy { list_bytes: u32 },
+    CopyStatus { list_id: u8, allocation: u32 },
+    CopyOperatingParameters { allocation: u32 },
+    CopyFailure { list_id: u8, allocation: u32 },
 }
 
 /// What a command does as reservations see it (SPC-4 table 67, SBC-3 table 13).
@@ -236,6 +240,9 @@ impl Command {
             0x16 | 0x56 if cdb.flag(0x11) => Err(Sense::cdb_field(1)),
             0x16 | 0x56 => Ok(Command::Reserve),
             0x17 | 0x57 => Ok(Command::Release),
+            0x83 if cdb.0[1] & 0x1f != 0 => Err(Sense::cdb_field(1)),
+            0x83 => Ok(Command::ExtendedCopy { list_bytes: cdb.be32(10) }),
+            0x84 => receive_copy_results(&cdb),
             0xa0 => Ok(Command::ReportLuns { select: cdb.0[2], allocation: cdb.be32(6) }),
             0x37 => Ok(Command::ReadDefectData10 { request: cdb.0[2], allocation: u32::from(cdb.be16(7)) }),
             0xb7 => Ok(Command::ReadDefectData12 { request: cdb.0[1], allocation: cdb.be32(6) }),
@@ -294,9 +301,14 @@ impl Command {
                 Ok(bytes) if bytes <= WHOLE_BYTES_MAX => DataOut::Whole(bytes),
                 _ => DataOut::None,
             },
-            Command::PersistentReserveOut { list_bytes, .. } if *list_bytes > WHOLE_BYTES_MAX => DataOut::None,
+            Command::PersistentReserveOut { list_bytes, .. } | Command::ExtendedCopy { list_bytes }
+                if *list_bytes > WHOLE_BYTES_MAX =>
+            {
+                DataOut::None
+            }
             Command::Unmap { list_bytes }
             | Command::ModeSelect { list_bytes, .. }
+            | Command::ExtendedCopy { list_bytes }
             | Command::PersistentReserveOut { list_bytes, .. } => DataOut::Whole(*list_bytes),
             _ => DataOut::None,
         }
@@ -316,6 +328,10 @@ impl Command {
             | Command::StartStopUnit { start: false }
             | Command::SendDiagnostic
             | Command::ReceiveDiagnosticResults { .. }
+            | Command::ExtendedCopy { .. }
+            | Command::CopyStatus { .. }
+            | Command::CopyOperatingParameters { .. }
+            | Command::CopyFailure { .. }
             | Command::SynchronizeCache { .. } => Access::Write,
             command if command.writes() => Access::Write,
             _ => Access::None,
@@ -423,6 +439,16 @@ fn maintenance_in(cdb: &Cdb) -> Result<Command, Sense> {
             allocation,
         })),
         0x0d => Ok(Command::ReportTaskManagement { extended: cdb.0[2] & 0x80 != 0, allocation }),
+        _ => Err(Sense::cdb_field(1)),
+    }
+}
+
+fn receive_copy_results(cdb: &Cdb) -> Result<Command, Sense> {
+    let (list_id, allocation) = (cdb.0[2], cdb.be32(10));
+    match cdb.0[1] & 0x1f {
+        0x00 => Ok(Command::CopyStatus { list_id, allocation }),
+        0x03 => Ok(Command::CopyOperatingParameters { allocation }),
+        0x04 => Ok(Command::CopyFailure { list_id, allocation }),
         _ => Err(Sense::cdb_field(1)),
     }
 }

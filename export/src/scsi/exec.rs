@@ -1,7 +1,8 @@
 //! Running a command: who may, and those that move no blocks.
 
 use super::block;
-use super::cdb::{Command, ModeSense};
+use super::cdb::{Command, ModeSense, WHOLE_BYTES_MAX};
+use super::copy::{self, Neighbours};
 use super::lu::{Lu, Nexus};
 use super::reserve::{Known, Refused, Request};
 use super::sense::Sense;
@@ -15,8 +16,9 @@ pub const LUN_0: [u8; 8] = [0; 8];
 
 /// Runs a decoded command that came in over `nexus` for `lun`. GOOD if it returns without failure.
 pub async fn execute<U: LogicalUnit, T: Transfer>(
-    lu: &Lu<U>,
+    lu: &Rc<Lu<U>>,
     nexus: &Rc<Nexus>,
+    neighbours: &dyn Neighbours<U>,
     lun: [u8; 8],
     command: Result<Command, Sense>,
     transfer: &mut T,
@@ -79,6 +81,19 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
         Command::PersistentReserveOut { action, scope_and_type, .. } => {
             persistent_reserve_out(lu, nexus, action, scope_and_type, transfer).await
         }
+        Command::ExtendedCopy { list_bytes } if list_bytes > WHOLE_BYTES_MAX => {
+            Err(Sense::PARAMETER_LIST_LENGTH.into())
+        }
+        Command::ExtendedCopy { .. } => copy::extended_copy(lu, nexus, neighbours, transfer).await,
+        Command::CopyOperatingParameters { allocation } => {
+            parameters(transfer, copy::limits::operating_parameters(), allocation).await
+        }
+        Command::CopyStatus { list_id, allocation } => {
+            parameters(transfer, nexus.copies.status(list_id).ok_or(Sense::cdb_field(2))?, allocation).await
+        }
+        Command::CopyFailure { list_id, allocation } => {
+            parameters(transfer, nexus.copies.failure(list_id).ok_or(Sense::cdb_field(2))?, allocation).await
+        }
         Command::Reserve => reserve(lu, nexus),
         Command::Release => release(lu, nexus),
         // There is nothing to be stopped.
@@ -87,7 +102,8 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
     }
 }
 
-fn writable<U: LogicalUnit>(lu: &Lu<U>) -> Result<(), Sense> {
+/// Writes are taken.
+pub fn writable<U: LogicalUnit>(lu: &Lu<U>) -> Result<(), Sense> {
     if lu.unit.attributes().read_only {
         return Err(Sense::WRITE_PROTECTED);
     }
@@ -102,7 +118,7 @@ pub async fn parameters<T: Transfer>(transfer: &mut T, mut data: Vec<u8>, alloca
 }
 
 /// Receives all of a parameter list.
-async fn parameter_list<T: Transfer>(transfer: &mut T) -> Result<Vec<u8>, Failure> {
+pub async fn parameter_list<T: Transfer>(transfer: &mut T) -> Result<Vec<u8>, Failure> {
     let mut list = Vec::new();
     while let Some(chunk) = transfer.receive().await? {
         list.extend_from_slice(&chunk.buf);

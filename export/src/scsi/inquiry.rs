@@ -14,6 +14,8 @@ const VERSIONS: [u16; 4] = [0x00a0, 0x0460, 0x04c0, 0x0960];
 
 /// TPGS: implicit asymmetric access.
 const TPGS: u8 = 0x10;
+/// 3PC: third-party copies.
+const THIRD_PARTY_COPY: u8 = 0x08;
 /// MULTIP: more than one port.
 const MULTIP: u8 = 0x10;
 /// CMDQUE: tasks queue.
@@ -24,7 +26,16 @@ pub fn standard(identity: &Identity, present: bool, several_ports: bool) -> Vec<
     let mut data = Vec::with_capacity(LEN);
     let ports = if several_ports { MULTIP } else { 0 };
     // SPC-4; HISUP, response format 2.
-    data.extend([if present { 0 } else { NO_UNIT }, 0, 0x06, 0x12, (LEN - 5) as u8, TPGS, ports, CMDQUE]);
+    data.extend([
+        if present { 0 } else { NO_UNIT },
+        0,
+        0x06,
+        0x12,
+        (LEN - 5) as u8,
+        TPGS | THIRD_PARTY_COPY,
+        ports,
+        CMDQUE,
+    ]);
     data.extend(ascii::<8>(identity.vendor));
     data.extend(ascii::<16>(identity.product));
     data.extend(ascii::<4>(identity.revision));

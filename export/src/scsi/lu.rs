@@ -1,6 +1,7 @@
 //! What the sessions of one logical unit share, and what each has for itself.
 
-use super::cdb::Command;
+use super::cdb::{Access, Command};
+use super::copy::results::Results;
 use super::locks::RangeLocks;
 use super::reserve::{Path, Reservations};
 use super::sense::Sense;
@@ -61,6 +62,8 @@ pub struct Nexus {
     /// The ports.
     pub path: Path,
     attentions: RefCell<VecDeque<Sense>>,
+    /// What became of its copies.
+    pub copies: Results,
 }
 
 impl<U: LogicalUnit> Lu<U> {
@@ -85,7 +88,7 @@ impl<U: LogicalUnit> Lu<U> {
     pub fn connect(&self, path: Path) -> Rc<Nexus> {
         let id = self.next_nexus.get();
         self.next_nexus.set(id + 1);
-        let nexus = Rc::new(Nexus { id, path, attentions: RefCell::default() });
+        let nexus = Rc::new(Nexus { id, path, attentions: RefCell::default(), copies: Results::default() });
         nexus.attend(Sense::POWER_ON);
         let mut nexuses = self.nexuses.borrow_mut();
         nexuses.retain(|nexus| nexus.strong_count() > 0);
@@ -122,6 +125,12 @@ impl<U: LogicalUnit> Lu<U> {
             Command::Release | Command::ReadCapacity10 | Command::ReadCapacity16 { .. } | Command::ReportOpcodes(_)
         );
         (reserved && !tolerated) || self.reservations.borrow().conflicts(&nexus.path, command.access())
+    }
+
+    /// The same of what the unit is to do for an initiator port that is logged in elsewhere, by `nexus`.
+    pub fn is_closed_to(&self, nexus: &Nexus, access: Access) -> bool {
+        let reserved = self.holder().is_some_and(|holder| holder.path != nexus.path);
+        reserved || self.reservations.borrow().conflicts(&nexus.path, access)
     }
 
     /// The nexus that holds the unit by RESERVE: as long as its session lives.

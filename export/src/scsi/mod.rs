@@ -6,6 +6,7 @@
 pub mod alua;
 pub mod block;
 pub mod cdb;
+pub mod copy;
 pub mod exec;
 pub mod inquiry;
 pub mod locks;

@@ -11,6 +11,18 @@ pub struct Sense {
     ascq: u8,
     information: Option<u64>,
     field: Option<Field>,
+    cause: Option<Cause>,
+}
+
+/// What a unit answered that a copy failed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cause {
+    /// It was written, not read.
+    pub is_target: bool,
+    /// Its status.
+    pub status: u8,
+    /// Sense key, additional sense code and qualifier.
+    sense: [u8; 3],
 }
 
 /// The byte of a CDB or of a parameter list that is wrong.
@@ -37,6 +49,8 @@ senses! {
     READ_ERROR = 0x03 / 0x11 / 0x00;
     /// Internal target failure.
     INTERNAL_FAILURE = 0x04 / 0x44 / 0x00;
+    /// Operation in progress.
+    OPERATION_IN_PROGRESS = 0x05 / 0x00 / 0x16;
     /// Parameter list length error.
     PARAMETER_LIST_LENGTH = 0x05 / 0x1a / 0x00;
     /// Invalid command operation code.
@@ -51,6 +65,16 @@ senses! {
     INVALID_FIELD_IN_PARAMETERS = 0x05 / 0x26 / 0x00;
     /// Invalid release of persistent reservation.
     INVALID_RELEASE = 0x05 / 0x26 / 0x04;
+    /// Too many target descriptors.
+    TOO_MANY_TARGET_DESCRIPTORS = 0x05 / 0x26 / 0x06;
+    /// Unsupported target descriptor type code.
+    UNSUPPORTED_TARGET_DESCRIPTOR = 0x05 / 0x26 / 0x07;
+    /// Too many segment descriptors.
+    TOO_MANY_SEGMENT_DESCRIPTORS = 0x05 / 0x26 / 0x08;
+    /// Unsupported segment descriptor type code.
+    UNSUPPORTED_SEGMENT_DESCRIPTOR = 0x05 / 0x26 / 0x09;
+    /// Inline data length exceeded.
+    INLINE_DATA_LENGTH_EXCEEDED = 0x05 / 0x26 / 0x0b;
     /// Saving parameters not supported.
     SAVING_NOT_SUPPORTED = 0x05 / 0x39 / 0x00;
     /// Insufficient registration resources.
@@ -83,6 +107,16 @@ senses! {
     SOFTWARE_WRITE_PROTECTED = 0x07 / 0x27 / 0x02;
     /// Space allocation failed write protect.
     SPACE_ALLOCATION_FAILED = 0x07 / 0x27 / 0x07;
+    /// Copy aborted.
+    COPY_ABORTED = 0x0a / 0x00 / 0x00;
+    /// Copy aborted: third party device failure.
+    COPY_DEVICE_FAILURE = 0x0a / 0x0d / 0x01;
+    /// Copy aborted: copy target device not reachable.
+    COPY_TARGET_NOT_REACHABLE = 0x0a / 0x0d / 0x02;
+    /// Copy aborted: incorrect copy target device type.
+    COPY_TARGET_TYPE = 0x0a / 0x0d / 0x03;
+    /// Copy aborted: unexpected inexact segment.
+    INEXACT_SEGMENT = 0x0a / 0x26 / 0x0a;
     /// Unexpected unsolicited data.
     UNEXPECTED_UNSOLICITED_DATA = 0x0b / 0x0c / 0x0c;
     /// Not enough unsolicited data.
@@ -95,9 +129,20 @@ senses! {
     MISCOMPARE = 0x0e / 0x1d / 0x00;
 }
 
+/// Bytes of sense data in fixed format.
+const FIXED_LEN: u8 = 18;
+
+impl Cause {
+    /// The status, and sense data in fixed format.
+    fn fixed_format(&self) -> Vec<u8> {
+        let [key, asc, ascq] = self.sense;
+        alloc::vec![self.status, 0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0, 0, 0]
+    }
+}
+
 impl Sense {
     const fn new(key: u8, asc: u8, ascq: u8) -> Sense {
-        Sense { key, asc, ascq, information: None, field: None }
+        Sense { key, asc, ascq, information: None, field: None, cause: None }
     }
 
     /// Invalid field in CDB, at this byte.
@@ -113,6 +158,12 @@ impl Sense {
     /// The same with the INFORMATION field, whose meaning depends on the code: an LBA, or the offset of a byte.
     pub const fn with_information(self, information: u64) -> Sense {
         Sense { information: Some(information), ..self }
+    }
+
+    /// The same with what a unit answered: a status, and sense data if that is CHECK CONDITION.
+    pub fn with_cause(self, is_target: bool, status: u8, sense: Option<Sense>) -> Sense {
+        let sense = sense.map_or([0; 3], |sense| [sense.key, sense.asc, sense.ascq]);
+        Sense { cause: Some(Cause { is_target, status, sense }), ..self }
     }
 
     /// What a read or write that failed with `error` reports. `block_bytes` turns its place into an LBA.
@@ -140,8 +191,15 @@ impl Sense {
         let mut sense = Vec::with_capacity(18);
         sense.extend([if information.is_some() { 0xf0 } else { 0x70 }, 0, self.key]);
         sense.extend(information.unwrap_or(0).to_be_bytes());
-        sense.extend([10, 0, 0, 0, 0, self.asc, self.ascq, 0]);
+        // Where the status and sense data of the copy source and of the copy destination begin (SPC-4 section 6.4.3).
+        let [source, target] = match self.cause {
+            Some(cause) => [u8::from(!cause.is_target) * FIXED_LEN, u8::from(cause.is_target) * FIXED_LEN],
+            None => [0; 2],
+        };
+        let nested = self.cause.map(|cause| cause.fixed_format()).unwrap_or_default();
+        sense.extend([FIXED_LEN - 8 + nested.len() as u8, source, target, 0, 0, self.asc, self.ascq, 0]);
         sense.extend(self.sense_key_specific());
+        sense.extend(nested);
         sense
     }
 
@@ -155,6 +213,12 @@ impl Sense {
             descriptors.extend([0x02, 0x06, 0, 0]);
             descriptors.extend(self.sense_key_specific());
             descriptors.push(0);
+        }
+        if let Some(cause) = self.cause {
+            let [key, asc, ascq] = cause.sense;
+            // Forwarded sense data, of the copy source or the copy destination.
+            descriptors.extend([0x0c, 10, 1 + u8::from(cause.is_target), cause.status]);
+            descriptors.extend([0x72, key, asc, ascq, 0, 0, 0, 0]);
         }
         let mut sense = Vec::with_capacity(8 + descriptors.len());
         sense.extend([0x72, self.key, self.asc, self.ascq, 0, 0, 0, descriptors.len() as u8]);
@@ -185,6 +249,20 @@ mod tests {
         assert_eq!(sense[..14], [0xf0, 0, 0x0e, 1, 2, 3, 4, 10, 0, 0, 0, 0, 0x1d, 0]);
         let beyond = Sense::READ_ERROR.with_information(1 << 32).encode(false);
         assert_eq!(beyond[..7], [0x70, 0, 3, 0, 0, 0, 0], "an LBA that does not fit is not valid");
+    }
+
+    #[test]
+    fn what_a_unit_answered_to_a_copy() {
+        let sense = Sense::COPY_DEVICE_FAILURE.with_information(3).with_cause(true, 2, Some(Sense::WRITE_PROTECTED));
+        let fixed = sense.encode(false);
+        assert_eq!(fixed[..14], [0xf0, 0, 0x0a, 0, 0, 0, 3, 29, 0, 18, 0, 0, 0x0d, 1]);
+        assert_eq!(fixed[18..22], [2, 0x70, 0, 7]);
+        assert_eq!((fixed[31], fixed[32], fixed.len()), (0x27, 0, 37));
+        let descriptors = sense.encode(true);
+        assert_eq!(descriptors[..8], [0x72, 0x0a, 0x0d, 1, 0, 0, 0, 24]);
+        assert_eq!(descriptors[20..], [0x0c, 10, 2, 2, 0x72, 7, 0x27, 0, 0, 0, 0, 0]);
+        let of_source = Sense::COPY_DEVICE_FAILURE.with_cause(false, 0x18, None).encode(false);
+        assert_eq!((of_source[8], of_source[9], of_source[18]), (18, 0, 0x18));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::alua::TARGET_PORT_GROUP;
 use super::cdb::compare_and_write_blocks_max;
+use super::copy;
 use super::inquiry::ascii;
 use crate::unit::{Attributes, Identity};
 use alloc::format;
@@ -21,12 +22,13 @@ const SERIAL: u8 = 0x80;
 const IDENTIFICATION: u8 = 0x83;
 const EXTENDED: u8 = 0x86;
 const MODE_POLICY: u8 = 0x87;
+const THIRD_PARTY_COPY: u8 = 0x8f;
 const LIMITS: u8 = 0xb0;
 const CHARACTERISTICS: u8 = 0xb1;
 const PROVISIONING: u8 = 0xb2;
 
-const PAGES: [u8; 8] =
-    [SUPPORTED, SERIAL, IDENTIFICATION, EXTENDED, MODE_POLICY, LIMITS, CHARACTERISTICS, PROVISIONING];
+const PAGES: [u8; 9] =
+    [SUPPORTED, SERIAL, IDENTIFICATION, EXTENDED, MODE_POLICY, THIRD_PARTY_COPY, LIMITS, CHARACTERISTICS, PROVISIONING];
 
 /// What the pages are about.
 pub struct Subject<'a> {
@@ -49,6 +51,7 @@ pub fn page(code: u8, subject: &Subject) -> Option<Vec<u8>> {
         EXTENDED => extended(),
         // One descriptor for all pages and subpages: initiators share them.
         MODE_POLICY => alloc::vec![0x3f, 0xff, 0, 0],
+        THIRD_PARTY_COPY => copy::limits::page(),
         LIMITS => limits(&subject.attributes),
         CHARACTERISTICS => characteristics(),
         PROVISIONING => provisioning(&subject.attributes),

@@ -23,6 +23,10 @@ pub struct ThinDisk {
     pub hangs: Cell<bool>,
     /// With a clock each read and write takes a while.
     pub slow: Cell<Option<Timers>>,
+    /// Its NAA designator.
+    pub naa: Cell<[u8; 16]>,
+    /// Bytes that copies got without a read or a write.
+    pub shared_bytes: Cell<u64>,
     /// What initiators have to prove.
     pub chap: RefCell<Option<Rc<Chap>>>,
     pub space: Cell<Space>,
@@ -42,6 +46,8 @@ impl ThinDisk {
             fails: Cell::new(None),
             hangs: Cell::new(false),
             slow: Cell::new(None),
+            naa: Cell::new(*b"\x60gossamer-disk-1"),
+            shared_bytes: Cell::new(0),
             chap: RefCell::new(None),
             space: Cell::default(),
             kept: RefCell::new(Some(Kept::default())),
@@ -106,7 +112,7 @@ impl LogicalUnit for ThinDisk {
 
     fn identity(&self) -> Identity {
         Identity {
-            naa: *b"\x60gossamer-disk-1",
+            naa: self.naa.get(),
             serial: "0123456789".into(),
             vendor: "GOSSAMER",
             product: "thin volume",
@@ -176,6 +182,33 @@ impl LogicalUnit for ThinDisk {
         Ok(())
     }
 
+    async fn share(
+        &self,
+        offset_bytes: u64,
+        source: &ThinDisk,
+        source_offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<bool, UnitError> {
+        self.sector(offset_bytes, len_bytes)?;
+        source.sector(source_offset_bytes, len_bytes)?;
+        for offset in [offset_bytes, source_offset_bytes, len_bytes] {
+            assert!(offset.is_multiple_of(POOL_BLOCK_BYTES), "whole pool blocks are shared");
+        }
+        let bytes = source.contents.peek(source_offset_bytes, len_bytes as usize);
+        self.contents.poke(offset_bytes, &bytes);
+        let place = |offset: u64, block: u64| offset / POOL_BLOCK_BYTES + block;
+        for block in 0..len_bytes / POOL_BLOCK_BYTES {
+            let is_mapped = source.mapped.borrow().contains(&place(source_offset_bytes, block));
+            let mut mapped = self.mapped.borrow_mut();
+            match is_mapped {
+                true => mapped.insert(place(offset_bytes, block)),
+                false => mapped.remove(&place(offset_bytes, block)),
+            };
+        }
+        self.shared_bytes.set(self.shared_bytes.get() + len_bytes);
+        Ok(true)
+    }
+
     async fn mapped(&self, offset_bytes: u64, len_bytes: u64) -> Result<(bool, u64), UnitError> {
         let mapped = self.mapped.borrow();
         let first = mapped.contains(&(offset_bytes / POOL_BLOCK_BYTES));
@@ -199,6 +232,10 @@ impl Directory for OneTarget {
 
     fn wanted(&self, _: Option<&str>, _: &Peer) -> Option<Rc<Chap>> {
         self.0.chap.borrow().clone()
+    }
+
+    fn named(&self, naa: &[u8; 16], peer: &Peer) -> Option<String> {
+        (*naa == self.0.naa.get() && !is_stranger(peer)).then(|| TARGET.into())
     }
 
     async fn open(&self, target: &str, peer: &Peer) -> Result<Rc<ThinDisk>, Refusal> {

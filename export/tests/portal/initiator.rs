@@ -121,7 +121,7 @@ pub fn cdb_10(opcode: u8, lba: u32, blocks: u16) -> String {
 }
 
 impl Initiator {
-    fn new(stream: Duplex) -> Initiator {
+    pub fn new(stream: Duplex) -> Initiator {
         let (reader, writer) = stream.split();
         Initiator {
             reader,

@@ -7,6 +7,7 @@ mod initiator;
 mod pipe;
 
 mod clients;
+mod copies;
 mod data;
 mod hostile;
 mod limits;

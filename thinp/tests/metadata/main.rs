@@ -1,6 +1,7 @@
 //! The pool's metadata against models, Linux's tools and power cuts.
 
 mod concurrent;
+mod copies;
 mod crash;
 mod damages;
 mod deltas;

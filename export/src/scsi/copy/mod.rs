@@ -1,0 +1,288 @@
+//! EXTENDED COPY (LID1): a unit copies from unit to unit (SPC-4 section 6.4; reference section 22).
+//!
+//! Whole blocks of the pool are shared and no data moves; what is not aligned, or lies elsewhere, is read and written in
+//! chunks. Either unit is used on the initiator's behalf: what it may not do itself, by its rights and the reservations,
+//! is not done for it.
+
+pub mod limits;
+mod list;
+pub mod results;
+
+use self::list::{Amount, CopyList, Cscd, Place, Segment, THIS_UNIT};
+use super::block::CHUNK_BYTES;
+use super::cdb::Access;
+use super::exec::{parameter_list, writable};
+use super::lu::{Lu, Nexus};
+use super::sense::Sense;
+use super::{CHECK_CONDITION, Failure, Status, Transfer};
+use crate::unit::{LogicalUnit, UnitError};
+use alloc::rc::Rc;
+use core::ops::Range;
+use futures_util::future::LocalBoxFuture;
+use platform::block::Bufs;
+
+/// The units that an initiator may use besides the one it is logged in to.
+pub trait Neighbours<U> {
+    /// The unit with this NAA designator, if the initiator may use it.
+    fn find<'a>(&'a self, naa: &'a [u8; 16]) -> LocalBoxFuture<'a, Option<Rc<Lu<U>>>>;
+}
+
+/// Why a segment was not copied.
+enum Trouble {
+    /// With this sense data, to which the segment's number is added.
+    Segment(Sense),
+    /// The copy source failed.
+    Source(Failure),
+    /// The copy destination failed.
+    Target(Failure),
+}
+
+type Outcome<T> = Result<T, Trouble>;
+
+/// Runs an EXTENDED COPY that came in over `nexus`.
+pub async fn extended_copy<U: LogicalUnit, T: Transfer>(
+    lu: &Rc<Lu<U>>,
+    nexus: &Nexus,
+    neighbours: &dyn Neighbours<U>,
+    transfer: &mut T,
+) -> Result<(), Failure> {
+    let list = parameter_list(transfer).await?;
+    if list.is_empty() {
+        return Ok(());
+    }
+    let list = CopyList::parse(&list)?;
+    let results = &nexus.copies;
+    if list.id.is_some_and(|id| !results.begin(id)) {
+        return Err(Sense::OPERATION_IN_PROGRESS.into());
+    }
+    let copier = Copier { lu, nexus, neighbours, transfer: &*transfer, cscds: &list.cscds };
+    let mut result = Ok(());
+    for (number, segment) in (0u64..).zip(&list.segments) {
+        match copier.copy(segment).await {
+            Ok(bytes) => {
+                list.id.iter().for_each(|id| results.segment_done(*id, bytes));
+            }
+            Err(trouble) => {
+                result = Err(trouble.told(number));
+                break;
+            }
+        }
+    }
+    list.id.iter().for_each(|id| results.end(*id, &result));
+    result
+}
+
+impl Trouble {
+    /// The answer to the command.
+    fn told(self, segment: u64) -> Failure {
+        let (failure, is_target) = match self {
+            Trouble::Segment(sense) => return sense.with_information(segment).into(),
+            Trouble::Source(failure) => (failure, false),
+            Trouble::Target(failure) => (failure, true),
+        };
+        let (status, sense) = match failure {
+            // Nothing is wrong with the copy: it is to be tried again, or nobody waits for it.
+            Failure::Aborted | Failure::Status(Status::Busy) => return failure,
+            Failure::Status(status) => (status as u8, None),
+            Failure::Check(sense) => (CHECK_CONDITION, Some(sense)),
+        };
+        // No unit failed where the list asks for blocks that it does not have.
+        let outside = sense == Some(Sense::LBA_OUT_OF_RANGE);
+        let aborted = if outside { Sense::COPY_ABORTED } else { Sense::COPY_DEVICE_FAILURE };
+        aborted.with_information(segment).with_cause(is_target, status, sense).into()
+    }
+}
+
+struct Copier<'a, U, T> {
+    lu: &'a Rc<Lu<U>>,
+    nexus: &'a Nexus,
+    neighbours: &'a dyn Neighbours<U>,
+    transfer: &'a T,
+    cscds: &'a [Cscd],
+}
+
+/// Bytes of a unit.
+struct End<U> {
+    lu: Rc<Lu<U>>,
+    bytes: Range<u64>,
+}
+
+impl<U: LogicalUnit, T: Transfer> Copier<'_, U, T> {
+    /// Copies a segment; returns how many bytes.
+    async fn copy(&self, segment: &Segment) -> Outcome<u64> {
+        let source = self.unit(segment.source.cscd).await?;
+        let target = self.unit(segment.target.cscd).await?;
+        let block_bytes = |lu: &Lu<U>| u64::from(lu.unit.attributes().block_bytes);
+        let len_bytes = match segment.amount {
+            Amount::SourceBlocks(blocks) => u64::from(blocks) * block_bytes(&source),
+            Amount::TargetBlocks(blocks) => u64::from(blocks) * block_bytes(&target),
+            Amount::Bytes(bytes) => u64::from(bytes),
+        };
+        let counts_bytes = matches!(segment.amount, Amount::Bytes(_));
+        for lu in [&source, &target] {
+            if !counts_bytes && !len_bytes.is_multiple_of(block_bytes(lu).max(1)) {
+                return Err(Trouble::Segment(Sense::INEXACT_SEGMENT));
+            }
+        }
+        self.permitted(&source, Access::Read).map_err(Trouble::Source)?;
+        self.permitted(&target, Access::Write).map_err(Trouble::Target)?;
+        writable(&target).map_err(|sense| Trouble::Target(sense.into()))?;
+        let from = range(&source, &segment.source, len_bytes).map_err(|sense| Trouble::Source(sense.into()))?;
+        let to = range(&target, &segment.target, len_bytes).map_err(|sense| Trouble::Target(sense.into()))?;
+        self.copy_range(&End { lu: source, bytes: from }, &End { lu: target, bytes: to }).await?;
+        Ok(len_bytes)
+    }
+
+    /// The unit of a descriptor.
+    async fn unit(&self, index: u16) -> Outcome<Rc<Lu<U>>> {
+        if index == THIS_UNIT {
+            return Ok(self.lu.clone());
+        }
+        let unreachable = Trouble::Segment(Sense::COPY_TARGET_NOT_REACHABLE);
+        let Some(cscd) = self.cscds.get(usize::from(index)) else { return Err(unreachable) };
+        if !cscd.is_disk {
+            return Err(Trouble::Segment(Sense::COPY_TARGET_TYPE));
+        }
+        let Some(naa) = cscd.naa else { return Err(unreachable) };
+        let lu = match self.lu.unit.identity().naa == naa {
+            true => Some(self.lu.clone()),
+            false => self.neighbours.find(&naa).await,
+        };
+        let lu = lu.ok_or(unreachable)?;
+        let fits = cscd.block_bytes == 0 || cscd.block_bytes == lu.unit.attributes().block_bytes;
+        if fits { Ok(lu) } else { Err(Trouble::Segment(Sense::INVALID_FIELD_IN_PARAMETERS)) }
+    }
+
+    /// The reservations of a unit let the initiator do this.
+    fn permitted(&self, lu: &Lu<U>, access: Access) -> Result<(), Failure> {
+        let closed = lu.is_closed_to(self.nexus, access);
+        if closed { Err(Failure::Status(Status::ReservationConflict)) } else { Ok(()) }
+    }
+
+    /// Copies as if everything was read before anything is written.
+    async fn copy_range(&self, source: &End<U>, target: &End<U>) -> Outcome<()> {
+        let (from, to) = (&source.bytes, &target.bytes);
+        let same = Rc::ptr_eq(&source.lu, &target.lu);
+        if from.is_empty() || same && from.start == to.start {
+            return Ok(());
+        }
+        let whole = whole_blocks(source, target);
+        let overlaps = same && from.start < to.end && to.start < from.end;
+        let parts_overlap = overlaps && whole.end - whole.start < to.end - to.start;
+        if whole.is_empty() || parts_overlap || !self.share(source, target, &whole).await? {
+            return self.move_data(source, target, to.clone(), overlaps && to.start > from.start).await;
+        }
+        self.move_data(source, target, to.start..whole.start, false).await?;
+        self.move_data(source, target, whole.end..to.end, false).await
+    }
+
+    /// Shares whole blocks of the target with the source. False if they cannot be shared.
+    async fn share(&self, source: &End<U>, target: &End<U>, bytes: &Range<u64>) -> Outcome<bool> {
+        let theirs = source.at(target, bytes);
+        let (from, lu) = (&source.lu, &target.lu);
+        // In one order, so that two who copy both ways do not wait for each other.
+        let _locks = match (Rc::ptr_eq(from, lu), from.unit.identity().naa < lu.unit.identity().naa) {
+            (true, _) => (lu.locks.shared_both([bytes.clone(), theirs.clone()]).await, None),
+            (_, true) => (from.locks.shared(theirs.clone()).await, Some(lu.locks.shared(bytes.clone()).await)),
+            (_, false) => (lu.locks.shared(bytes.clone()).await, Some(from.locks.shared(theirs.clone()).await)),
+        };
+        let len_bytes = bytes.end - bytes.start;
+        let shared = lu.unit.share(bytes.start, &from.unit, theirs.start, len_bytes).await;
+        shared.map_err(|error| target.failed_write(error))
+    }
+
+    /// Reads and writes bytes of the target in chunks, from the end if what is read would be overwritten before.
+    async fn move_data(&self, source: &End<U>, target: &End<U>, bytes: Range<u64>, backwards: bool) -> Outcome<()> {
+        let mut left = bytes;
+        while !left.is_empty() {
+            let most = u64::from(CHUNK_BYTES) - 2 * EDGE_BYTES_MAX;
+            let piece = match backwards {
+                true => left.end.saturating_sub(most).max(left.start)..left.end,
+                false => left.start..left.start.saturating_add(most).min(left.end),
+            };
+            self.move_piece(source, target, &piece).await?;
+            match backwards {
+                true => left.end = piece.start,
+                false => left.start = piece.end,
+            }
+        }
+        Ok(())
+    }
+
+    async fn move_piece(&self, source: &End<U>, target: &End<U>, piece: &Range<u64>) -> Outcome<()> {
+        let theirs = source.at(target, piece);
+        let (whole, mine) = (source.rounded(&theirs), target.rounded(piece));
+        let chunk = self.transfer.buffer((whole.end - whole.start) as usize).await.map_err(Trouble::Source)?;
+        let read = {
+            let _lock = source.lu.locks.shared(whole.clone()).await;
+            source.lu.unit.read(whole.start, chunk.buf).await
+        };
+        let mut data = read.1;
+        read.0.map_err(|error| source.failed_read(error))?;
+        data.truncate((theirs.end - whole.start) as usize);
+        let data = data.split_off((theirs.start - whole.start) as usize);
+        if mine == *piece {
+            let _lock = target.lu.locks.shared(mine.clone()).await;
+            let written = target.lu.unit.write(mine.start, Bufs::from_iter([data]), false).await;
+            return written.map_err(|error| target.failed_write(error));
+        }
+        // Parts of blocks: the rest of them stays as it is.
+        let around = self.transfer.spare((mine.end - mine.start) as usize).map_err(Trouble::Target)?;
+        let _lock = target.lu.locks.exclusive(mine.clone()).await;
+        let (result, mut buf) = target.lu.unit.read(mine.start, around.buf).await;
+        result.map_err(|error| target.failed_write(error))?;
+        let at = (piece.start - mine.start) as usize;
+        if let Some(place) = buf.get_mut(at..at.saturating_add(data.len())) {
+            place.copy_from_slice(&data);
+        }
+        let written = target.lu.unit.write(mine.start, Bufs::from_iter([buf]), false).await;
+        written.map_err(|error| target.failed_write(error))
+    }
+}
+
+/// More than what rounding to whole blocks adds to a piece at either end.
+const EDGE_BYTES_MAX: u64 = 4096;
+
+impl<U: LogicalUnit> End<U> {
+    /// Where the bytes of the target come from, if this is the source.
+    fn at(&self, target: &End<U>, bytes: &Range<u64>) -> Range<u64> {
+        let start = self.bytes.start + (bytes.start - target.bytes.start);
+        start..start + (bytes.end - bytes.start)
+    }
+
+    /// The whole logical blocks around some bytes.
+    fn rounded(&self, bytes: &Range<u64>) -> Range<u64> {
+        let block_bytes = u64::from(self.lu.unit.attributes().block_bytes).max(1);
+        bytes.start - bytes.start % block_bytes..bytes.end.next_multiple_of(block_bytes)
+    }
+
+    fn failed_read(&self, error: UnitError) -> Trouble {
+        Trouble::Source(Failure::of_unit(error, false, self.lu.unit.attributes().block_bytes))
+    }
+
+    fn failed_write(&self, error: UnitError) -> Trouble {
+        Trouble::Target(Failure::of_unit(error, true, self.lu.unit.attributes().block_bytes))
+    }
+}
+
+/// The bytes that a segment reads or writes of a unit.
+fn range<U: LogicalUnit>(lu: &Lu<U>, place: &Place, len_bytes: u64) -> Result<Range<u64>, Sense> {
+    let attributes = lu.unit.attributes();
+    let start = place.lba.checked_mul(u64::from(attributes.block_bytes));
+    let start = start.and_then(|start| start.checked_add(u64::from(place.offset_bytes)));
+    let end = start.and_then(|start| start.checked_add(len_bytes)).filter(|end| *end <= attributes.size_bytes());
+    start.zip(end).map(|(start, end)| start..end).ok_or(Sense::LBA_OUT_OF_RANGE)
+}
+
+/// The bytes of the target that are whole blocks of the pool there and where they come from; empty if there are none.
+fn whole_blocks<U: LogicalUnit>(source: &End<U>, target: &End<U>) -> Range<u64> {
+    let attributes = target.lu.unit.attributes();
+    let pool_block = u64::from(attributes.unmap_granularity_blocks) * u64::from(attributes.block_bytes);
+    let (from, to) = (&source.bytes, &target.bytes);
+    if pool_block == 0 || from.start % pool_block != to.start % pool_block {
+        return 0..0;
+    }
+    let start = to.start.checked_next_multiple_of(pool_block).unwrap_or(to.end);
+    let end = to.end - to.end % pool_block;
+    if start < end { start..end } else { 0..0 }
+}
