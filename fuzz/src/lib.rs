@@ -13,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 #[path = "../../export/tests/common/mod.rs"]
-#[allow(dead_code, missing_docs)]
 mod common;
 pub mod disk;
 pub mod image;
