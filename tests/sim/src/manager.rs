@@ -419,8 +419,14 @@ impl Worker {
         let Some(pool) = self.pool().await else { return };
         let needs_check = pool["needs_check"] == true;
         let mut model = self.life.model.borrow_mut();
-        let again = model.last_loss() > before || faults::lied();
-        assert!(!answer.is_ok() || !needs_check || again, "needs_check is there after it was cleared");
-        model.needs_check.settle(needs_check);
+        let again = model.last_loss() > before;
+        let explained = !answer.is_ok() || !needs_check || again || faults::lied();
+        assert!(explained, "needs_check is there after it was cleared");
+        if again {
+            // What that leaves may not be on the disk yet.
+            model.needs_check.may_become(needs_check);
+        } else {
+            model.needs_check.settle(needs_check);
+        }
     }
 }
