@@ -2,16 +2,19 @@
 #![no_main]
 
 #[path = "../../../export/tests/common/mod.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
 mod common;
 
 use common::ThinDisk;
 use export::scsi::cdb::Command;
+use export::scsi::copy::Neighbours;
 use export::scsi::exec;
 use export::scsi::lu::{Lu, Nexus};
 use export::scsi::{Failure, Status, Transfer};
 use export::{Account, Budget, Chunk, LogicalUnit, Path};
 use fuzz::image::Bytes;
 use fuzz::{run, runtime};
+use std::pin::Pin;
 use std::rc::Rc;
 
 const DISK_BYTES: u64 = 4 << 20;
@@ -25,7 +28,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| run(async {
     let runtime = runtime();
     let block_bytes = if bytes.byte() & 1 == 0 { 512 } else { 4096 };
     let unit = Rc::new(ThinDisk::new(DISK_BYTES, block_bytes, runtime.bufs.clone()));
-    let lu = Lu::new(unit.clone(), common::TARGET.into(), [1, 2].into(), Rc::default());
+    let lu = Rc::new(Lu::new(unit.clone(), common::TARGET.into(), [1, 2].into(), Rc::default()));
     let nexuses = [1, 2].map(|n: u16| {
         lu.connect(Path { initiator: format!("iqn.2001-04.com.example:{n},i,0x00023d00000{n}"), target_port: n })
     });
@@ -40,7 +43,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| run(async {
 }));
 
 /// Runs one command.
-async fn one(lu: &Lu<ThinDisk>, nexus: &Rc<Nexus>, account: &Rc<Account>, bytes: &mut Bytes<'_>) {
+async fn one(lu: &Rc<Lu<ThinDisk>>, nexus: &Rc<Nexus>, account: &Rc<Account>, bytes: &mut Bytes<'_>) {
     let cdb: [u8; 16] = std::array::from_fn(|_| bytes.byte());
     let lun = [0, bytes.byte() & 1, 0, 0, 0, 0, 0, 0];
     let command = Command::decode(&cdb);
@@ -50,9 +53,19 @@ async fn one(lu: &Lu<ThinDisk>, nexus: &Rc<Nexus>, account: &Rc<Account>, bytes:
     let offered = if bytes.byte() & 0x0f == 0 { u64::from(bytes.byte()) * 16 } else { wanted };
     let pattern: Vec<u8> = (0..32).map(|_| bytes.byte()).collect();
     let mut data = Data { account, offered, received: 0, pattern, announced: 0, sent: 0 };
-    let result = exec::execute(lu, nexus, lun, command, &mut data).await;
+    let result = exec::execute(lu, nexus, &Itself(lu.clone()), lun, command, &mut data).await;
     if result.is_ok() {
         assert_eq!(data.sent, data.announced, "{command:?} announced and did not send");
+    }
+}
+
+/// Copies reach no other unit.
+struct Itself(Rc<Lu<ThinDisk>>);
+
+impl Neighbours<ThinDisk> for Itself {
+    fn find<'a>(&'a self, naa: &'a [u8; 16]) -> Pin<Box<dyn Future<Output = Option<Rc<Lu<ThinDisk>>>> + 'a>> {
+        let found = (self.0.unit.identity().naa == *naa).then(|| self.0.clone());
+        Box::pin(std::future::ready(found))
     }
 }
 
