@@ -24,7 +24,7 @@ usage: cargo xtask test|soak [options]
 const STAGE_LIMIT: Duration = Duration::from_secs(1500);
 
 /// For all targets of the fuzzer together, times the effort.
-const FUZZ_SECONDS: u64 = 60;
+const FUZZ_SECONDS: u64 = 180;
 
 /// What became of tests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
