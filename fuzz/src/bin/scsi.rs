@@ -2,7 +2,7 @@
 #![no_main]
 
 #[path = "../../../export/tests/common/mod.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
+#[allow(dead_code, reason = "the tests use more of it")]
 mod common;
 
 use common::ThinDisk;
