@@ -52,7 +52,7 @@ async fn one(lu: &Rc<Lu<ThinDisk>>, nexus: &Rc<Nexus>, account: &Rc<Account>, by
     // Sometimes the initiator has other than what the command wants.
     let offered = if bytes.byte() & 0x0f == 0 { u64::from(bytes.byte()) * 16 } else { wanted };
     let pattern: Vec<u8> = (0..32).map(|_| bytes.byte()).collect();
-    let mut data = Data { account, offered, received: 0, pattern, announced: 0, sent: 0 };
+    let mut data = Data { account, offered, left: offered.min(wanted), pattern, announced: 0, sent: 0 };
     let result = exec::execute(lu, nexus, &Itself(lu.clone()), lun, command, &mut data).await;
     if result.is_ok() {
         assert_eq!(data.sent, data.announced, "{command:?} announced and did not send");
@@ -73,7 +73,8 @@ impl Neighbours<ThinDisk> for Itself {
 struct Data<'a> {
     account: &'a Rc<Account>,
     offered: u64,
-    received: u64,
+    /// Of that, what is wanted and has not been taken: no transport hands over more.
+    left: u64,
     pattern: Vec<u8>,
     announced: u64,
     sent: u64,
@@ -108,13 +109,13 @@ impl Transfer for Data<'_> {
     }
 
     async fn receive(&mut self) -> Result<Option<Chunk>, Failure> {
-        let len = (self.offered - self.received).min(64 << 10) as usize;
+        let len = self.left.min(64 << 10) as usize;
         if len == 0 {
             return Ok(None);
         }
         let mut chunk = self.spare(len)?;
         chunk.buf.iter_mut().zip(self.pattern.iter().cycle()).for_each(|(place, byte)| *place = *byte);
-        self.received += len as u64;
+        self.left -= len as u64;
         Ok(Some(chunk))
     }
 }
