@@ -44,8 +44,6 @@ pub struct Start {
     pub wide: bool,
     /// Writes wait for space for a second only.
     pub impatient: bool,
-    /// Blocks of the pool were shared by copies: a device may have one twice.
-    pub copied: bool,
 }
 
 impl Start {
@@ -68,7 +66,6 @@ impl Start {
             strict,
             wide,
             impatient: dice.chance(15),
-            copied: false,
         }
     }
 
@@ -80,7 +77,6 @@ impl Start {
             strict: false,
             wide: false,
             impatient: dice.chance(15),
-            copied: dice.chance(60),
             ..played.start.clone()
         }
     }
@@ -173,8 +169,7 @@ fn arguments(dice: &mut Dice, start: &Start) -> PoolArguments {
     let features = Features {
         skip_block_zeroing: dice.chance(25),
         ignore_discard: dice.chance(5),
-        // Deviation 22: Linux does not unmap the second of two mappings of the same block.
-        no_discard_passdown: dice.chance(20) || start.copied,
+        no_discard_passdown: dice.chance(20),
         read_only: false,
         error_if_no_space: dice.chance(50),
     };

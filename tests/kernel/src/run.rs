@@ -130,8 +130,8 @@ fn batch(machine: &Machine, plan: &Plan, seeds: &[u64], tally: &Mutex<Tally>) ->
     // dm-thin knows nothing but what is on disk.
     let mut copies = 0;
     let mut swap = |((ours, linux), dice): ((Made, Disks), &mut Dice)| {
-        let (start, copying) = (Start::after(&ours.played, dice), dice.fork());
-        for disks in [&ours.disks, &linux].into_iter().filter(|_| start.copied) {
+        let (start, copying, copied) = (Start::after(&ours.played, dice), dice.fork(), dice.chance(60));
+        for disks in [&ours.disks, &linux].into_iter().filter(|_| copied) {
             copies += ours::share_some(disks, start.block_sectors, copying.clone())?;
         }
         Ok((linux, ours.disks, start))

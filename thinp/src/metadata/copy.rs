@@ -4,6 +4,9 @@
 //! a time before the device's latest snapshot. A device that never took part in one since the clock stood at 0 has no
 //! such time; it is treated as if it had at time 1, for which the clock ticks if it still stands at 0. That happens once to a
 //! device, and what it wrote at time 0 is copied when it is next written, as after a snapshot.
+//!
+//! No device maps a data block twice: dm-thin never makes that, discards one of the two only, and `thin_check` 1.x counts one.
+//! So a block is shared only if one leaf alone refers to it, and the device does not have that leaf.
 
 use super::change::Change;
 use super::mappings::REMOVED_IN_NEED;
@@ -16,7 +19,7 @@ use core::ops::ControlFlow;
 /// What [`Metadata::share`] did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shared {
-    /// Blocks mapped, from the first on; at least one.
+    /// Blocks mapped, from the first on. None: the device may map the first data block already.
     pub blocks: u64,
     /// Data blocks that nothing refers to any more, as in [`super::Removed::freed`].
     pub freed: Vec<DataRun>,
@@ -39,7 +42,11 @@ impl Metadata {
         self.with_open(device, |_| ())?;
         // Each may need a bitmap and an overflow leaf of its own.
         let most = if self.is_tight() { REMOVED_IN_NEED as u64 } else { NODE_ENTRIES };
-        let run = self.run_from(&change, source, from, blocks_max.min(most)).await?;
+        let mut run = self.run_from(&change, source, from, blocks_max.min(most)).await?;
+        run.truncate(self.count_foreign(&change, device, from, &run).await?);
+        if run.is_empty() {
+            return Ok(Shared::default());
+        }
         change.begin();
         self.have_time_for_shared(&change, source)?;
         self.have_time_for_shared(&change, device)?;
@@ -78,6 +85,31 @@ impl Metadata {
             self.check_mapping(source, VirtualBlock(block), Mapping { block: packed.block(), shared: true })?;
         }
         if run.is_empty() { Err(MetadataError::NotMapped { device: source, block: from.0 }) } else { Ok(run) }
+    }
+
+    /// How many of a run's data blocks, from the first on, the device surely does not map: what one leaf refers to is where
+    /// the run has it, and nowhere else.
+    async fn count_foreign(
+        &self,
+        change: &Change<'_>,
+        device: DeviceId,
+        from: VirtualBlock,
+        run: &[Packed],
+    ) -> Result<usize> {
+        let (root, core) = (self.with(device, |device| device.root)?, &change.core);
+        let mut foreign = 0usize;
+        for (block, packed) in entries(from, run, 0) {
+            let alone = core.tm.blocks().look(|blocks| {
+                let mapped = core.tree.mappings().try_lookup(blocks, root, block)?;
+                let has_leaf = mapped.is_some_and(|mapped| mapped.block() == packed.block());
+                Ok(!has_leaf && core.data.try_count(blocks, packed.block().0)? == 1)
+            });
+            if !alone.await? {
+                break;
+            }
+            foreign = foreign.saturating_add(1);
+        }
+        Ok(foreign)
     }
 
     /// Makes sure that there is a time before the device's latest snapshot.

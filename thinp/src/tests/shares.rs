@@ -65,16 +65,12 @@ fn a_thousand_copies_tick_once() {
         for n in 0..1000 {
             world.write(&a, 0, 1, 0x10).await.unwrap();
             b.share(n * BLOCK, &a, 0, BLOCK).await.unwrap();
-            if n % 100 == 0 {
-                a.share((n + 1) * BLOCK, &b, n * BLOCK, BLOCK).await.unwrap();
-            }
         }
         assert_eq!(clock(&pool).await, 1);
         // Devices made later have a time before their first moment.
         pool.create_thin(id(2)).await.unwrap();
         let c = pool.open_thin(id(2), None).await.unwrap();
-        c.share(0, &b, 0, 1000 * BLOCK).await.unwrap();
-        c.share(2000 * BLOCK, &c, 0, 1000 * BLOCK).await.unwrap();
+        c.share(2000 * BLOCK, &b, 0, 999 * BLOCK).await.unwrap();
         assert_eq!(clock(&pool).await, 1);
         world.expect(&c, 2990 * BLOCK + 1, BLOCK - 1, 0).await;
         world.expect(&c, 2990 * BLOCK, 1, 0x10).await;
@@ -95,23 +91,28 @@ fn what_the_source_has_not_mapped_is_unmapped() {
     });
 }
 
+/// dm-thin makes no device that does, and `thin_check` 1.x takes it for damage.
 #[test]
-fn ranges_that_overlap_are_copied_as_they_were() {
-    for (from, to) in [(3, 4), (4, 3), (3, 9), (9, 3), (3, 3)] {
-        run_blank(from * 100 + to, 64, async move |world| {
-            let (_pool, thin) = world.pool_with_device(PoolOptions::default()).await;
-            // Every fifth has nothing.
-            let byte = |block: u64| if block % 5 == 4 { 0 } else { 0x10 + block as u8 };
-            for block in (0..30).filter(|block| byte(*block) != 0) {
-                world.write(&thin, block * BLOCK, BLOCK, byte(block)).await.unwrap();
-            }
-            thin.share(to * BLOCK, &thin, from * BLOCK, 15 * BLOCK).await.unwrap();
-            for block in 0..30 {
-                let copied = (to..to + 15).contains(&block);
-                world.expect(&thin, block * BLOCK, BLOCK, byte(if copied { block - to + from } else { block })).await;
-            }
-        });
-    }
+fn a_device_maps_no_data_block_twice() {
+    run_blank(5, 64, async |world| {
+        let (pool, a, b) = pool_with_two(&world).await;
+        world.write(&a, 0, 3 * BLOCK, 0x11).await.unwrap();
+        let refused = |result| matches!(result, Err(Error::NotShareable(_)));
+        assert!(refused(a.share(9 * BLOCK, &a, 0, BLOCK).await), "within a device");
+        b.share(4 * BLOCK, &a, 0, BLOCK).await.unwrap();
+        assert!(refused(b.share(8 * BLOCK, &a, 0, BLOCK).await), "the same once more");
+        assert!(refused(a.share(8 * BLOCK, &b, 4 * BLOCK, BLOCK).await), "the way back");
+        // A snapshot has the same leaf, until either is written, and then both have what is in it.
+        pool.create_snap(id(2), id(0)).await.unwrap();
+        let c = pool.open_thin(id(2), None).await.unwrap();
+        assert!(refused(c.share(8 * BLOCK, &a, BLOCK, BLOCK).await));
+        world.write(&c, 0, BLOCK, 0x22).await.unwrap();
+        assert!(refused(c.share(8 * BLOCK, &a, BLOCK, BLOCK).await));
+        // What is the snapshot's own the origin may have.
+        a.share(8 * BLOCK, &c, 0, BLOCK).await.unwrap();
+        world.expect(&a, 8 * BLOCK, BLOCK, 0x22).await;
+        assert_eq!(pool.status().data_used_blocks, 4);
+    });
 }
 
 /// Were it not so, a write could reach the data block after it had become the target's, too, and a read what another was
@@ -180,12 +181,15 @@ fn out_of_data_space_a_copy_works_and_brings_space() {
     run_blank(9, 8, async |world| {
         let features = Features { error_if_no_space: true, ..Features::default() };
         let (pool, thin) = world.pool_with_device(PoolOptions { features, ..PoolOptions::default() }).await;
-        world.write(&thin, 0, 8 * BLOCK, 0x11).await.unwrap();
+        pool.create_thin(id(1)).await.unwrap();
+        let other = pool.open_thin(id(1), None).await.unwrap();
+        world.write(&thin, 0, 4 * BLOCK, 0x11).await.unwrap();
+        world.write(&other, 0, 4 * BLOCK, 0x33).await.unwrap();
         assert_eq!(world.write(&thin, 8 * BLOCK, 1, 0x22).await, Err(Error::NoDataSpace));
-        thin.share(4 * BLOCK, &thin, 0, 4 * BLOCK).await.unwrap();
+        other.share(0, &thin, 0, 4 * BLOCK).await.unwrap();
         assert_eq!(pool.status().data_used_blocks, 4);
         world.write(&thin, 8 * BLOCK, 1, 0x22).await.unwrap();
-        world.expect(&thin, 4 * BLOCK, 4 * BLOCK, 0x11).await;
+        world.expect(&other, 0, 4 * BLOCK, 0x11).await;
     });
 }
 
@@ -229,7 +233,10 @@ fn copies_both_ways_under_writes_discards_and_snapshots() {
                             0 => x.discard(to, 3 * BLOCK).await.unwrap(),
                             1 if n == 0 => pool.create_snap(id(100 + round), id(w.below(2))).await.unwrap(),
                             1..=3 => w.write(x, to, BLOCK, 1 + w.below(250) as u8).await.unwrap(),
-                            _ => x.share(to, y, from, (1 + w.below(12)) * BLOCK).await.unwrap(),
+                            _ => match x.share(to, y, from, (1 + w.below(12)) * BLOCK).await {
+                                Ok(()) | Err(Error::NotShareable(_)) => {}
+                                Err(error) => panic!("{error}"),
+                            },
                         }
                     }
                 }));

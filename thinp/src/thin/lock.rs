@@ -24,38 +24,26 @@ pub struct RangeLocks {
 
 struct Ticket {
     number: u64,
-    ranges: [Range<u64>; 2],
+    range: Range<u64>,
     waker: Option<Waker>,
 }
 
-impl Ticket {
-    fn covers(&self, block: u64) -> bool {
-        self.ranges.iter().any(|range| range.contains(&block))
-    }
-
-    fn overlaps(&self, other: &Ticket) -> bool {
-        self.ranges.iter().any(|a| other.ranges.iter().any(|b| a.start < b.end && b.start < a.end))
-    }
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
 }
 
 impl RangeLocks {
     /// Somebody holds or waits for a range with this block in it.
     pub fn busy(&self, block: u64) -> bool {
         let tickets = self.tickets.borrow();
-        !tickets.is_empty() && tickets.iter().any(|t| t.covers(block))
+        !tickets.is_empty() && tickets.iter().any(|t| t.range.contains(&block))
     }
 
     /// Waits for the range.
     pub async fn lock(&self, range: Range<u64>) -> RangeLock<'_> {
-        self.lock_both([range, 0..0]).await
-    }
-
-    /// Waits for two ranges at once, which may overlap: whoever waited for one after the other could meet somebody who
-    /// waits for all.
-    pub async fn lock_both(&self, ranges: [Range<u64>; 2]) -> RangeLock<'_> {
         let number = self.next_number.get();
         self.next_number.set(number + 1);
-        self.tickets.borrow_mut().push_back(Ticket { number, ranges, waker: None });
+        self.tickets.borrow_mut().push_back(Ticket { number, range, waker: None });
         // From here on dropping the future gives the place up.
         let lock = RangeLock { locks: self, number };
         Turn(&lock).await;
@@ -67,7 +55,7 @@ impl RangeLocks {
         let Some(at) = tickets.iter().position(|t| t.number == number) else { return Poll::Ready(()) };
         let (before, rest) = tickets.make_contiguous().split_at_mut(at);
         let Some(mine) = rest.first_mut() else { return Poll::Ready(()) };
-        if !before.iter().any(|t| t.overlaps(mine)) {
+        if !before.iter().any(|t| overlap(&t.range, &mine.range)) {
             return Poll::Ready(());
         }
         mine.waker = Some(waker.clone());
@@ -79,7 +67,7 @@ impl RangeLocks {
             let mut tickets = self.tickets.borrow_mut();
             let Some(at) = tickets.iter().position(|t| t.number == number) else { return };
             let Some(gone) = tickets.remove(at) else { return };
-            let behind = tickets.iter_mut().skip(at).filter(|t| t.overlaps(&gone));
+            let behind = tickets.iter_mut().skip(at).filter(|t| overlap(&t.range, &gone.range));
             behind.filter_map(|t| t.waker.take()).collect()
         };
         wakers.into_iter().for_each(Waker::wake);
@@ -188,20 +176,6 @@ mod tests {
         assert!(poll(&mut behind).is_ready());
         drop(behind);
         assert!(!locks.busy(9));
-    }
-
-    #[test]
-    fn two_ranges_come_at_once() {
-        let locks = RangeLocks::default();
-        let mut both = Box::pin(locks.lock_both([0..2, 8..9]));
-        let Poll::Ready(both) = poll(&mut both) else { panic!("nobody is before it") };
-        assert!(locks.busy(1) && !locks.busy(5) && locks.busy(8));
-        let mut between = Box::pin(locks.lock(2..8));
-        assert!(poll(&mut between).is_ready());
-        let mut second = Box::pin(locks.lock_both([8..10, 9..12]));
-        assert!(poll(&mut second).is_pending());
-        drop(both);
-        assert!(poll(&mut second).is_ready(), "its own ranges overlap");
     }
 
     #[test]

@@ -10,30 +10,22 @@ use core::ops::Range;
 use futures_util::future::join;
 
 impl Thin {
-    /// Makes `sectors` from `sector` on the same as those of `source` from `source_sector` on: both share the data blocks
-    /// from then on, and what `source` has not mapped is unmapped. What was acknowledged before the call is in the copy,
-    /// what is written after it is not. The ranges may overlap: the copy is of what was there before.
+    /// Makes `sectors` from `sector` on the same as those of another device, `source`, from `source_sector` on: both share
+    /// the data blocks from then on, and what `source` has not mapped is unmapped. What was acknowledged before the call is
+    /// in the copy, what is written after it is not.
     ///
-    /// Only whole blocks of devices of one pool that have no external origin can be shared
-    /// ([`Error::NotShareable`]). It takes no data block, so it works out of data space. Durable with the next flush of
-    /// this device.
+    /// Only whole blocks of two devices of one pool that have no external origin can be shared, and only what no other
+    /// device, or older state of one, shares: no device maps a data block twice. Else it is [`Error::NotShareable`], and some
+    /// of the blocks may have been shared. It takes no data block, so it works out of data space. Durable with the next
+    /// flush of this device.
     pub async fn share(&self, sector: u64, source: &Thin, source_sector: u64, sectors: u64) -> Result<(), Error> {
         let (device, source) = (&self.0, &source.0);
         device.check_shareable(source)?;
         let (to, from) = (device.whole_blocks(sector, sectors)?, device.whole_blocks(source_sector, sectors)?);
-        let distance = to.start.abs_diff(from.start);
-        let same = Rc::ptr_eq(device, source);
-        if same && distance == 0 {
-            return Ok(());
-        }
-        // Blocks that are source and target are read before they are overwritten.
-        let backwards = same && from.contains(&to.start);
-        let step_blocks = if backwards { STEP_BLOCKS.min(distance) } else { STEP_BLOCKS };
         let blocks = to.end - to.start;
-        for n in 0..blocks.div_ceil(step_blocks) {
-            let n = if backwards { blocks.div_ceil(step_blocks) - 1 - n } else { n };
-            let first = n * step_blocks;
-            let count = step_blocks.min(blocks - first);
+        for n in 0..blocks.div_ceil(STEP_BLOCKS) {
+            let first = n * STEP_BLOCKS;
+            let count = STEP_BLOCKS.min(blocks - first);
             device.pool.check_changeable()?;
             let step = device.clone().share_step(source.clone(), from.start + first, to.start + first, count);
             device.pool.runtime.spawner.spawn(step).await.unwrap_or(Err(Error::Closed))?;
@@ -46,6 +38,9 @@ impl Device {
     fn check_shareable(&self, source: &Device) -> Result<(), Error> {
         if !Rc::ptr_eq(&self.pool, &source.pool) {
             return Err(Error::NotShareable("the devices are of different pools"));
+        }
+        if self.id == source.id {
+            return Err(Error::NotShareable("a device maps no data block twice"));
         }
         if self.origin.is_some() || source.origin.is_some() {
             return Err(Error::NotShareable("what is unmapped in a device with an external origin is not empty"));
@@ -79,6 +74,9 @@ impl Device {
             let (from, to) = (VirtualBlock(from), VirtualBlock(to));
             let share = async || self.pool.metadata.share(source.id, from, self.id, to, left).await;
             let shared = self.pool.change(share).await?;
+            if shared.blocks == 0 {
+                return Err(Error::NotShareable("others share it, and the target may be one of them"));
+            }
             self.pool.pass_down_later(shared.freed);
             done += shared.blocks;
         }
@@ -86,20 +84,12 @@ impl Device {
         self.freed_blocks().await
     }
 
-    /// Locks blocks of this device and of another, or of the same. Of two devices first those of the one with the lower id,
-    /// so that two who copy both ways do not wait for each other.
-    async fn lock_with<'l>(
-        &'l self,
-        mine: Range<u64>,
-        source: &'l Device,
-        theirs: Range<u64>,
-    ) -> (RangeLock<'l>, Option<RangeLock<'l>>) {
-        if self.id == source.id {
-            return (self.locks.lock_both([mine, theirs]).await, None);
-        }
+    /// Locks blocks of this device and of another, first those of the one with the lower id, so that two who copy both ways do
+    /// not wait for each other.
+    async fn lock_with<'l>(&'l self, mine: Range<u64>, source: &'l Device, theirs: Range<u64>) -> [RangeLock<'l>; 2] {
         let ((first, first_range), (second, second_range)) =
             if self.id < source.id { ((self, mine), (source, theirs)) } else { ((source, theirs), (self, mine)) };
         let lock = first.locks.lock(first_range).await;
-        (lock, Some(second.locks.lock(second_range).await))
+        [lock, second.locks.lock(second_range).await]
     }
 }

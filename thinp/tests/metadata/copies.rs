@@ -18,8 +18,8 @@ async fn share_all(metadata: &Metadata, source: u64, target: u64, blocks: u64) {
     }
 }
 
-/// A mapping is 16 bytes of a leaf. A copy writes the leaves of the target, the counts, from the second copy on those above 2,
-/// too, and the way to all of these; those of the source only where they get another time.
+/// A mapping is 16 bytes of a leaf. A copy writes the leaves of the target, the counts, and the way to all of these; those of
+/// the source only where they get another time.
 #[test]
 fn a_copied_block_is_a_few_bytes_of_metadata() {
     const BLOCKS: u64 = 100_000;
@@ -32,7 +32,7 @@ fn a_copied_block_is_a_few_bytes_of_metadata() {
             }
         });
         let metadata = format_on(Disk::new(counting), 2 * BLOCKS, CACHE).await;
-        for device in [1, 2, 3] {
+        for device in [1, 2] {
             metadata.create_thin(id(device)).await.unwrap();
             metadata.open_device(id(device)).await.unwrap();
         }
@@ -40,17 +40,15 @@ fn a_copied_block_is_a_few_bytes_of_metadata() {
             provision(&metadata, id(1), block).await;
         }
         commit(&metadata).await;
-        for (target, most) in [(2, 20), (3, 36)] {
-            written.set(0);
-            let begun = std::time::Instant::now();
-            share_all(&metadata, 1, target, BLOCKS).await;
-            commit(&metadata).await;
-            let (by_block, took) = (written.get() as f64 / BLOCKS as f64, begun.elapsed().as_secs_f64());
-            println!("{by_block:.1} bytes of metadata a block, {:.0} blocks a second", BLOCKS as f64 / took);
-            assert!(by_block < f64::from(most), "{by_block} bytes a block");
-        }
+        written.set(0);
+        let begun = std::time::Instant::now();
+        share_all(&metadata, 1, 2, BLOCKS).await;
+        commit(&metadata).await;
+        let (by_block, took) = (written.get() as f64 / BLOCKS as f64, begun.elapsed().as_secs_f64());
+        println!("{by_block:.1} bytes of metadata a block, {:.0} blocks a second", BLOCKS as f64 / took);
+        assert!(by_block < 20.0, "{by_block} bytes a block");
         let counts: Vec<u32> = [0, BLOCKS - 1].map(|block| block_on_ready(count(&metadata, block))).to_vec();
-        assert_eq!(counts, [3, 3]);
+        assert_eq!(counts, [2, 2]);
         assert_eq!(metadata.free_data_blocks(), BLOCKS);
         check(&disk);
         thin_check(&disk);

@@ -151,15 +151,9 @@ pub fn cases() -> Vec<Case> {
             true,
             steps!(|s| s.put(0, 5 * BLOCK, BLOCK, 0x5C).await?),
             steps!(|s| {
-                s.thin(3).share(3 * BLOCK, &s.thin(0), 2 * BLOCK, 5 * BLOCK).await?;
+                s.thin(3).share(3 * BLOCK, &s.thin(0), 5 * BLOCK, BLOCK).await?;
                 s.thin(3).flush().await?;
             })
-        ),
-        case!(
-            "blocks shared within a device",
-            false,
-            steps!(|_s| ()),
-            steps!(|s| s.thin(0).share(BLOCK, &s.thin(0), 0, 4 * BLOCK).await?)
         ),
         case!("commit", true, steps!(|s| s.thin(0).discard(0, 2 * BLOCK).await?), steps!(|s| s.pool.commit().await?)),
         case!(
