@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::appliance::{Appliance, Site};
 use crate::context::Context;
+use crate::iscsi::{Error, Sense};
 use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[Test::new("growth::a_full_pool_is_grown_under_load", a_full_pool_is_grown_under_load)];
@@ -24,6 +25,9 @@ const BLOCK_BYTES: u64 = 64 << 10;
 /// How long a write may still wait after the answer to the growth; the goal is a second, the machine is shared.
 const RESUME_LIMIT: Duration = Duration::from_secs(5);
 
+/// THIN PROVISIONING SOFT THRESHOLD REACHED: the unit attention that comes, once, instead of a command (SBC-3).
+const SOFT_THRESHOLD: Sense = Sense { key: 6, asc: 0x38, ascq: 0x07 };
+
 fn piece(number: u64) -> Vec<u8> {
     vec![number as u8 ^ 0x5a; PIECE_BYTES as usize]
 }
@@ -36,10 +40,19 @@ fn a_full_pool_is_grown_under_load(context: &Context) -> Result<()> {
     let mut session = appliance.login("v")?;
     let (progress, pieces) = mpsc::channel();
     let writer = thread::spawn(move || -> Result<_> {
+        let mut warned = false;
         for number in 0..WRITTEN_BYTES / PIECE_BYTES {
-            session.write(number * PIECE_BYTES / 512, &piece(number), false)?;
+            let mut write = || session.write(number * PIECE_BYTES / 512, &piece(number), false);
+            match write() {
+                Err(Error::Check(SOFT_THRESHOLD)) if !warned => {
+                    warned = true;
+                    write()?;
+                }
+                result => result?,
+            }
             progress.send(number)?;
         }
+        ensure!(warned, "the initiator was not warned");
         Ok(session)
     });
 
