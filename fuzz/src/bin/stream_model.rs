@@ -69,10 +69,12 @@ fn read(stream: &[u8], piece: usize) -> Result<Volume, StreamError> {
             match event {
                 Event::Payload { offset, bytes } => {
                     let sectors = (offset / 512) as usize..=((offset + bytes.len() as u64 - 1) / 512) as usize;
-                    volume[sectors].fill(bytes[0]);
+                    // Beyond the end only if the size was changed, which the next digest tells.
+                    volume.get_mut(sectors).into_iter().for_each(|place| place.fill(bytes[0]));
                 }
                 Event::Unmap { offset, length } => {
-                    volume[(offset / 512) as usize..][..(length / 512) as usize].fill(255);
+                    let sectors = (offset / 512) as usize..((offset + length) / 512) as usize;
+                    volume.get_mut(sectors).into_iter().for_each(|place| place.fill(255));
                 }
                 Event::Info | Event::Data { .. } | Event::Digest(_) | Event::End(_) => {}
             }
