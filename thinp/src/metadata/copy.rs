@@ -9,17 +9,20 @@
 //! So a block is shared only if one leaf alone refers to it, and the device does not have that leaf.
 
 use super::change::Change;
-use super::mappings::REMOVED_IN_NEED;
 use super::trees::{self, NODE_ENTRIES, Packed};
 use super::{DataBlock, DataRun, Mapping, Metadata, MetadataError, Result, VirtualBlock};
 use crate::control::DeviceId;
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
+/// With fewer metadata blocks to spare nothing is shared: they are for what cannot be done in another way.
+const SPARE_BLOCKS_MIN: u64 = 256;
+
 /// What [`Metadata::share`] did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shared {
-    /// Blocks mapped, from the first on. None: the device may map the first data block already.
+    /// Blocks mapped, from the first on. None: the device may map the first data block already, or metadata blocks run
+    /// short.
     pub blocks: u64,
     /// Data blocks that nothing refers to any more, as in [`super::Removed::freed`].
     pub freed: Vec<DataRun>,
@@ -38,11 +41,12 @@ impl Metadata {
         blocks_max: u64,
     ) -> Result<Shared> {
         let change = self.change_with_room().await?;
-        let floor = self.check_room_to_share(&change).await?;
         self.with_open(device, |_| ())?;
-        // Each may need a bitmap and an overflow leaf of its own.
-        let most = if self.is_tight() { REMOVED_IN_NEED as u64 } else { NODE_ENTRIES };
-        let mut run = self.run_from(&change, source, from, blocks_max.min(most)).await?;
+        if self.spare_blocks() < SPARE_BLOCKS_MIN {
+            return Ok(Shared::default());
+        }
+        let floor = self.check_room_to_share(&change).await?;
+        let mut run = self.run_from(&change, source, from, blocks_max.min(NODE_ENTRIES)).await?;
         run.truncate(self.count_foreign(&change, device, from, &run).await?);
         if run.is_empty() {
             return Ok(Shared::default());

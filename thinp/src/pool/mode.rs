@@ -3,8 +3,9 @@
 use super::Inner;
 use crate::control::Mode;
 use crate::error::Error;
-use crate::metadata::{self, DataBlock, MetadataError};
+use crate::metadata::{self, DataBlock, DataRun, MetadataError};
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use core::cell::Cell;
 use platform::sync::Notify;
 use platform::time::{Duration, Instant};
@@ -265,17 +266,36 @@ impl Inner {
         self: &Rc<Self>,
         operation: impl AsyncFn() -> metadata::Result<T>,
     ) -> Result<T, Error> {
-        let result = loop {
+        let result = self.make_change(operation).await?;
+        self.commit_if_tight().await?;
+        Ok(result)
+    }
+
+    /// As [`Inner::change`], of what frees blocks: nobody is given them, nor comes a commit, before they are held until the
+    /// data disk was told.
+    pub(crate) async fn change_freeing<T>(
+        self: &Rc<Self>,
+        operation: impl AsyncFn() -> metadata::Result<T>,
+        freed: impl FnOnce(&mut T) -> &mut Vec<DataRun>,
+    ) -> Result<T, Error> {
+        let mut result = self.make_change(operation).await?;
+        self.pass_down_later(core::mem::take(freed(&mut result)));
+        self.commit_if_tight().await?;
+        Ok(result)
+    }
+
+    async fn make_change<T>(self: &Rc<Self>, operation: impl AsyncFn() -> metadata::Result<T>) -> Result<T, Error> {
+        loop {
             match operation().await {
                 Err(MetadataError::NoMetadataSpace) if self.metadata.any_changes() => self.commit().await?,
-                Err(error) if error.is_no_metadata_space() => break self.ran_out(error).await?,
-                result => break self.changed(result).await?,
+                Err(error) if error.is_no_metadata_space() => return self.ran_out(error).await,
+                result => return self.changed(result).await,
             }
-        };
-        if self.metadata.is_tight() {
-            self.commit().await?;
         }
-        Ok(result)
+    }
+
+    async fn commit_if_tight(self: &Rc<Self>) -> Result<(), Error> {
+        if self.metadata.is_tight() { self.commit().await } else { Ok(()) }
     }
 
     /// A change found too few metadata blocks: it is refused, if need be after it was undone.

@@ -49,8 +49,8 @@ impl Passdown {
 }
 
 impl Inner {
-    /// Holds blocks that a change just freed until the data disk was told. Plain, so that no commit comes between.
-    pub(crate) fn pass_down_later(&self, freed: Vec<DataRun>) {
+    /// Holds blocks that a change just freed until the data disk was told.
+    pub(super) fn pass_down_later(&self, freed: Vec<DataRun>) {
         if self.discard_policy() == DiscardPolicy::Passdown {
             freed.iter().for_each(|run| self.metadata.hold_data(*run));
             self.passdown.waiting.borrow_mut().extend(freed);

@@ -50,8 +50,7 @@ impl Device {
         let mut from = Some(begin);
         while let Some(next) = from {
             let remove = async || self.pool.metadata.remove_range(self.id, next, end, STEP_BLOCKS).await;
-            let removed = self.pool.change(remove).await?;
-            self.pool.pass_down_later(removed.freed);
+            let removed = self.pool.change_freeing(remove, |removed| &mut removed.freed).await?;
             from = removed.next;
         }
         Ok(())

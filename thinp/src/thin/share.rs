@@ -73,11 +73,10 @@ impl Device {
             }
             let (from, to) = (VirtualBlock(from), VirtualBlock(to));
             let share = async || self.pool.metadata.share(source.id, from, self.id, to, left).await;
-            let shared = self.pool.change(share).await?;
+            let shared = self.pool.change_freeing(share, |shared| &mut shared.freed).await?;
             if shared.blocks == 0 {
-                return Err(Error::NotShareable("others share it, and the target may be one of them"));
+                return Err(Error::NotShareable("others share them, or metadata blocks run short"));
             }
-            self.pool.pass_down_later(shared.freed);
             done += shared.blocks;
         }
         drop(locks);

@@ -32,7 +32,7 @@ impl Driver {
         self.short_of_data = false;
         // What waited to be passed down may have been.
         let told = self.discarded_sectors..=self.discarded_sectors + self.to_discard_blocks * BLOCK;
-        assert!(told.contains(&self.data.discarded_sectors()), "{} not in {told:?}", self.data.discarded_sectors());
+        assert!(told.contains(&self.data.discarded_sectors()), "{told:?}");
         (self.discarded_sectors, self.to_discard_blocks) = (self.data.discarded_sectors(), 0);
         self.lost.clear();
         self.mode_seen = self.pool().status().mode;
