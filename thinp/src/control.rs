@@ -101,7 +101,9 @@ impl Mode {
         match self {
             Mode::Write => "try again",
             Mode::OutOfDataSpace => "grow the data disk and the pool, or delete or discard something",
-            Mode::OutOfMetadataSpace => "grow the metadata disk and the pool, or delete something",
+            Mode::OutOfMetadataSpace => {
+                "grow the metadata disk and the pool, delete something, or release the metadata snapshot"
+            }
             Mode::ReadOnly => "see in the log why, check the metadata, and open the pool for writing",
             Mode::Fail => "see in the log why, see to the disks, and open the pool again",
         }

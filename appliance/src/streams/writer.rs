@@ -6,7 +6,7 @@ use alloc::string::ToString;
 use mgmt::VolumeName;
 use platform::block::{Bufs, SECTOR_BYTES};
 use platform::buf::{Buf, BufPool};
-use thinp::control::BlockStatus;
+use thinp::control::Mode;
 use thinp::{Pool, Thin};
 
 /// Writes what comes piece by piece in pieces of whole sectors.
@@ -95,9 +95,9 @@ impl<'w> Writer<'w> {
         Ok(())
     }
 
-    /// Tells what is missing at least for the rest of a chunk, when there is no space.
+    /// Tells what is missing at least for the rest of a chunk, when there is no data space.
     async fn told(&self, error: thinp::Error, offset: u64, end: u64) -> ServiceError {
-        if error.answer().block_status != BlockStatus::NoSpace {
+        if !matches!(error, thinp::Error::NoDataSpace | thinp::Error::Refused(Mode::OutOfDataSpace)) {
             return error.into();
         }
         let unit = SECTOR_BYTES as u64;

@@ -66,7 +66,7 @@ answers! {
     "Closed" EIO Failed = P::Closed,
     // The pool's mode and space.
     "Refused: out of data space" EIO NoSpace = P::Refused(Mode::OutOfDataSpace),
-    "Refused: out of metadata space" EIO WriteProtected = P::Refused(Mode::OutOfMetadataSpace),
+    "Refused: out of metadata space" EIO NoSpace = P::Refused(Mode::OutOfMetadataSpace),
     "Refused: read-only" EIO WriteProtected = P::Refused(Mode::ReadOnly),
     "Refused: fail" EIO Medium = P::Refused(Mode::Fail | Mode::Write),
     "NoDataSpace" ENOSPC NoSpace = P::NoDataSpace | P::Metadata(M::NoDataSpace),

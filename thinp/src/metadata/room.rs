@@ -3,7 +3,8 @@
 //! With plenty free any change may join the open transaction. With less, a change that might run out half-way gets a
 //! transaction of its own ("tight"), so that it can be undone as if it had been refused: because it ran out, or because it
 //! left too little for deletes and releases, which only free. What takes blocks stops at the pool's reserve; discards,
-//! which may have to copy what they share, go on within it. The commit's own needs are left free always.
+//! which may have to copy what they share, go on within it until what they copied has used it up: only a release or a
+//! delete of what shares these nodes brings it back. The commit's own needs are left free always.
 
 use super::change::Change;
 use super::state::Core;

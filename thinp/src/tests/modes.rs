@@ -10,6 +10,7 @@ use platform::time::Duration;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::string::ToString;
+use std::vec::Vec;
 
 /// A full pool of 8 blocks: device 0 has them all.
 async fn full_pool(world: &World, error_if_no_space: bool) -> (Pool, Thin) {
@@ -198,6 +199,46 @@ fn out_of_metadata_space_deletes_and_discards_bring_it_back() {
         assert_eq!((pool.status().mode, pool.status().needs_check), (Mode::Write, false));
         world.write(&thin, 0, 1, 0x22).await.unwrap();
         pool.create_thin(id(1)).await.unwrap();
+    });
+}
+
+/// What discards copy of trees that a metadata snapshot holds uses the reserve up in the end; releasing it needs none.
+#[test]
+fn discards_that_used_the_reserve_up_go_on_after_a_release() {
+    run(9, MemDisk::new(720 * 8), MemDisk::new(1024 * BLOCK), async |world| {
+        let pool = world.open().await;
+        let mut thins = Vec::new();
+        for n in 0..150 {
+            pool.create_thin(id(n)).await.unwrap();
+            let thin = pool.open_thin(id(n), None).await.unwrap();
+            world.write(&thin, 0, 2 * BLOCK, 0x11).await.unwrap();
+            thins.push(thin);
+        }
+        pool.message("reserve_metadata_snap").await.unwrap();
+        let mut devices = 1000;
+        while pool.create_thin(id(devices)).await.is_ok() {
+            devices += 1;
+        }
+        assert_eq!(pool.status().mode, Mode::OutOfMetadataSpace);
+        let mut discards = 0;
+        let refused = loop {
+            match thins[discards].discard(0, BLOCK).await {
+                Ok(()) => discards += 1,
+                Err(error) => break error,
+            }
+        };
+        // Each had a leaf copied: of a reserve of 72 blocks, less what commits and deletes need.
+        assert_eq!(refused, Error::Refused(Mode::OutOfMetadataSpace));
+        assert!((15..72).contains(&discards), "{discards}");
+        pool.message("release_metadata_snap").await.unwrap();
+        for thin in &thins[discards..] {
+            thin.discard(0, BLOCK).await.unwrap();
+        }
+        assert_eq!((pool.status().data_used_blocks, pool.status().needs_check), (150, false));
+        for thin in &thins {
+            world.expect(thin, 0, BLOCK, 0).await;
+            world.expect(thin, BLOCK, BLOCK, 0x11).await;
+        }
     });
 }
 

@@ -7,7 +7,7 @@ use platform::Runtime;
 use platform::block::Disk;
 use platform::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
-use thinp::control::{DeviceId, DiscardPolicy, Errno, Mode};
+use thinp::control::{DeviceId, Errno, Mode};
 use thinp::{Error, Features, Pool, PoolOptions, Thin};
 
 /// What makes one history unlike another.
@@ -57,6 +57,8 @@ pub struct Driver {
     /// Devices whose changes an abort lost.
     pub lost: BTreeSet<u32>,
     pub superblocks_seen: u64,
+    /// Discards that unmapped something since anything else took metadata blocks.
+    pub discards: u64,
     stamp: u32,
     run: Option<Run>,
 }
@@ -98,6 +100,7 @@ impl Driver {
             read_only: false,
             needs_check: false,
             lost: BTreeSet::new(),
+            discards: 0,
             stamp: 1,
             run: None,
             thins: BTreeMap::new(),
@@ -152,7 +155,8 @@ impl Driver {
             1670..=1683 => self.create().await,
             1684..=1725 => self.snapshot().await,
             1726..=1743 => self.delete().await,
-            1744..=1811 => self.write().await,
+            1744..=1771 => self.write().await,
+            1772..=1811 => self.share().await,
             1812..=1831 => self.set_transaction_id().await,
             1832..=1843 => self.reserve().await,
             1844..=1855 => self.release().await,
@@ -276,7 +280,7 @@ impl Driver {
     }
 
     /// A device that exists, more likely one with a low id: some grow large.
-    fn busy_device(&self) -> Option<u32> {
+    pub fn busy_device(&self) -> Option<u32> {
         self.any_device().min(self.any_device())
     }
 
@@ -410,6 +414,7 @@ impl Driver {
     fn apply(&mut self, device: u32, piece: &Piece, stamp: u32, durable: bool) {
         let whole = piece.sectors.end - piece.sectors.start == BLOCK;
         let slot = if piece.is_new {
+            self.discards = 0;
             let zeroing = !self.options.features.skip_block_zeroing;
             let mut stamps = self.model.filling(device, piece.block, zeroing);
             stamps[piece.sectors.start as usize..piece.sectors.end as usize].fill(stamp);
@@ -447,33 +452,6 @@ impl Driver {
         let found = self.stamps(&self.thins[&device], sector, sectors).await;
         self.model.compare(device, sector, &found);
         count("read");
-    }
-
-    async fn discard(&mut self) {
-        let Some(device) = self.any_device() else { return };
-        let sector = self.dice.below(self.shape.virtual_blocks * BLOCK);
-        let most = [BLOCK, 3 * BLOCK, 40 * BLOCK, self.shape.virtual_blocks * BLOCK][self.dice.below(4) as usize];
-        let sectors = if self.dice.chance(20) { self.dice.below(most + 1) } else { self.dice.below(4 * BLOCK) };
-        let result = self.thins[&device].clone().discard(sector, sectors).await;
-        let policy = self.pool().status().discard;
-        if policy == DiscardPolicy::Ignore {
-            assert_eq!(result, Err(Error::DiscardsIgnored));
-            return;
-        }
-        result.unwrap();
-        if self.read_only {
-            return;
-        }
-        let blocks = sector.div_ceil(BLOCK)..((sector + sectors) / BLOCK).max(sector.div_ceil(BLOCK));
-        let (unmapped, freed) = self.model.unmap(device, blocks);
-        if policy == DiscardPolicy::Passdown {
-            self.to_discard_blocks += freed;
-        }
-        count(match (unmapped, freed) {
-            (0, _) => "discard of nothing",
-            (unmapped, freed) if unmapped == freed => "discard of blocks of its own",
-            _ => "discard of shared blocks",
-        });
     }
 
     async fn flush(&mut self) {

@@ -131,6 +131,8 @@ pub const FLOORS: &[(&str, u64)] = &[
     ("sharing broken with a copy", 3000),
     ("sharing broken without a copy", 300),
     ("written in place", 5000),
+    ("block shared", 2000),
+    ("copy without metadata space", 20),
     ("discard of shared blocks", 800),
     ("discard of blocks of its own", 500),
     ("release that frees data", 300),

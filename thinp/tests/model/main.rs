@@ -3,6 +3,8 @@
 //!
 //! What happened is counted, from the model and from the library's own log, and none of it may be rare.
 
+mod copies;
+mod discards;
 mod driver;
 mod history;
 mod lives;

@@ -55,6 +55,7 @@ impl Driver {
                 self.model.origins.len() - 1
             });
             self.model.create(device, origin);
+            self.discards = 0;
             self.committed();
             self.open_thin(device).await;
         }
@@ -69,6 +70,7 @@ impl Driver {
         };
         if self.message(&format!("create_snap {device} {origin}"), expected, true).await {
             self.model.snapshot(device, origin);
+            self.discards = 0;
             self.committed();
             self.open_thin(device).await;
         }
@@ -84,6 +86,12 @@ impl Driver {
         if self.dice.chance(3) {
             self.message(&text, Err(Errno::EBUSY), false).await;
         }
+        self.delete_device(device).await;
+    }
+
+    /// Deletes a device that exists.
+    pub async fn delete_device(&mut self, device: u32) {
+        let text = format!("delete {device}");
         self.thins.remove(&device);
         let short = self.pool().status().mode == Mode::OutOfMetadataSpace;
         // From the reserve, if need be.
@@ -123,6 +131,7 @@ impl Driver {
         let expected = if self.model.held.is_some() { Err(Errno::EBUSY) } else { Ok(()) };
         if self.message("reserve_metadata_snap", expected, true).await {
             self.model.hold();
+            self.discards = 0;
             self.made_durable();
         }
     }

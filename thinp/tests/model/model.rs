@@ -210,6 +210,56 @@ impl Model {
         self.journal.push(Undo::Created { device });
     }
 
+    /// Copies blocks by sharing them, as if all were read before any is written; returns how many data blocks nothing maps
+    /// any more.
+    pub fn share(&mut self, source: u32, from: u64, device: u32, to: u64, blocks: u64) -> u64 {
+        let run: Vec<Option<Mapping>> = (from..from + blocks).map(|block| self.mapping(source, block)).collect();
+        if run.iter().any(Option::is_some) {
+            self.have_time_for_shared(source);
+            self.have_time_for_shared(device);
+        }
+        let (theirs, mine) = (self.device(source).snapshotted_time, self.device(device).snapshotted_time);
+        for (block, mapping) in (from..).zip(&run) {
+            if let Some(mapping) = mapping.filter(|mapping| mapping.time >= theirs) {
+                self.replace(source, block, Some(Mapping { time: theirs - 1, ..mapping }));
+            }
+        }
+        let freed = self.freed.len();
+        // What is only moved, in ranges that overlap, is never free.
+        run.iter().flatten().for_each(|mapping| self.inc(mapping.slot));
+        let new = run.iter().map(|mapping| mapping.map(|mapping| Mapping { time: mine - 1, ..mapping }));
+        (to..).zip(new).for_each(|(block, new)| self.replace(device, block, new));
+        for mapping in run.iter().flatten() {
+            self.dec(mapping.slot);
+        }
+        (self.freed.len() - freed) as u64
+    }
+
+    /// A device that never took part in a snapshot gets a time before its latest one, for which the clock may have to tick.
+    fn have_time_for_shared(&mut self, device: u32) {
+        if self.device(device).snapshotted_time == 0 {
+            self.time = self.time.max(1);
+            self.journal.push(Undo::Snapshotted { device, before: 0 });
+            self.devices.get_mut(&device).unwrap().snapshotted_time = 1;
+        }
+    }
+
+    /// Exchanges a mapping for another, or none.
+    fn replace(&mut self, device: u32, block: u64, new: Option<Mapping>) {
+        new.into_iter().for_each(|new| self.inc(new.slot));
+        let mappings = &mut self.devices.get_mut(&device).unwrap().mappings;
+        let before = match new {
+            Some(new) => mappings.insert(block, new),
+            None => mappings.remove(&block),
+        };
+        if before.is_some() || new.is_some() {
+            self.journal.push(Undo::Mapped { device, block, before });
+        }
+        if let Some(before) = before {
+            self.dec(before.slot);
+        }
+    }
+
     pub fn delete(&mut self, device: u32) {
         let was = self.devices.remove(&device).unwrap();
         for mapping in was.mappings.values() {
