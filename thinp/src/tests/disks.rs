@@ -185,17 +185,24 @@ impl<D: BlockDevice> BlockDevice for Limited<D> {
     }
 }
 
-/// Never answers the requests that its rule picks.
+/// Does not answer the requests that its rule picks until it is opened. Clones are the same disk.
 #[derive(Clone)]
 pub struct Gate {
     inner: Rc<dyn BlockDevice>,
     holds: fn(&Request) -> bool,
+    opened: Rc<Cell<bool>>,
     pub held: Rc<RefCell<Vec<Io>>>,
 }
 
 impl Gate {
     pub fn new(inner: impl BlockDevice + 'static, holds: fn(&Request) -> bool) -> Gate {
-        Gate { inner: Rc::new(inner), holds, held: Rc::default() }
+        Gate { inner: Rc::new(inner), holds, opened: Rc::default(), held: Rc::default() }
+    }
+
+    /// Lets go what it holds, and all that comes.
+    pub fn open(&self) {
+        self.opened.set(true);
+        self.held.take().into_iter().for_each(|io| self.inner.submit(io));
     }
 }
 
@@ -205,7 +212,7 @@ impl BlockDevice for Gate {
     }
 
     fn submit(&self, io: Io) {
-        if (self.holds)(io.request()) {
+        if (self.holds)(io.request()) && !self.opened.get() {
             self.held.borrow_mut().push(io);
         } else {
             self.inner.submit(io);

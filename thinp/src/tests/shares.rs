@@ -143,11 +143,12 @@ fn a_copy_waits_for_what_is_under_way_on_either_side() {
             let mut copying = core::pin::pin!(copying);
             assert!(world.runtime.timers.timeout(Duration::from_secs(5), &mut copying).await.is_err());
             world.expect(&b, BLOCK, BLOCK, 0).await;
-            gate.held.take().into_iter().for_each(|io| io.complete(Ok(())));
+            gate.open();
             io.await.unwrap().unwrap();
             copying.await.unwrap().unwrap();
             world.write(&a, 0, 1, 0x44).await.unwrap();
-            world.expect(&b, 0, BLOCK, 0x11).await;
+            world.expect(&b, 0, 2, if writes { 0x33 } else { 0x11 }).await;
+            world.expect(&b, 2, BLOCK - 2, 0x11).await;
         });
     }
 }
