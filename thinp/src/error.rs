@@ -50,6 +50,20 @@ pub enum Error {
     /// The device is being deleted.
     #[error("thin device {0} is being deleted: wait until it is gone")]
     Deleting(DeviceId),
+    /// The device is being erased.
+    #[error("thin device {0} is being erased: wait until that is done")]
+    Erasing(DeviceId),
+    /// A device is not erased, because what others map would be lost.
+    #[error(
+        "{blocks} data blocks of thin device {device} are shared with other devices or the metadata snapshot: \
+         delete those, or release it, first"
+    )]
+    SharesBlocks {
+        /// The thin device.
+        device: DeviceId,
+        /// Data blocks of it that are shared.
+        blocks: u64,
+    },
     /// The device is the pool's own.
     #[error("thin device {0} holds the pool's records: choose another")]
     Reserved(DeviceId),

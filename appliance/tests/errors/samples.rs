@@ -50,6 +50,8 @@ fn of_messages() -> Vec<Error> {
         Error::MessageRefused(Mode::ReadOnly),
         Error::Active(device()),
         Error::Deleting(device()),
+        Error::Erasing(device()),
+        Error::SharesBlocks { device: device(), blocks: 3 },
         Error::Reserved(device()),
         Error::NoFreeId,
     ];

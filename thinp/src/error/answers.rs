@@ -46,6 +46,8 @@ answers! {
     "MessageRefused" EOPNOTSUPP Failed = P::MessageRefused(_),
     "Active" EBUSY Failed = P::Active(_),
     "Deleting" EBUSY Failed = P::Deleting(_),
+    "Erasing" EBUSY Failed = P::Erasing(_),
+    "SharesBlocks" EBUSY Failed = P::SharesBlocks { .. },
     "Reserved" EBUSY Failed = P::Reserved(_),
     "NoFreeId" ENOSPC Failed = P::NoFreeId,
     "Exists" EEXIST Failed = P::Metadata(M::Exists(_)),

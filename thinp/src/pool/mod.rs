@@ -104,6 +104,8 @@ pub(crate) struct Inner {
     control: Semaphore,
     /// Devices that are being deleted, step by step.
     deleting: RefCell<BTreeSet<DeviceId>>,
+    /// Devices that are being erased.
+    pub(crate) erasing: RefCell<BTreeSet<DeviceId>>,
     /// The device that holds the pool's records, once it was found or made.
     pub(crate) reserved: Cell<Option<DeviceId>>,
     formatted: bool,
@@ -153,6 +155,7 @@ impl Pool {
             opened: Rc::default(),
             control: Semaphore::new(1),
             deleting: RefCell::default(),
+            erasing: RefCell::default(),
             reserved: Cell::new(None),
             formatted: mode != OpenMode::Existing,
         });
@@ -266,6 +269,7 @@ impl Pool {
         self.control(Needs::Space, async move |inner: Rc<Inner>| {
             inner.check_not_reserved(origin)?;
             inner.check_not_deleting(origin)?;
+            inner.check_not_erasing(origin)?;
             let active = inner.active(origin);
             let quiet = match &active {
                 Some(active) => Some(active.quiesce().await),

@@ -193,6 +193,7 @@ async fn check_changes(inner: &Rc<Inner>, changes: &[Change]) -> Result<(), Erro
         for source in change.sources() {
             inner.check_not_reserved(source)?;
             inner.check_not_deleting(source)?;
+            inner.check_not_erasing(source)?;
             if !known.contains(&source) {
                 return Err(MetadataError::NoDevice(source).into());
             }

@@ -3,6 +3,7 @@
 mod checks;
 mod discards;
 mod disks;
+mod erasures;
 mod faults;
 mod messages;
 mod model;

@@ -6,12 +6,14 @@
 //! block half copied.
 
 mod discard;
+mod erase;
 mod lock;
 mod read;
 mod share;
 mod transfer;
 mod write;
 
+pub use erase::Erasure;
 pub(crate) use transfer::Scratch;
 
 use crate::control::{DeviceId, Mode, ThinStatus};

@@ -60,6 +60,7 @@ impl Device {
     /// Shares some blocks, while nothing is under way on them on either side.
     async fn share_step(self: Rc<Self>, source: Rc<Device>, from: u64, to: u64, blocks: u64) -> Result<(), Error> {
         let locks = self.lock_with(to..to + blocks, &source, from..from + blocks).await;
+        self.pool.check_not_erasing(self.id).and_then(|()| self.pool.check_not_erasing(source.id))?;
         join(source.in_flight.drain(), self.in_flight.drain()).await;
         let mut done = 0;
         while done < blocks {
