@@ -8,6 +8,7 @@
 use crate::access::{self, Access, Proof, Rule};
 use crate::policies::PolicyRecord;
 use crate::reservations::Reservations;
+use crate::sanitize::SanitizeRecord;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
@@ -136,6 +137,9 @@ pub struct VolumeRecord {
     /// Its blocks; nothing for the default.
     #[n(13)]
     pub blocks: Option<BlockSizes>,
+    /// It is being sanitized, or failed to be: nobody may use it.
+    #[n(14)]
+    pub sanitize: Option<SanitizeRecord>,
 }
 
 /// What a volume is known to hold. It holds that as long as the root of its tree is the one of then: whatever changes a
@@ -179,6 +183,7 @@ impl VolumeRecord {
             guarded: None,
             reservations: None,
             blocks: None,
+            sanitize: None,
         }
     }
 

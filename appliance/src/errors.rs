@@ -22,6 +22,16 @@ pub fn unit_error(error: &thinp::Error, offset_bytes: u64) -> UnitError {
     }
 }
 
+/// What an initiator is told of a volume that is not sanitized.
+pub fn not_sanitized(error: &ServiceError) -> UnitError {
+    match error {
+        ServiceError::Pool(thinp::Error::SharesBlocks { .. } | thinp::Error::Erasing(_))
+        | ServiceError::InUse(_)
+        | ServiceError::NotAdopted => UnitError::NotNow,
+        error => unwritten(error),
+    }
+}
+
 /// What an initiator is told of reservations that could not be written down.
 pub fn unwritten(error: &ServiceError) -> UnitError {
     match error {
@@ -97,7 +107,9 @@ fn hint(error: &ServiceError) -> &'static str {
         ServiceError::Blocks(_) => "see POST /v1/volumes in docs/api.md for the sizes that blocks can have",
         ServiceError::NameTaken(_) => "choose another name, or delete that volume",
         ServiceError::NoVolume(_) => "GET /v1/volumes lists what there is",
-        ServiceError::InUse(_) => "log its initiators out, or DELETE its export, or wait for the stream that uses it",
+        ServiceError::InUse(_) => {
+            "log its initiators out, or DELETE its export, or wait for the stream that uses it, or until it is sanitized"
+        }
         ServiceError::ReadOnly(_) => "PATCH it with {\"read_only\": false}: then it is no base any more",
         ServiceError::Transfer(error) => match error {
             TransferError::NotASnapshot(_) => "take a snapshot with \"read_only\": true, or PATCH the volume so",

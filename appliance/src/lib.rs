@@ -36,6 +36,7 @@ pub mod policies;
 mod repair;
 pub mod reservations;
 mod runs;
+pub mod sanitize;
 pub mod service;
 pub mod settings;
 mod snapshots;

@@ -10,6 +10,7 @@ use crate::owner;
 use crate::policies;
 use crate::reservations::Reservations;
 use crate::runs::STREAMS_MAX;
+use crate::sanitize::Operations;
 use crate::settings::Settings;
 use crate::space::SpaceCache;
 use crate::streams::{TransferError, Transfers};
@@ -26,6 +27,7 @@ use platform::Runtime;
 use platform::block::{Disk, SECTOR_BYTES};
 use platform::random::Random;
 use platform::sync::{Notify, Permit, Semaphore};
+use platform::task::Spawner;
 use platform::time::WallClock;
 use sha2::{Digest, Sha256};
 use thinp::Pool;
@@ -51,6 +53,7 @@ pub struct Served {
 pub struct Service {
     pub(crate) settings: Settings,
     random: Rc<dyn Random>,
+    pub(crate) spawner: Spawner,
     served: RefCell<Result<Rc<Served>, String>>,
     /// The token that was given from outside, or made for a pool that keeps none.
     pub(crate) tokens: RefCell<Vec<TokenHash>>,
@@ -58,6 +61,7 @@ pub struct Service {
     units: RefCell<BTreeMap<DeviceId, Weak<Unit>>>,
     metadata_unit: RefCell<Weak<Unit>>,
     pub(crate) holds: Holds,
+    pub(crate) sanitizing: Operations,
     /// One change of the catalog, or opening of a unit, at a time.
     changes: Semaphore,
     pub(crate) check: CheckJob,
@@ -170,12 +174,14 @@ impl Service {
         Rc::new(Service {
             settings,
             random: runtime.random.clone(),
+            spawner: runtime.spawner.clone(),
             served: RefCell::new(Err("the pool is being opened".to_string())),
             tokens: RefCell::new(given.into_iter().collect()),
             given_identity,
             units: RefCell::default(),
             metadata_unit: RefCell::default(),
             holds: Holds::default(),
+            sanitizing: Operations::default(),
             changes: Semaphore::new(1),
             check: CheckJob::default(),
             space: SpaceCache::default(),
@@ -194,6 +200,7 @@ impl Service {
 
     /// Begins what goes on by itself while a pool is served.
     pub(crate) fn begin(self: &Rc<Self>, runtime: &Runtime) {
+        self.resume_sanitizing();
         self.expire_transfers(runtime);
         policies::start(runtime, self);
         let service = self.clone();
@@ -378,9 +385,9 @@ impl Service {
         self.units.borrow().get(&device).and_then(Weak::upgrade)
     }
 
-    /// A session is logged in to it, or a job holds it.
+    /// A session is logged in to it, a job holds it, or it is being sanitized.
     pub(crate) fn is_in_use(&self, device: DeviceId) -> bool {
-        self.unit(device).is_some() || self.holds.of(device) != Held::Not
+        self.unit(device).is_some() || self.holds.of(device) != Held::Not || self.sanitizing.is_running(device)
     }
 
     /// Refuses what needs the volume for itself.

@@ -51,6 +51,9 @@ pub(crate) async fn take(
     let (mut names, mut taken) = (BTreeSet::new(), Vec::new());
     for SnapshotOf { volume, name } in &new.snapshots {
         let origin = living(served, volume)?;
+        if origin.sanitize.is_some() {
+            return Err(ServiceError::InUse(volume.to_string()));
+        }
         check_free(served, name)?;
         if !names.insert(name) {
             return Err(ServiceError::NameTaken(name.to_string()));

@@ -1,16 +1,17 @@
 //! What is exported: volumes, and the bytes of the metadata disk.
 
 use crate::catalog::{BlockSizes, VolumeRecord};
-use crate::errors::{unit_error, unwritten};
+use crate::errors::{not_sanitized, unit_error, unwritten};
 use crate::reservations;
 use crate::service::Service;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use core::cell::Cell;
-use export::{Attributes, Identity, Kept, LogicalUnit, Space, UnitError};
+use export::{Attributes, Identity, Kept, LogicalUnit, Sanitize, Space, UnitError};
 use platform::block::{Bufs, Class, Disk, Flow, IoError, SECTOR_BYTES};
 use platform::buf::Buf;
+use platform::sync::Notify;
 use thinp::Thin;
 
 /// A volume, or the metadata: what a session holds while it is logged in.
@@ -31,6 +32,25 @@ pub struct VolumeUnit {
     read_only: bool,
     blocks: BlockSizes,
     data_block_bytes: u64,
+    /// Requests under way.
+    requests: Cell<usize>,
+    idle: Notify,
+}
+
+/// A request under way, until it is dropped: sectors within the volume.
+struct Request<'v> {
+    volume: &'v VolumeUnit,
+    sector: u64,
+    sectors: u64,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        self.volume.requests.set(self.volume.requests.get() - 1);
+        if self.volume.requests.get() == 0 {
+            self.volume.idle.notify_all();
+        }
+    }
 }
 
 /// The metadata disk in use: always what is on the disk, never what a cache holds.
@@ -57,6 +77,8 @@ impl VolumeUnit {
             read_only: record.read_only,
             blocks: record.blocks.unwrap_or_default(),
             data_block_bytes,
+            requests: Cell::new(0),
+            idle: Notify::new(),
         }
     }
 
@@ -65,13 +87,29 @@ impl VolumeUnit {
         &self.thin
     }
 
-    /// The sectors of a range, which must lie within the volume.
-    fn sectors(&self, offset_bytes: u64, len_bytes: u64) -> Result<(u64, u64), UnitError> {
-        range(self.size_bytes.get(), offset_bytes, len_bytes)
+    /// Begins a request for a range, which must lie within the volume.
+    fn request(&self, offset_bytes: u64, len_bytes: u64) -> Result<Request<'_>, UnitError> {
+        if self.service.sanitizing.of(self.thin.id()).is_some() {
+            return Err(UnitError::Sanitizing);
+        }
+        let (sector, sectors) = range(self.size_bytes.get(), offset_bytes, len_bytes)?;
+        self.requests.set(self.requests.get() + 1);
+        Ok(Request { volume: self, sector, sectors })
     }
 
-    fn writable(&self, offset_bytes: u64, len_bytes: u64) -> Result<(u64, u64), UnitError> {
-        if self.read_only { Err(UnitError::ReadOnly) } else { self.sectors(offset_bytes, len_bytes) }
+    fn write_request(&self, offset_bytes: u64, len_bytes: u64) -> Result<Request<'_>, UnitError> {
+        if self.read_only { Err(UnitError::ReadOnly) } else { self.request(offset_bytes, len_bytes) }
+    }
+
+    /// Waits until no request is under way.
+    async fn idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.requests.get() == 0 {
+                return;
+            }
+            idle.await;
+        }
     }
 
     /// What an initiator is told. The pool's own words go to the log.
@@ -160,11 +198,11 @@ impl LogicalUnit for Unit {
     async fn read(&self, offset_bytes: u64, buf: Buf) -> (Result<(), UnitError>, Buf) {
         match self {
             Unit::Volume(v) => {
-                let sector = match v.sectors(offset_bytes, buf.len() as u64) {
-                    Ok((sector, _)) => sector,
+                let request = match v.request(offset_bytes, buf.len() as u64) {
+                    Ok(request) => request,
                     Err(error) => return (Err(error), buf),
                 };
-                let (result, buf) = v.thin.read(sector, buf).await;
+                let (result, buf) = v.thin.read(request.sector, buf).await;
                 (result.map_err(|error| v.told(error, offset_bytes)), buf)
             }
             Unit::Metadata(m) => {
@@ -182,8 +220,8 @@ impl LogicalUnit for Unit {
     async fn write(&self, offset_bytes: u64, bufs: Bufs, fua: bool) -> Result<(), UnitError> {
         let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
         let len_bytes = bufs.iter().map(|buf| buf.len() as u64).sum();
-        let (sector, _) = v.writable(offset_bytes, len_bytes)?;
-        v.thin.write(sector, bufs, fua).await.map_err(|error| v.told(error, offset_bytes))
+        let request = v.write_request(offset_bytes, len_bytes)?;
+        v.thin.write(request.sector, bufs, fua).await.map_err(|error| v.told(error, offset_bytes))
     }
 
     async fn flush(&self) -> Result<(), UnitError> {
@@ -193,14 +231,14 @@ impl LogicalUnit for Unit {
 
     async fn unmap(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {
         let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
-        let (sector, sectors) = v.writable(offset_bytes, len_bytes)?;
-        v.thin.discard(sector, sectors).await.map_err(|error| v.told(error, offset_bytes))
+        let request = v.write_request(offset_bytes, len_bytes)?;
+        v.thin.discard(request.sector, request.sectors).await.map_err(|error| v.told(error, offset_bytes))
     }
 
     async fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {
         let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
-        let (sector, sectors) = v.writable(offset_bytes, len_bytes)?;
-        v.thin.write_zeroes(sector, sectors).await.map_err(|error| v.told(error, offset_bytes))
+        let request = v.write_request(offset_bytes, len_bytes)?;
+        v.thin.write_zeroes(request.sector, request.sectors).await.map_err(|error| v.told(error, offset_bytes))
     }
 
     async fn share(
@@ -212,19 +250,51 @@ impl LogicalUnit for Unit {
     ) -> Result<bool, UnitError> {
         let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
         let Unit::Volume(from) = source else { return Ok(false) };
-        let (sector, sectors) = v.writable(offset_bytes, len_bytes)?;
-        let (source_sector, _) = from.sectors(source_offset_bytes, len_bytes)?;
-        match v.thin.share(sector, &from.thin, source_sector, sectors).await {
+        let request = v.write_request(offset_bytes, len_bytes)?;
+        let source = from.request(source_offset_bytes, len_bytes)?;
+        match v.thin.share(request.sector, &from.thin, source.sector, request.sectors).await {
             Ok(()) => Ok(true),
             Err(thinp::Error::NotShareable(_)) => Ok(false),
             Err(error) => Err(v.told(error, offset_bytes)),
         }
     }
 
+    fn sanitize(&self) -> Option<Sanitize> {
+        match self {
+            Unit::Volume(v) => v.service.sanitizing.of(v.thin.id()),
+            Unit::Metadata(_) => None,
+        }
+    }
+
+    async fn begin_sanitize(&self, unrestricted: bool) -> Result<(), UnitError> {
+        let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
+        if v.read_only {
+            return Err(UnitError::ReadOnly);
+        }
+        v.service.begin_sanitize(&v.thin, unrestricted, v.idle()).await.map_err(|error| {
+            log::warn!("volume {} is not sanitized: {error}", v.name);
+            not_sanitized(&error)
+        })
+    }
+
+    async fn sanitized(&self) -> Result<(), UnitError> {
+        let Unit::Volume(v) = self else { return Ok(()) };
+        if v.service.sanitizing.ended(v.thin.id()).await { Ok(()) } else { Err(UnitError::Failed) }
+    }
+
+    async fn leave_sanitize(&self) -> Result<(), UnitError> {
+        let Unit::Volume(v) = self else { return Ok(()) };
+        v.service.leave_sanitize(v.thin.id()).await.map_err(|error| {
+            log::warn!("volume {}: that it is not sanitized cannot be written down: {error}", v.name);
+            unwritten(&error)
+        })
+    }
+
     async fn mapped(&self, offset_bytes: u64, len_bytes: u64) -> Result<(bool, u64), UnitError> {
         let Unit::Volume(v) = self else { return Ok((true, len_bytes)) };
-        let (sector, sectors) = v.sectors(offset_bytes, len_bytes)?;
-        let run = v.thin.mapped_run(sector, sectors).await.map_err(|error| v.told(error, offset_bytes))?;
+        let request = v.request(offset_bytes, len_bytes)?;
+        let run =
+            v.thin.mapped_run(request.sector, request.sectors).await.map_err(|error| v.told(error, offset_bytes))?;
         Ok((run.0, run.1 * SECTOR_BYTES as u64))
     }
 }

@@ -6,6 +6,7 @@ use appliance::catalog::{
 };
 use appliance::policies::{PolicyRecord, Schedule};
 use appliance::reservations::{Held, Nexus, Registration, Reservations};
+use appliance::sanitize::SanitizeRecord;
 use appliance::settings::Settings;
 use platform::random::{Random, Seeded};
 use platform::secret::Secret;
@@ -60,9 +61,14 @@ impl Dice {
         let blank = VolumeRecord::new(DeviceId::new(device.into()).unwrap(), &name, self.identity());
         let (reservations, blocks) = (self.reservations(), self.blocks());
         let known = VolumeRecord { size_bytes, origin, read_only, deleting, contents, resume, ..blank };
-        let mut record = VolumeRecord { reservations, blocks, ..known };
+        let mut record = VolumeRecord { reservations, blocks, sanitize: self.sanitize(), ..known };
         record.set_rule(self.rule());
         record
+    }
+
+    fn sanitize(&self) -> Option<SanitizeRecord> {
+        let record = SanitizeRecord { unrestricted: self.below(2) == 0, failed: self.below(2) == 0 };
+        (self.below(4) == 0).then_some(record)
     }
 
     fn nexus(&self) -> Nexus {

@@ -10,8 +10,8 @@
 //! What a disk has to do, and a portal to it (`examples/serve.rs` has the whole of it):
 //!
 //! ```
-//! use export::{Attributes, Chap, Directory, Identity, Kept, LogicalUnit, Peer, Portal, PortalOptions, Refusal, Space};
-//! use export::UnitError;
+//! use export::{Attributes, Chap, Directory, Identity, Kept, LogicalUnit, Peer, Portal, PortalOptions, Refusal, Sanitize};
+//! use export::{Space, UnitError};
 //! use platform::{block::Bufs, buf::Buf};
 //! use std::rc::Rc;
 //!
@@ -55,6 +55,18 @@
 //!     }
 //!     async fn share(&self, _: u64, _: &Zero, _: u64, _: u64) -> Result<bool, UnitError> {
 //!         Ok(false)
+//!     }
+//!     fn sanitize(&self) -> Option<Sanitize> {
+//!         None
+//!     }
+//!     async fn begin_sanitize(&self, _: bool) -> Result<(), UnitError> {
+//!         Err(UnitError::ReadOnly)
+//!     }
+//!     async fn sanitized(&self) -> Result<(), UnitError> {
+//!         Ok(())
+//!     }
+//!     async fn leave_sanitize(&self) -> Result<(), UnitError> {
+//!         Ok(())
 //!     }
 //!     async fn mapped(&self, _: u64, len_bytes: u64) -> Result<(bool, u64), UnitError> {
 //!         Ok((true, len_bytes))
@@ -109,4 +121,6 @@ pub use budget::{Account, Budget, Chunk, Claim};
 pub use portal::{Portal, PortalOptions};
 pub use scsi::reserve::{Kept, Path};
 pub use session::{Session, SessionInfo};
-pub use unit::{Attributes, Chap, Credentials, Directory, Identity, LogicalUnit, Peer, Refusal, Space, UnitError};
+pub use unit::{
+    Attributes, Chap, Credentials, Directory, Identity, LogicalUnit, Peer, Refusal, Sanitize, Space, UnitError,
+};

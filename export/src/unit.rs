@@ -72,6 +72,21 @@ pub struct Identity {
     pub revision: &'static str,
 }
 
+/// A sanitize operation (SBC-4 section 4.11): meanwhile, and after it has failed, nothing of the medium can be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sanitize {
+    /// It is under way.
+    Running {
+        /// How much of it is done, in 65536ths.
+        progress: u16,
+    },
+    /// It has failed. Begin another, which is to succeed.
+    Failed {
+        /// The initiator allowed to leave it at that ([`LogicalUnit::leave_sanitize`]).
+        unrestricted: bool,
+    },
+}
+
 /// Why a unit could not do what it was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -94,6 +109,12 @@ pub enum UnitError {
         /// First bad byte known.
         offset_bytes: u64,
     },
+    /// The unit is being sanitized.
+    #[error("the unit is being sanitized")]
+    Sanitizing,
+    /// Something has to change before the unit can do it; what is in the unit's own log.
+    #[error("the unit is in no state for this")]
+    NotNow,
     /// No I/O buffer became free.
     #[error("no buffers are free")]
     Busy,
@@ -146,6 +167,20 @@ pub trait LogicalUnit: 'static {
         source_offset_bytes: u64,
         len_bytes: u64,
     ) -> impl Future<Output = Result<bool, UnitError>>;
+
+    /// The sanitize operation that is under way, or that failed last. Asked for with each command.
+    fn sanitize(&self) -> Option<Sanitize>;
+
+    /// Begins to destroy all contents, so that everything is unmapped and nothing can be recovered. It goes on by itself,
+    /// whoever goes away, and after a restart, which it is sure of on completion. [`UnitError::NotNow`] if others would
+    /// lose what they share with the unit.
+    fn begin_sanitize(&self, unrestricted: bool) -> impl Future<Output = Result<(), UnitError>>;
+
+    /// Waits until the operation that is under way has ended, and tells whether it succeeded. May be dropped.
+    fn sanitized(&self) -> impl Future<Output = Result<(), UnitError>>;
+
+    /// Leaves a failed operation at that. Durable on completion.
+    fn leave_sanitize(&self) -> impl Future<Output = Result<(), UnitError>>;
 
     /// Whether the block at `offset_bytes` is mapped, and for how many bytes (1..=`len_bytes`) that holds.
     fn mapped(&self, offset_bytes: u64, len_bytes: u64) -> impl Future<Output = Result<(bool, u64), UnitError>>;

@@ -1,6 +1,7 @@
 //! The appliance without its network, over disks in memory that record what is written.
 
 mod policies;
+mod sanitize;
 mod snapshots;
 mod streams;
 mod transfers;

@@ -218,17 +218,19 @@ impl Transfer for Mover<'_> {
     }
 
     async fn buffer(&self, len_bytes: usize) -> Result<Chunk, Failure> {
-        let aborted = pin!(self.task.control.aborted());
-        let chunk = pin!(self.link.account.chunk(len_bytes));
-        match select(aborted, chunk).await {
-            Either::Left(_) => Err(Failure::Aborted),
-            Either::Right((chunk, _)) => Ok(chunk?),
-        }
+        Ok(self.unless_aborted(self.link.account.chunk(len_bytes)).await??)
     }
 
     fn spare(&self, len_bytes: usize) -> Result<Chunk, Failure> {
         self.check_aborted()?;
         Ok(self.link.account.spare(len_bytes)?)
+    }
+
+    async fn unless_aborted<O>(&self, work: impl Future<Output = O>) -> Result<O, Failure> {
+        match select(pin!(self.task.control.aborted()), pin!(work)).await {
+            Either::Left(_) => Err(Failure::Aborted),
+            Either::Right((outcome, _)) => Ok(outcome),
+        }
     }
 
     async fn send(&mut self, chunk: Chunk) -> Result<(), Failure> {

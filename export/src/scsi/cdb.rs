@@ -105,6 +105,8 @@ pub enum Command {
     PersistentReserveOut { action: u8, scope_and_type: u8, list_bytes: u32 },
     Reserve,
     Release,
+    Sanitize { immediate: bool, unrestricted: bool },
+    ExitSanitizeFailure,
     ExtendedCopy { list_bytes: u32 },
     CopyStatus { list_id: u8, allocation: u32 },
     CopyOperatingParameters { allocation: u32 },
@@ -276,6 +278,7 @@ impl Command {
             0x93 => write_same(cdb, cdb.extent16(), cdb.flag(0x01)),
             0x42 if cdb.flag(0x01) => Err(Sense::cdb_field(1)),
             0x42 => Ok(Command::Unmap { list_bytes: u32::from(cdb.be16(7)) }),
+            0x48 => sanitize(cdb),
             0x89 => {
                 let extent = Extent { lba: cdb.be64(2), blocks: u64::from(cdb.0[13]) };
                 cdb.unprotected().map(|()| Command::CompareAndWrite { extent, fua })
@@ -328,6 +331,7 @@ impl Command {
             | Command::StartStopUnit { start: false }
             | Command::SendDiagnostic
             | Command::ReceiveDiagnosticResults { .. }
+            | Command::ExitSanitizeFailure
             | Command::ExtendedCopy { .. }
             | Command::CopyStatus { .. }
             | Command::CopyOperatingParameters { .. }
@@ -348,6 +352,7 @@ impl Command {
                 | Command::CompareAndWrite { .. }
                 | Command::OrWrite { .. }
                 | Command::Unmap { .. }
+                | Command::Sanitize { .. }
         )
     }
 }
@@ -473,6 +478,19 @@ fn write_same(cdb: &Cdb, extent: Extent, no_data: bool) -> Result<Command, Sense
         return Err(Sense::cdb_field(1));
     }
     Ok(Command::WriteSame { extent, unmap: cdb.flag(0x08), no_data })
+}
+
+/// By block erase only. ZNR is for devices with zones; there are no parameters.
+fn sanitize(cdb: &Cdb) -> Result<Command, Sense> {
+    let command = match cdb.0[1] & 0x5f {
+        0x02 => Command::Sanitize { immediate: cdb.flag(0x80), unrestricted: cdb.flag(0x20) },
+        0x1f => Command::ExitSanitizeFailure,
+        _ => return Err(Sense::cdb_field(1)),
+    };
+    if cdb.be32(2) != 0 || cdb.0[6] != 0 {
+        return Err(Sense::cdb_field(2));
+    }
+    if cdb.be16(7) != 0 { Err(Sense::cdb_field(7)) } else { Ok(command) }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::copy::{self, Neighbours};
 use super::lu::{Lu, Nexus};
 use super::reserve::{Known, Refused, Request};
 use super::sense::Sense;
-use super::{Failure, Status, Transfer, alua, inquiry, log, mode, opcodes, vpd};
+use super::{Failure, Status, Transfer, alua, inquiry, log, mode, opcodes, sanitize, vpd};
 use crate::unit::LogicalUnit;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -33,8 +33,10 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
             return parameters(transfer, luns(*select)?, *allocation).await;
         }
         Ok(Command::RequestSense { descriptor, allocation }) => {
-            let sense =
-                if present { nexus.take_attention().unwrap_or(Sense::NO_SENSE) } else { Sense::LUN_NOT_SUPPORTED };
+            let sense = match present {
+                true => nexus.take_attention().or_else(|| sanitize::sense(lu)).unwrap_or(Sense::NO_SENSE),
+                false => Sense::LUN_NOT_SUPPORTED,
+            };
             return parameters(transfer, sense.encode(*descriptor), *allocation).await;
         }
         _ if !present => return Err(Sense::LUN_NOT_SUPPORTED.into()),
@@ -44,6 +46,7 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
         return Err(attention.into());
     }
     let command = command?;
+    sanitize::check(lu, &command)?;
     if lu.conflicts(nexus, &command) {
         return Err(Failure::Status(Status::ReservationConflict));
     }
@@ -94,6 +97,10 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
         Command::CopyFailure { list_id, allocation } => {
             parameters(transfer, nexus.copies.failure(list_id).ok_or(Sense::cdb_field(2))?, allocation).await
         }
+        Command::Sanitize { immediate, unrestricted } => {
+            sanitize::block_erase(lu, immediate, unrestricted, transfer).await
+        }
+        Command::ExitSanitizeFailure => sanitize::exit_failure(lu).await,
         Command::Reserve => reserve(lu, nexus),
         Command::Release => release(lu, nexus),
         // There is nothing to be stopped.

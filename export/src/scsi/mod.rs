@@ -15,6 +15,7 @@ pub mod lu;
 pub mod mode;
 pub mod opcodes;
 pub mod reserve;
+pub mod sanitize;
 pub mod sense;
 pub mod tasks;
 pub mod vpd;
@@ -84,6 +85,9 @@ pub trait Transfer {
 
     /// Memory for a caller that holds some already: there is some at once, or the command ends with BUSY.
     fn spare(&self, len_bytes: usize) -> Result<Chunk, Failure>;
+
+    /// Waits for something, unless the command is aborted meanwhile.
+    async fn unless_aborted<O>(&self, work: impl Future<Output = O>) -> Result<O, Failure>;
 
     /// Sends the next data of the command. When all that was announced is sent the command has succeeded.
     async fn send(&mut self, chunk: Chunk) -> Result<(), Failure>;

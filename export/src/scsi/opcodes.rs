@@ -44,6 +44,8 @@ static TABLE: &[Entry] = &[
     entry(&[0x37, 0, 0x1f, 0, 0, 0, 0, F, F, 0]),
     entry(&[0x41, 0xf8, F, F, F, F, 0, F, F, 0]),
     entry(&[0x42, 0x01, 0, 0, 0, 0, 0, F, F, 0]),
+    action(0x02, &[0x48, 0xbf, 0, 0, 0, 0, 0, F, F, 0]),
+    action(0x1f, &[0x48, 0xbf, 0, 0, 0, 0, 0, F, F, 0]),
     entry(&[0x4d, 0x01, F, F, 0, F, F, F, F, 0]),
     entry(&[0x55, 0x11, 0, 0, 0, 0, 0, F, F, 0]),
     entry(&[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0]),

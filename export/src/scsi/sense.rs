@@ -25,11 +25,13 @@ pub struct Cause {
     sense: [u8; 3],
 }
 
-/// The byte of a CDB or of a parameter list that is wrong.
+/// What the sense-key-specific bytes tell: the byte of a CDB or of a parameter list that is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Field {
     Cdb(u16),
     Parameter(u16),
+    /// No field but how much is done, in 65536ths.
+    Progress(u16),
 }
 
 macro_rules! senses {
@@ -43,10 +45,14 @@ macro_rules! senses {
 senses! {
     /// Nothing to report.
     NO_SENSE = 0x00 / 0x00 / 0x00;
+    /// Logical unit not ready, sanitize in progress.
+    SANITIZE_IN_PROGRESS = 0x02 / 0x04 / 0x1b;
     /// Write error.
     WRITE_ERROR = 0x03 / 0x0c / 0x00;
     /// Unrecovered read error.
     READ_ERROR = 0x03 / 0x11 / 0x00;
+    /// Sanitize command failed.
+    SANITIZE_FAILED = 0x03 / 0x31 / 0x03;
     /// Internal target failure.
     INTERNAL_FAILURE = 0x04 / 0x44 / 0x00;
     /// Operation in progress.
@@ -75,6 +81,8 @@ senses! {
     UNSUPPORTED_SEGMENT_DESCRIPTOR = 0x05 / 0x26 / 0x09;
     /// Inline data length exceeded.
     INLINE_DATA_LENGTH_EXCEEDED = 0x05 / 0x26 / 0x0b;
+    /// Command sequence error.
+    COMMAND_SEQUENCE_ERROR = 0x05 / 0x2c / 0x00;
     /// Saving parameters not supported.
     SAVING_NOT_SUPPORTED = 0x05 / 0x39 / 0x00;
     /// Insufficient registration resources.
@@ -155,6 +163,11 @@ impl Sense {
         Sense { field: Some(Field::Parameter(byte)), ..Sense::INVALID_FIELD_IN_PARAMETERS }
     }
 
+    /// Sanitize in progress, of which so much is done, in 65536ths.
+    pub const fn sanitize_in_progress(progress: u16) -> Sense {
+        Sense { field: Some(Field::Progress(progress)), ..Sense::SANITIZE_IN_PROGRESS }
+    }
+
     /// The same with the INFORMATION field, whose meaning depends on the code: an LBA, or the offset of a byte.
     pub const fn with_information(self, information: u64) -> Sense {
         Sense { information: Some(information), ..self }
@@ -177,6 +190,8 @@ impl Sense {
                 let sense = if writing { Sense::WRITE_ERROR } else { Sense::READ_ERROR };
                 sense.with_information(offset_bytes / u64::from(block_bytes.max(1)))
             }
+            UnitError::Sanitizing => Sense::SANITIZE_IN_PROGRESS,
+            UnitError::NotNow => Sense::COMMAND_SEQUENCE_ERROR,
             UnitError::Busy | UnitError::Failed => Sense::INTERNAL_FAILURE,
         }
     }
@@ -227,12 +242,13 @@ impl Sense {
     }
 
     fn sense_key_specific(&self) -> [u8; 3] {
-        let (flags, byte) = match self.field {
+        let (flags, value) = match self.field {
             None => return [0; 3],
             Some(Field::Cdb(byte)) => (0xc0, byte),
             Some(Field::Parameter(byte)) => (0x80, byte),
+            Some(Field::Progress(progress)) => (0x80, progress),
         };
-        let [high, low] = byte.to_be_bytes();
+        let [high, low] = value.to_be_bytes();
         [flags, high, low]
     }
 }
@@ -249,6 +265,13 @@ mod tests {
         assert_eq!(sense[..14], [0xf0, 0, 0x0e, 1, 2, 3, 4, 10, 0, 0, 0, 0, 0x1d, 0]);
         let beyond = Sense::READ_ERROR.with_information(1 << 32).encode(false);
         assert_eq!(beyond[..7], [0x70, 0, 3, 0, 0, 0, 0], "an LBA that does not fit is not valid");
+    }
+
+    #[test]
+    fn progress() {
+        let sense = Sense::sanitize_in_progress(0x1234);
+        assert_eq!(sense.encode(false), [0x70, 0, 2, 0, 0, 0, 0, 10, 0, 0, 0, 0, 4, 0x1b, 0, 0x80, 0x12, 0x34]);
+        assert_eq!(sense.encode(true), [0x72, 2, 4, 0x1b, 0, 0, 0, 8, 2, 6, 0, 0, 0x80, 0x12, 0x34, 0]);
     }
 
     #[test]

@@ -127,9 +127,9 @@ fn limits(attributes: &Attributes) -> Vec<u8> {
     body
 }
 
-/// Solid state: no rotation.
+/// Solid state: no rotation. WABEREQ 1: after a SANITIZE reads succeed.
 fn characteristics() -> Vec<u8> {
-    let mut body = alloc::vec![0, 1];
+    let mut body = alloc::vec![0, 1, 0, 0x40];
     body.resize(60, 0);
     body
 }

@@ -1,9 +1,10 @@
 //! A thin disk in memory behind a directory of one target: what the tests and the example serve.
 
-use export::{Attributes, Chap, Directory, Identity, Kept, LogicalUnit, Peer, Refusal, Space, UnitError};
+use export::{Attributes, Chap, Directory, Identity, Kept, LogicalUnit, Peer, Refusal, Sanitize, Space, UnitError};
 use platform::block::{Bufs, Disk, Op, SECTOR_BYTES};
 use platform::buf::{Buf, BufPool};
 use platform::mem::MemDisk;
+use platform::sync::Notify;
 use platform::time::{Duration, Timers};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -32,6 +33,12 @@ pub struct ThinDisk {
     pub space: Cell<Space>,
     /// What was kept of reservations; `None`: it cannot keep any.
     pub kept: RefCell<Option<Kept>>,
+    /// What it shares with others must not be destroyed.
+    pub shares: Cell<bool>,
+    /// A sanitize operation goes on until it is ended.
+    pub sanitizes_long: Cell<bool>,
+    pub sanitize: Cell<Option<Sanitize>>,
+    sanitize_ended: Notify,
     block_bytes: u32,
     bufs: BufPool,
     mapped: RefCell<BTreeSet<u64>>,
@@ -51,10 +58,20 @@ impl ThinDisk {
             chap: RefCell::new(None),
             space: Cell::default(),
             kept: RefCell::new(Some(Kept::default())),
+            shares: Cell::new(false),
+            sanitizes_long: Cell::new(false),
+            sanitize: Cell::new(None),
+            sanitize_ended: Notify::new(),
             block_bytes,
             bufs,
             mapped: RefCell::default(),
         }
+    }
+
+    /// Ends the sanitize operation.
+    pub fn end_sanitize(&self, failed: Option<Sanitize>) {
+        self.sanitize.set(failed);
+        self.sanitize_ended.notify_all();
     }
 
     fn disk(&self) -> Disk {
@@ -207,6 +224,39 @@ impl LogicalUnit for ThinDisk {
         }
         self.shared_bytes.set(self.shared_bytes.get() + len_bytes);
         Ok(true)
+    }
+
+    fn sanitize(&self) -> Option<Sanitize> {
+        self.sanitize.get()
+    }
+
+    async fn begin_sanitize(&self, _unrestricted: bool) -> Result<(), UnitError> {
+        if self.shares.get() {
+            return Err(UnitError::NotNow);
+        }
+        self.sanitize.set(Some(Sanitize::Running { progress: 0x4000 }));
+        self.mapped.borrow_mut().clear();
+        let erased = self.disk().discard(0, self.disk().size_sectors()).await.map_err(|_| UnitError::Failed);
+        if !self.sanitizes_long.get() {
+            self.end_sanitize(None);
+        }
+        erased
+    }
+
+    async fn sanitized(&self) -> Result<(), UnitError> {
+        loop {
+            let ended = self.sanitize_ended.notified();
+            match self.sanitize.get() {
+                None => return Ok(()),
+                Some(Sanitize::Failed { .. }) => return Err(UnitError::Failed),
+                Some(Sanitize::Running { .. }) => ended.await,
+            }
+        }
+    }
+
+    async fn leave_sanitize(&self) -> Result<(), UnitError> {
+        self.sanitize.set(None);
+        Ok(())
     }
 
     async fn mapped(&self, offset_bytes: u64, len_bytes: u64) -> Result<(bool, u64), UnitError> {

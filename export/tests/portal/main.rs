@@ -12,5 +12,6 @@ mod data;
 mod hostile;
 mod limits;
 mod protocol;
+mod sanitize;
 mod sessions;
 mod units;

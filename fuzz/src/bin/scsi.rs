@@ -94,6 +94,10 @@ impl Transfer for Data<'_> {
         self.account.spare(len_bytes).map_err(|_| Failure::Status(Status::Busy))
     }
 
+    async fn unless_aborted<O>(&self, work: impl Future<Output = O>) -> Result<O, Failure> {
+        Ok(work.await)
+    }
+
     async fn send(&mut self, chunk: Chunk) -> Result<(), Failure> {
         self.sent = (self.sent + chunk.buf.len() as u64).min(self.announced);
         Ok(())
