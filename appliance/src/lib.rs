@@ -58,7 +58,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::pin::Pin;
 use core::time::Duration;
-use export::{Portal, PortalOptions};
+use export::{Portal, PortalGroup, PortalOptions};
 use mgmt::{Api, Health, HealthState, Limits};
 use platform::Runtime;
 use platform::block::Disk;
@@ -71,8 +71,8 @@ pub struct Parts<L: Listener> {
     pub runtime: Runtime,
     /// All disks by their serials: `meta` and `data` make the pool.
     pub disks: Vec<(String, Disk)>,
-    /// Where initiators connect.
-    pub iscsi: L,
+    /// Where initiators connect: a portal group each.
+    pub iscsi: Vec<L>,
     /// Where managers connect.
     pub http: L,
     /// What the command line says.
@@ -111,7 +111,7 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
     let clock = settings.time.map_or(clock, |time| time.from_now(&runtime.timers));
     let service = Service::new(&runtime, settings, &secrets, clock);
     let options = PortalOptions {
-        addresses: service.settings.iscsi_portals.clone(),
+        groups: groups(&iscsi, &service.settings),
         // The rest is for copies, zeroes and reads of others.
         payload_bytes_max: runtime.bufs.budget_bytes() / 2,
         ..PortalOptions::default()
@@ -124,7 +124,8 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
         control::Manager { runtime: runtime.clone(), service: service.clone(), portal: portal.clone(), workshop };
     let manager = Rc::new(manager);
     let api = Rc::new(Api::new(&runtime, manager, Limits::default()));
-    let (iscsi_at, http_at) = (iscsi.describe(), http.describe());
+    let iscsi_at: Vec<String> = iscsi.iter().map(Listener::describe).collect();
+    let (iscsi_at, http_at) = (iscsi_at.join(","), http.describe());
     let serving = api.clone();
     listen(&runtime, http, move |stream| {
         let api = serving.clone();
@@ -150,11 +151,13 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
             service.give_up(reason);
         }
     }
-    let serving = portal.clone();
-    listen(&runtime, iscsi, move |stream| {
-        let portal = serving.clone();
-        async move { portal.serve(stream).await }
-    });
+    for listener in iscsi {
+        let serving = portal.clone();
+        listen(&runtime, listener, move |stream| {
+            let portal = serving.clone();
+            async move { portal.serve(stream).await }
+        });
+    }
     announce(&runtime, &service, console.clone(), iscsi_at, http_at);
     warn_of_low_water(&runtime, &service, &portal);
     owner::watch(&runtime, &service, console.clone());
@@ -165,6 +168,15 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
     }
     service.close().await;
     console("gossamer: powered off");
+}
+
+/// The portal groups of these listeners.
+fn groups<L: Listener>(listeners: &[L], settings: &Settings) -> Vec<PortalGroup> {
+    let group = |(tag, listener): (u16, &L)| {
+        let told = settings.iscsi_portals.iter().filter(|portal| portal.group == tag);
+        PortalGroup { port: listener.port(), addresses: told.map(|portal| portal.address.clone()).collect() }
+    };
+    (1..).zip(listeners).map(group).collect()
 }
 
 /// Accepts connections for ever, and serves each in a task of its own.

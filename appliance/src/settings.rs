@@ -15,11 +15,11 @@ use platform::time::{Instant, Timers, WallClock};
 pub struct Settings {
     /// Where the address comes from.
     pub net: Net,
-    /// TCP port of the iSCSI portal.
-    pub iscsi_port: u16,
-    /// What discovery tells initiators to connect to, as `host:port`, where that is not the address at which they
-    /// reached us: behind forwarded ports, say. Empty if it is.
-    pub iscsi_portals: Vec<String>,
+    /// TCP ports of the iSCSI portal, a portal group each.
+    pub iscsi_ports: Vec<u16>,
+    /// What discovery tells initiators to connect to, where that is not the address at which they reached us: behind
+    /// forwarded ports, say. Nothing of groups where it is.
+    pub iscsi_portals: Vec<ToldPortal>,
     /// TCP port of the management interface.
     pub http_port: u16,
     /// What a volume's name is appended to, after a colon.
@@ -44,6 +44,24 @@ pub struct Settings {
     pub time: Option<GivenTime>,
     /// Log what helps to find faults, too.
     pub log_debug: bool,
+}
+
+/// An address that discovery tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToldPortal {
+    /// `host:port`.
+    pub address: String,
+    /// Tag of the portal group to which it leads: they count from 1.
+    pub group: u16,
+}
+
+impl ToldPortal {
+    /// `host:port`, of the first group, or `host:port@group`.
+    fn parse(text: &str) -> Option<ToldPortal> {
+        let (address, group) = text.split_once('@').unwrap_or((text, "1"));
+        let group = group.parse().ok().filter(|group| *group > 0)?;
+        Some(ToldPortal { address: address.parse::<SocketAddr>().ok()?.to_string(), group })
+    }
 }
 
 /// The network address.
@@ -117,7 +135,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             net: Net::Dhcp,
-            iscsi_port: 3260,
+            iscsi_ports: [3260].into(),
             iscsi_portals: Vec::new(),
             http_port: 80,
             iqn_prefix: "iqn.2026-11.io.gossamer".to_string(),
@@ -158,11 +176,11 @@ impl Settings {
     fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
         match key {
             "net" => self.net = parse_net(value).ok_or("use net=dhcp or net=10.0.2.15/24,10.0.2.2")?,
-            "iscsi.port" => self.iscsi_port = parse_port(value)?,
+            "iscsi.port" => self.iscsi_ports = parse_ports(value)?,
             "iscsi.portal" => {
-                let why = "use iscsi.portal=192.0.2.1:3260, several with commas";
-                let portals = value.split(',').map(|portal| portal.parse::<SocketAddr>().map(|p| p.to_string()));
-                self.iscsi_portals = portals.collect::<Result<_, _>>().map_err(|_| why)?;
+                let portals = value.split(',').map(ToldPortal::parse).collect::<Option<_>>();
+                self.iscsi_portals =
+                    portals.ok_or("use iscsi.portal=192.0.2.1:3260, several with commas, @2 for group 2")?;
             }
             "http.port" => self.http_port = parse_port(value)?,
             "iqn" if is_iqn(value) => self.iqn_prefix = value.to_string(),
@@ -219,6 +237,14 @@ fn parse_port(value: &str) -> Result<u16, &'static str> {
     value.parse().map_err(|_| "use a port number, 0 to 65535")
 }
 
+fn parse_ports(value: &str) -> Result<Vec<u16>, &'static str> {
+    let ports: Vec<u16> = value.split(',').map(parse_port).collect::<Result<_, _>>()?;
+    let mut others = ports.clone();
+    others.sort_unstable();
+    others.dedup();
+    if others.len() == ports.len() { Ok(ports) } else { Err("use different ports") }
+}
+
 fn parse_yes_no(value: &str) -> Result<bool, &'static str> {
     match value {
         "yes" => Ok(true),
@@ -269,7 +295,7 @@ mod tests {
     #[test]
     fn every_word_is_understood() {
         let (settings, warnings) = Settings::parse(
-            "net=192.168.7.2/24,192.168.7.1 iscsi.port=3261 iscsi.portal=127.0.0.1:13260,[::1]:13260 \
+            "net=192.168.7.2/24,192.168.7.1 iscsi.port=3261,3262 iscsi.portal=127.0.0.1:13260,[::1]:13260@2 \
              http.port=8080 iqn=iqn.2001-04.com.example format=yes takeover=yes \
              block=1M low_water=64 check.start=no check.rate=512K on_panic=exit token=given time=20261129T101500Z log=debug virtio_mmio.device=512@0xfeb00e00:12",
         );
@@ -281,8 +307,10 @@ mod tests {
         };
         let expected = Settings {
             net,
-            iscsi_port: 3261,
-            iscsi_portals: ["127.0.0.1:13260", "[::1]:13260"].map(String::from).into(),
+            iscsi_ports: [3261, 3262].into(),
+            iscsi_portals: [("127.0.0.1:13260", 1), ("[::1]:13260", 2)]
+                .map(|(a, group)| ToldPortal { address: a.into(), group })
+                .into(),
             http_port: 8080,
             iqn_prefix: "iqn.2001-04.com.example".into(),
             format: true,
@@ -301,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_bad_word_is_told_and_changes_nothing() {
-        let bad = "net=10.0.0.1 net=10.0.0.1/33 iscsi.port=65536 iscsi.portal=host:1 iqn=x format=maybe block=65K block=2G block=0K \
+        let bad = "net=10.0.0.1 net=10.0.0.1/33 iscsi.port=65536 iscsi.port=3260, iscsi.port=3260,3260 iscsi.portal=host:1 iscsi.portal=127.0.0.1:1@0 iqn=x format=maybe block=65K block=2G block=0K \
                    block=99999999999M low_water=1M check.start=1 check.rate=7 check.rate=1K on_panic=hang token=secret time=now time=20261329t101500z log=all colour=red format";
         let (settings, warnings) = Settings::parse(bad);
         assert_eq!(settings, Settings::default());

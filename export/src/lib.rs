@@ -118,7 +118,7 @@ mod throttle;
 mod unit;
 
 pub use budget::{Account, Budget, Chunk, Claim};
-pub use portal::{Portal, PortalOptions};
+pub use portal::{Portal, PortalGroup, PortalOptions};
 pub use scsi::reserve::{Kept, Path};
 pub use session::{Session, SessionInfo};
 pub use unit::{

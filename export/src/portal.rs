@@ -31,7 +31,7 @@ use core::pin::pin;
 use embedded_io_async::{Read, Write};
 use futures_util::future::{Either, LocalBoxFuture, select};
 use platform::Runtime;
-use platform::net::{NetError, Stream};
+use platform::net::{Ends, NetError, Stream};
 use platform::time::Duration;
 use zerocopy::byteorder::big_endian::{U16, U32};
 
@@ -45,13 +45,21 @@ const SESSION_DROPPED: u8 = 3;
 /// How long the last PDUs of a connection may take to be sent.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// The limits of a portal.
+/// A portal group: a way to every target, a SCSI target port of each. A session belongs to the group whose port its
+/// connection came in at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortalGroup {
+    /// The TCP port that is listened at for it.
+    pub port: u16,
+    /// Addresses to tell in discovery, as `host:port`. Empty: the address that the initiator reached us at, with `port`.
+    pub addresses: Vec<String>,
+}
+
+/// The portal groups, and the limits of all of them together.
 #[derive(Debug, Clone)]
 pub struct PortalOptions {
-    /// Target portal group tag.
-    pub portal_group: u16,
-    /// Addresses to tell in discovery, as `host:port`. Empty: the address at which the initiator reached us.
-    pub addresses: Vec<String>,
+    /// At least one; their tags count from 1 in this order.
+    pub groups: Vec<PortalGroup>,
     /// Normal sessions at a time. Beyond it logins end with "out of resources" (0302).
     pub sessions_max: usize,
     /// Discovery sessions at a time. A further one ends the oldest.
@@ -72,11 +80,33 @@ pub struct PortalOptions {
     pub ping_interval: Duration,
 }
 
+impl PortalOptions {
+    /// The groups with their tags.
+    fn tagged(&self) -> impl Iterator<Item = (u16, &PortalGroup)> {
+        (1..).zip(&self.groups)
+    }
+
+    /// Tag of the group to which a connection to this address belongs.
+    fn group_at(&self, local: SocketAddr) -> u16 {
+        self.tagged().find(|(_, group)| group.port == local.port()).map_or(1, |(tag, _)| tag)
+    }
+
+    /// What SendTargets tells a session that reached us at `local`: addresses with the tags of their groups.
+    fn told(&self, local: SocketAddr) -> Vec<String> {
+        let ip = local.ip().to_canonical();
+        let of_group = |(tag, group): (u16, &PortalGroup)| {
+            let own = alloc::vec![format!("{}", SocketAddr::new(ip, group.port))];
+            let addresses = if group.addresses.is_empty() { own } else { group.addresses.clone() };
+            addresses.into_iter().map(move |address| format!("{address},{tag}"))
+        };
+        self.tagged().flat_map(of_group).collect()
+    }
+}
+
 impl Default for PortalOptions {
     fn default() -> PortalOptions {
         PortalOptions {
-            portal_group: 1,
-            addresses: Vec::new(),
+            groups: alloc::vec![PortalGroup { port: 3260, addresses: Vec::new() }],
             sessions_max: 128,
             discoveries_max: 16,
             logins_max: 32,
@@ -150,7 +180,7 @@ impl<D: Directory> Portal<D> {
         let mut receiver = Receiver::new(reader);
         let outcome = {
             let visit = inner.entrance.enter(ends.peer.ip().to_canonical());
-            let login = inner.login(&mut receiver, &mut writer, ends.peer);
+            let login = inner.login(&mut receiver, &mut writer, &ends);
             let login = pin!(inner.runtime.timers.timeout(inner.options.login_timeout, login));
             match select(login, pin!(visit.turned_out())).await {
                 Either::Left((outcome, _)) => outcome,
@@ -209,8 +239,8 @@ impl<D: Directory> Portal<D> {
 }
 
 impl<D: Directory> Inner<D> {
-    /// What a login from `address` is held to.
-    fn terms(&self, address: IpAddr) -> Terms<'_> {
+    /// What a login from `address` to this portal group is held to.
+    fn terms(&self, address: IpAddr, group: u16) -> Terms<'_> {
         Terms {
             offer: Offer {
                 segment_bytes: CHUNK_BYTES,
@@ -218,10 +248,10 @@ impl<D: Directory> Inner<D> {
                 first_burst_bytes: 65_536,
                 max_outstanding_r2t: 4,
             },
-            portal_group: self.options.portal_group,
+            portal_group: group,
             window: self.options.commands_max,
-            former: Box::new(|request, initiator, target| {
-                let between = |session: &Session| session.is_between(initiator, request.isid, target);
+            former: Box::new(move |request, initiator, target| {
+                let between = |session: &Session| session.is_between(initiator, request.isid, target, group);
                 let session = self.sessions.reinstated(request.tsih.get(), request.cid.get(), between)?;
                 Ok(session.map(|session| session.link.params().clone()))
             }),
@@ -257,14 +287,15 @@ impl<D: Directory> Inner<D> {
         self: &Rc<Self>,
         receiver: &mut Receiver<R>,
         writer: &mut W,
-        peer: SocketAddr,
+        ends: &Ends,
     ) -> Result<Option<(Granted<D::Unit>, u32)>, NetError>
     where
         R: Read<Error = NetError>,
         W: Write<Error = NetError>,
     {
+        let (peer, group) = (ends.peer, self.options.group_at(ends.local));
         let address = peer.ip().to_canonical();
-        let mut login = Login::new(self.terms(address));
+        let mut login = Login::new(self.terms(address, group));
         loop {
             let bhs = match receiver.header().await {
                 Ok(Some(bhs)) if bhs.operation() == opcode::LOGIN_REQUEST => bhs,
@@ -297,7 +328,7 @@ impl<D: Directory> Inner<D> {
                 self.throttle.succeeded(address, self.runtime.timers.now());
             }
             let stat_sn = agreed.stat_sn;
-            return match self.grant(agreed, peer).await {
+            return match self.grant(agreed, peer, group).await {
                 Ok(granted) => {
                     let tsih = U16::new(granted.entered.session.info.tsih);
                     answer(writer, LoginResponse { tsih, ..response }, &text).await?;
@@ -313,7 +344,7 @@ impl<D: Directory> Inner<D> {
     }
 
     /// Opens the target, ends the session that this one reinstates, or its connection, and enters the new one.
-    async fn grant(self: &Rc<Self>, agreed: Agreed, peer: SocketAddr) -> Result<Granted<D::Unit>, Status> {
+    async fn grant(self: &Rc<Self>, agreed: Agreed, peer: SocketAddr, group: u16) -> Result<Granted<D::Unit>, Status> {
         if self.stopping.get() {
             return Err(Status::ServiceUnavailable);
         }
@@ -327,7 +358,8 @@ impl<D: Directory> Inner<D> {
             (Some(unit), Some(target)) => Some(self.lu(unit, target)),
             _ => None,
         };
-        let same = |session: &Session| session.is_between(&agreed.initiator, agreed.isid, agreed.target.as_deref());
+        let target = agreed.target.as_deref();
+        let same = |session: &Session| session.is_between(&agreed.initiator, agreed.isid, target, group);
         let former = self.sessions.reinstated(agreed.tsih, agreed.cid, same)?;
         self.sessions.end(same).await;
         self.make_room(agreed.target.is_some())?;
@@ -338,7 +370,7 @@ impl<D: Directory> Inner<D> {
         let isid: String = agreed.isid.iter().map(|byte| format!("{byte:02x}")).collect();
         // Names are compared in lower case.
         let initiator = format!("{},i,0x{isid}", agreed.initiator.to_ascii_lowercase());
-        let path = Path { initiator, target_port: self.options.portal_group };
+        let path = Path { initiator, target_port: group };
         // A session that goes on keeps its nexus: to the unit nothing has happened but that its tasks ended.
         let kept = former.and_then(|session| session.nexus.clone());
         let neighbours = Rc::new(Reach { portal: Rc::downgrade(self), peer: who.clone() });
@@ -356,6 +388,7 @@ impl<D: Directory> Inner<D> {
             info,
             peer: who,
             isid: agreed.isid,
+            group,
             cid: agreed.cid,
             link,
             nexus: scsi.as_ref().map(|scsi| scsi.nexus.clone()),
@@ -387,7 +420,7 @@ impl<D: Directory> Inner<D> {
             Some(lu) if Rc::ptr_eq(&lu.unit, &unit) => lu,
             _ => {
                 let reservations = self.reservations(&*unit);
-                let ports = [self.options.portal_group].into();
+                let ports = self.options.tagged().map(|(tag, _)| tag).collect();
                 let lu = Rc::new(Lu::new(unit, target.into(), ports, reservations));
                 units.insert(target.into(), Rc::downgrade(&lu));
                 lu
@@ -483,10 +516,7 @@ impl<D: Directory> Inner<D> {
         let directory = self.directory.clone();
         let info = session.info.clone();
         let peer = session.peer.clone();
-        let group = self.options.portal_group;
-        let own = [format!("{}", SocketAddr::new(local.ip().to_canonical(), local.port()))];
-        let addresses = if self.options.addresses.is_empty() { &own[..] } else { &self.options.addresses };
-        let addresses: Vec<String> = addresses.iter().map(|address| format!("{address},{group}")).collect();
+        let addresses = self.options.told(local);
         Box::new(move |value| {
             let names = match (value, &info.target) {
                 ("All", None) => directory.targets(&peer),

@@ -33,6 +33,8 @@ pub struct Session {
     pub peer: Peer,
     /// The initiator's part of the session id.
     pub isid: [u8; 6],
+    /// Tag of the portal group that it came in at.
+    pub group: u16,
     /// Connection id.
     pub cid: u16,
     /// The connection.
@@ -44,9 +46,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// It is between this initiator port and this target.
-    pub fn is_between(&self, initiator: &str, isid: [u8; 6], target: Option<&str>) -> bool {
-        self.info.initiator == initiator && self.isid == isid && self.info.target.as_deref() == target
+    /// It is between this initiator port and this target port: the portal group of the target.
+    pub fn is_between(&self, initiator: &str, isid: [u8; 6], target: Option<&str>, group: u16) -> bool {
+        let ports = self.isid == isid && self.group == group;
+        ports && self.info.initiator == initiator && self.info.target.as_deref() == target
     }
 
     /// Closes all sessions of this session's target.

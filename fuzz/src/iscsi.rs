@@ -147,7 +147,7 @@ impl Drop for Peer {
 
 impl Peer {
     fn connect(runtime: &Runtime, portal: &Portal<OneTarget>) -> Peer {
-        let (here, there): (Duplex, Duplex) = duplex();
+        let (here, there): (Duplex, Duplex) = duplex(3260);
         let portal = portal.clone();
         runtime.spawner.spawn(async move { portal.serve(there).await });
         let (reader, writer) = here.split();

@@ -14,7 +14,7 @@ Usage: hosted --meta FILE --data FILE --iscsi ADDRESS:PORT --http ADDRESS:PORT [
   --data FILE     the data disk
   --identity HEX  who this instance is, 32 hexadecimal digits: give each host that can reach the disks its own
   --meta-new FILE the disk that a repair of the metadata writes to
-  --iscsi, --http where to listen; port 0 is any free port, which the ready line tells
+  --iscsi, --http where to listen; port 0 is any free port, which the ready line tells. Each --iscsi is a portal group
   --token TOKEN   the token of the management interface; without one the appliance makes one at first boot
   KEY=VALUE       a setting, as on the appliance's kernel command line: format=yes, block=1M, log=debug ...";
 
@@ -29,8 +29,8 @@ pub struct Args {
     pub meta_new: Option<PathBuf>,
     /// Who this instance is.
     pub identity: Option<String>,
-    /// Where the iSCSI portal listens.
-    pub iscsi: SocketAddr,
+    /// Where the iSCSI portal listens: a portal group each.
+    pub iscsi: Vec<SocketAddr>,
     /// Where the management interface listens.
     pub http: SocketAddr,
     /// The first token.
@@ -41,8 +41,8 @@ pub struct Args {
 
 /// Reads the arguments; `None` if only help is asked for.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Args>, lexopt::Error> {
-    let (mut meta, mut data, mut meta_new, mut iscsi, mut http, mut token) = (None, None, None, None, None, None);
-    let mut identity = None;
+    let (mut meta, mut data, mut meta_new, mut http, mut token) = (None, None, None, None, None);
+    let (mut identity, mut iscsi) = (None, Vec::new());
     let mut settings = Vec::new();
     let mut parser = Parser::from_args(args);
     while let Some(arg) = parser.next()? {
@@ -51,7 +51,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Args>, l
             Arg::Long("data") => data = Some(PathBuf::from(parser.value()?)),
             Arg::Long("identity") => identity = Some(parser.value()?.string()?),
             Arg::Long("meta-new") => meta_new = Some(PathBuf::from(parser.value()?)),
-            Arg::Long("iscsi") => iscsi = Some(parser.value()?.parse()?),
+            Arg::Long("iscsi") => iscsi.push(parser.value()?.parse()?),
             Arg::Long("http") => http = Some(parser.value()?.parse()?),
             Arg::Long("token") => token = Some(parser.value()?.string()?),
             Arg::Long("help") | Arg::Short('h') => return Ok(None),
@@ -65,7 +65,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Args>, l
         data: data.ok_or_else(missing("--data FILE"))?,
         meta_new,
         identity,
-        iscsi: iscsi.ok_or_else(missing("--iscsi ADDRESS:PORT"))?,
+        iscsi: Some(iscsi).filter(|all| !all.is_empty()).ok_or_else(missing("--iscsi ADDRESS:PORT"))?,
         http: http.ok_or_else(missing("--http ADDRESS:PORT"))?,
         token,
         settings: settings.join(" "),
@@ -82,14 +82,14 @@ mod tests {
 
     #[test]
     fn everything_is_understood() {
-        let line = "--meta m.img --data=d.img --meta-new n.img --iscsi 127.0.0.1:0 --http [::1]:80 --token secret format=yes block=1M";
+        let line = "--meta m.img --data=d.img --meta-new n.img --iscsi 127.0.0.1:0 --iscsi [::1]:1 --http [::1]:80 --token secret format=yes block=1M";
         let args = read(line).unwrap().unwrap();
         let expected = Args {
             meta: "m.img".into(),
             data: "d.img".into(),
             meta_new: Some("n.img".into()),
             identity: None,
-            iscsi: "127.0.0.1:0".parse().unwrap(),
+            iscsi: ["127.0.0.1:0", "[::1]:1"].map(|address| address.parse().unwrap()).into(),
             http: "[::1]:80".parse().unwrap(),
             token: Some("secret".into()),
             settings: "format=yes block=1M".into(),

@@ -104,7 +104,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let parts = Parts {
         runtime,
         disks: disks.iter().map(|(serial, disk)| (String::from(*serial), Disk::new(disk.clone()))).collect(),
-        iscsi: listen(args.iscsi)?,
+        iscsi: args.iscsi.into_iter().map(&listen).collect::<Result<_, _>>()?,
         http: listen(args.http)?,
         settings,
         secrets: Secrets { token: args.token, identity: args.identity },

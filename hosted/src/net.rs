@@ -107,6 +107,10 @@ impl Listener for HostListener {
     fn describe(&self) -> String {
         self.address.to_string()
     }
+
+    fn port(&self) -> u16 {
+        self.address.port()
+    }
 }
 
 /// An accepted connection.

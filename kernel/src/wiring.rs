@@ -14,7 +14,7 @@ use core::future::pending;
 use drivers::fw_cfg;
 use drivers::scheduler::Scheduler;
 use netstack::device::FrameDevice;
-use netstack::{Address, Stack};
+use netstack::{Address, ListenOptions, Stack};
 use platform::Runtime;
 use platform::block::Disk;
 use platform::buf::BufPool;
@@ -40,7 +40,7 @@ pub fn run(
     let seed = devices.random_seed().ok_or(NO_RANDOMNESS)?;
     let Devices { disks, net, .. } = devices;
     let net = net.ok_or(NO_NETWORK)?;
-    if settings.iscsi_port == settings.http_port {
+    if settings.iscsi_ports.contains(&settings.http_port) {
         return Err(ONE_PORT);
     }
     disks.iter().for_each(|disk| machine.add(disk.clone()));
@@ -70,7 +70,10 @@ async fn serve(
     let disks = named(disks).await;
     stack.configured().await;
     let listen = |port, options| stack.listen(port, options).expect("the ports were compared before");
-    let (iscsi, http) = (listen(settings.iscsi_port, budget.iscsi), listen(settings.http_port, budget.http));
+    // The ports share what there is for initiators.
+    let connections_max = budget.iscsi.connections_max / settings.iscsi_ports.len().max(1);
+    let portal = |port: &u16| listen(*port, ListenOptions { connections_max, ..budget.iscsi });
+    let (iscsi, http) = (settings.iscsi_ports.iter().map(portal).collect(), listen(settings.http_port, budget.http));
     let secrets = Secrets { token: secret("opt/io.gossamer/token"), identity: secret("opt/io.gossamer/identity") };
     let cache_blocks = budget.cache_blocks;
     let console = Rc::new(console::line);

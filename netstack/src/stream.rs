@@ -49,6 +49,10 @@ impl Listener for TcpListener {
         let address = self.shared.inner.borrow().address().unwrap_or(Ipv4Addr::UNSPECIFIED);
         format!("{address}:{}", self.port)
     }
+
+    fn port(&self) -> u16 {
+        self.port
+    }
 }
 
 impl Drop for TcpListener {

@@ -70,4 +70,7 @@ pub trait Listener: 'static {
 
     /// The address listened on, for messages.
     fn describe(&self) -> String;
+
+    /// The port listened at.
+    fn port(&self) -> u16;
 }

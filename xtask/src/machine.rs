@@ -157,6 +157,8 @@ pub struct Machine {
     pub qmp: Option<PathBuf>,
     /// The port on 127.0.0.1 that leads to the guest's port 3260.
     pub iscsi_port: u16,
+    /// Ports on 127.0.0.1 that lead to the guest's ports from 3261 on: to further portal groups.
+    pub more_iscsi_ports: Vec<u16>,
     /// The port on 127.0.0.1 that leads to the guest's port 80.
     pub http_port: u16,
 }
@@ -178,9 +180,12 @@ impl Machine {
             add(&["-drive", &disk.drive(&id), "-device", &device]);
         }
         let (iscsi, http) = (self.iscsi_port, self.http_port);
-        let forward = format!(
+        let mut forward = format!(
             "user,id=net,hostfwd=tcp:127.0.0.1:{iscsi}-10.0.2.15:3260,hostfwd=tcp:127.0.0.1:{http}-10.0.2.15:80"
         );
+        for (port, guest) in self.more_iscsi_ports.iter().zip(3261u16..) {
+            forward += &format!(",hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{guest}");
+        }
         add(&["-netdev", &forward, "-device", &format!("{},netdev=net", self.profile.net_device)]);
         if let Some(socket) = &self.qmp {
             add(&["-qmp", &format!("unix:{},server=on,wait=off", escape(socket))]);
@@ -266,6 +271,7 @@ mod tests {
             disks: vec![Disk::file("meta", Path::new("/a,b")), Disk::nbd("data", Path::new("/s"))],
             qmp: Some("/q".into()),
             iscsi_port: 1,
+            more_iscsi_ports: vec![3],
             http_port: 2,
         };
         let line = machine.arguments().join(" ");
@@ -273,7 +279,7 @@ mod tests {
             "file=/a,,b,if=none,id=disk0",
             "virtio-blk-device,drive=disk1,serial=data",
             "file.server.path=/s,file.export=data",
-            "hostfwd=tcp:127.0.0.1:2-10.0.2.15:80",
+            "hostfwd=tcp:127.0.0.1:2-10.0.2.15:80,hostfwd=tcp:127.0.0.1:3-10.0.2.15:3261",
             "-append net=dhcp token=given",
             "name=opt/io.gossamer/identity,string=11223344556677889900aabbccddeeff",
             "name=opt/io.gossamer/token,file=/t",

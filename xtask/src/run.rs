@@ -137,6 +137,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser) -> Result<()> {
         disks: Vec::new(),
         qmp: None,
         iscsi_port: options.iscsi_port,
+        more_iscsi_ports: Vec::new(),
         http_port: options.http_port,
     };
     machine.accelerator = match options.accelerator {

@@ -12,7 +12,7 @@ const TOKEN: &str = "gsm-AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHH";
 /// Status and body of a request to an appliance that fails so.
 pub async fn answer_over_http(runtime: &Runtime, error: ControlError) -> (u16, serde_json::Value) {
     let api = Api::new(runtime, Rc::new(Failing(error)), Limits::default());
-    let (here, there) = duplex();
+    let (here, there) = duplex(80);
     let served = runtime.spawner.spawn(async move { api.serve(there).await });
     let (mut reader, mut writer) = here.split();
     let request =

@@ -70,7 +70,7 @@ fn run<F: Future<Output = ()> + 'static>(test: impl FnOnce(World) -> F + 'static
 
 impl World {
     async fn login(&self, name: &str, index: usize) -> Initiator {
-        let (here, there) = duplex();
+        let (here, there) = duplex(3260);
         let portal = self.portal.clone();
         self.runtime.spawner.spawn(async move { portal.serve(there).await });
         let mut initiator = Initiator::new(here);

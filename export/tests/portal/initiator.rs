@@ -19,6 +19,8 @@ pub struct World {
     pub runtime: Runtime,
     pub portal: Portal<OneTarget>,
     pub disk: Rc<ThinDisk>,
+    /// Where connections go.
+    pub port: u16,
 }
 
 /// Runs a test in a world of its own.
@@ -27,7 +29,7 @@ pub fn run<F: Future<Output = ()> + 'static>(options: PortalOptions, test: impl 
         let disk = Rc::new(ThinDisk::new(64 << 20, 512, runtime.bufs.clone()));
         let portal = Portal::new(&runtime, Rc::new(OneTarget(disk.clone())), options);
         let bufs = runtime.bufs.clone();
-        let world = World { runtime, portal, disk };
+        let world = World { runtime, portal, disk, port: 3260 };
         test(world.clone()).await;
         world.portal.shutdown().await;
         assert_eq!(bufs.used_bytes(), 0, "buffers are left behind");
@@ -37,7 +39,7 @@ pub fn run<F: Future<Output = ()> + 'static>(options: PortalOptions, test: impl 
 impl World {
     /// A connection on which nothing was sent.
     pub fn connect(&self) -> Initiator {
-        let (here, there) = duplex();
+        let (here, there) = duplex(self.port);
         let portal = self.portal.clone();
         self.runtime.spawner.spawn(async move { portal.serve(there).await });
         Initiator::new(here)

@@ -11,6 +11,7 @@ mod copies;
 mod data;
 mod hostile;
 mod limits;
+mod portals;
 mod protocol;
 mod sanitize;
 mod sessions;

@@ -49,14 +49,14 @@ fn pipe() -> (PipeWriter, PipeReader) {
     (PipeWriter(pipe.clone()), PipeReader(pipe))
 }
 
-/// A connection as one side holds it.
-pub struct Duplex(PipeReader, PipeWriter);
+/// A connection as one side holds it, and the port at the target.
+pub struct Duplex(PipeReader, PipeWriter, u16);
 
-/// The two sides of a connection.
-pub fn duplex() -> (Duplex, Duplex) {
+/// The two sides of a connection to this port.
+pub fn duplex(port: u16) -> (Duplex, Duplex) {
     let (there_writer, here_reader) = pipe();
     let (here_writer, there_reader) = pipe();
-    (Duplex(here_reader, here_writer), Duplex(there_reader, there_writer))
+    (Duplex(here_reader, here_writer, port), Duplex(there_reader, there_writer, port))
 }
 
 impl Stream for Duplex {
@@ -64,7 +64,7 @@ impl Stream for Duplex {
     type Writer = PipeWriter;
 
     fn ends(&self) -> Ends {
-        Ends { local: "192.0.2.1:3260".parse().unwrap(), peer: "192.0.2.2:4000".parse().unwrap() }
+        Ends { local: ([192, 0, 2, 1], self.2).into(), peer: "192.0.2.2:4000".parse().unwrap() }
     }
 
     fn split(self) -> (PipeReader, PipeWriter) {

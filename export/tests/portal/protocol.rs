@@ -3,8 +3,8 @@
 use crate::common::TARGET;
 use crate::initiator::{Initiator, cdb, cdb_10, run};
 use crate::sessions::{managed, request, start_write, text};
-use export::PortalOptions;
 use export::iscsi::pdu::{Bhs, CONTINUE, FINAL, LogoutResponse, NopIn, Reject, TextResponse, opcode};
+use export::{PortalGroup, PortalOptions};
 
 /// Any request with the next CmdSN.
 fn numbered(initiator: &mut Initiator, opcode: u8) -> Bhs {
@@ -150,7 +150,8 @@ fn send_targets_in_both_kinds_of_session() {
 #[test]
 fn text_goes_on_over_several_pdus() {
     let addresses = (0..40).map(|n| format!("192.0.2.{n}:3260")).collect();
-    run(PortalOptions { addresses, ..PortalOptions::default() }, |world| async move {
+    let groups = vec![PortalGroup { port: 3260, addresses }];
+    run(PortalOptions { groups, ..PortalOptions::default() }, |world| async move {
         let mut initiator = world.login("a", &["MaxRecvDataSegmentLength=512"]).await;
         // The request in two parts.
         let mut part = request(opcode::TEXT_REQUEST, true);

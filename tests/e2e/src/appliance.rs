@@ -47,6 +47,8 @@ pub struct Site {
     pub identity: Option<String>,
     /// Disks served from elsewhere, in place of the two files.
     pub nbd: Option<PathBuf>,
+    /// Portal groups.
+    pub portals: usize,
 }
 
 impl Site {
@@ -70,6 +72,7 @@ impl Site {
             token,
             identity: None,
             nbd: None,
+            portals: 1,
         }
     }
 
@@ -93,17 +96,20 @@ impl Site {
             Backend::Hosted => (self.hosted()?, None),
             Backend::Image(machine) => {
                 let machine = self.machine(machine)?;
-                (machine.command(), Some((machine.iscsi_port, machine.http_port)))
+                let iscsi: Vec<u16> =
+                    [machine.iscsi_port].into_iter().chain(machine.more_iscsi_ports.clone()).collect();
+                (machine.command(), Some((iscsi, machine.http_port)))
             }
         };
         let console = Console::start(&mut command, false)?;
         let ready = console.wait_for(what, READY_LIMIT, |line| parse(&line.text))?;
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (iscsi, http) = match ports {
-            Some((iscsi, http)) => (Some(loopback(iscsi)), loopback(http)),
+            Some((iscsi, http)) => (iscsi.into_iter().map(loopback).collect(), loopback(http)),
             None => {
-                let address = |key| ready.get(key).map(|text| text.parse::<SocketAddr>()).transpose();
-                (address("iscsi")?, address("http")?.context("no http= in the ready line")?)
+                let iscsi = ready.get("iscsi").into_iter().flat_map(|text| text.split(',')).map(str::parse);
+                let http = ready.get("http").context("no http= in the ready line")?;
+                (iscsi.collect::<Result<Vec<_>, _>>()?, http.parse()?)
             }
         };
         let token = self.token.clone();
@@ -130,7 +136,10 @@ impl Site {
         if let Some(meta_new) = &self.meta_new {
             command.arg("--meta-new").arg(meta_new);
         }
-        command.args(["--iscsi", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        for _ in 0..self.portals {
+            command.args(["--iscsi", "127.0.0.1:0"]);
+        }
+        command.args(["--http", "127.0.0.1:0"]);
         match &self.token {
             Some(token) => command.args(["--token", token]),
             None => command.arg("token=generate"),
@@ -144,6 +153,9 @@ impl Site {
 
     fn machine(&self, name: &str) -> Result<Machine> {
         let mut settings = self.settings.clone();
+        let more_iscsi_ports = (1..self.portals).map(|_| process::free_port()).collect::<Result<Vec<_>>>()?;
+        let guest_ports: Vec<String> = (3260..).take(self.portals).map(|port: u16| port.to_string()).collect();
+        settings.push(format!("iscsi.port={}", guest_ports.join(",")));
         let token = match &self.token {
             Some(token) => {
                 let file = self.context.scratch.join("token");
@@ -172,6 +184,7 @@ impl Site {
             disks,
             qmp: Some(self.qmp()),
             iscsi_port: process::free_port()?,
+            more_iscsi_ports,
             http_port: process::free_port()?,
         })
     }
@@ -181,7 +194,7 @@ impl Site {
 pub struct Appliance {
     console: Console,
     ready: Ready,
-    iscsi: Option<SocketAddr>,
+    iscsi: Vec<SocketAddr>,
     /// Its management interface.
     pub http: Client,
     backend: Backend,
@@ -205,7 +218,12 @@ impl Appliance {
 
     /// Its iSCSI portal.
     pub fn portal(&self) -> Result<SocketAddr> {
-        self.iscsi.context("it serves no iSCSI")
+        self.iscsi.first().copied().context("it serves no iSCSI")
+    }
+
+    /// The iSCSI portals, one of each portal group.
+    pub fn portals(&self) -> &[SocketAddr] {
+        &self.iscsi
     }
 
     /// The URL of a volume for QEMU and libiscsi.

@@ -226,4 +226,8 @@ impl Listener for Port {
     fn describe(&self) -> String {
         "simulated".into()
     }
+
+    fn port(&self) -> u16 {
+        3260
+    }
 }

@@ -57,7 +57,7 @@ impl Site {
         let parts = Parts {
             runtime: runtime.clone(),
             disks: disks.into_iter().map(|(serial, disk)| (serial.to_owned(), disk)).collect(),
-            iscsi: iscsi.clone(),
+            iscsi: vec![iscsi.clone()],
             http: http.clone(),
             settings,
             secrets: Secrets { token: Some(TOKEN.into()), identity: instance.identity.map(str::to_owned) },

@@ -118,6 +118,7 @@ fn prepare(root: &Path, name: &str, image: &Path, folder: &Path) -> Result<Machi
         disks: vec![disk("meta", 16 << 20)?, disk("data", 1 << 30)?],
         qmp: None,
         iscsi_port: process::free_port()?,
+        more_iscsi_ports: Vec::new(),
         http_port: process::free_port()?,
     };
     let mut console = machine.start(false)?;
