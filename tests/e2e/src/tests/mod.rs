@@ -7,6 +7,7 @@ mod bad_peers;
 mod conformance;
 mod growth;
 mod image_copy;
+mod linux_commands;
 mod linux_faults;
 mod linux_initiator;
 mod linux_pools;
@@ -29,6 +30,7 @@ pub const ALL: &[&[Test]] = &[
     bad_peers::TESTS,
     conformance::TESTS,
     growth::TESTS,
+    linux_commands::TESTS,
     linux_faults::TESTS,
     linux_initiator::TESTS,
     metadata_snapshot::TESTS,
