@@ -12,7 +12,10 @@ use crate::context::Context;
 use crate::iscsi::{Error, Sense};
 use crate::runner::Test;
 
-pub const TESTS: &[Test] = &[Test::new("growth::a_full_pool_is_grown_under_load", a_full_pool_is_grown_under_load)];
+pub const TESTS: &[Test] = &[
+    Test::new("growth::a_full_pool_is_grown_under_load", a_full_pool_is_grown_under_load),
+    Test::new("growth::a_full_pool_says_so_and_recovers", a_full_pool_says_so_and_recovers),
+];
 
 const MIB: u64 = 1 << 20;
 const META_BYTES: u64 = 2 * MIB;
@@ -27,6 +30,13 @@ const RESUME_LIMIT: Duration = Duration::from_secs(5);
 
 /// THIN PROVISIONING SOFT THRESHOLD REACHED: the unit attention that comes, once, instead of a command (SBC-3).
 const SOFT_THRESHOLD: Sense = Sense { key: 6, asc: 0x38, ascq: 0x07 };
+
+/// SPACE ALLOCATION FAILED WRITE PROTECT: what a write gets that has waited for space in vain (SBC-3).
+const NO_SPACE: Sense = Sense { key: 7, asc: 0x27, ascq: 0x07 };
+/// So long a write waits for space.
+const NO_SPACE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How much later its answer may come on a busy machine.
+const LATE: Duration = Duration::from_secs(40);
 
 fn piece(number: u64) -> Vec<u8> {
     vec![number as u8 ^ 0x5a; PIECE_BYTES as usize]
@@ -80,6 +90,56 @@ fn a_full_pool_is_grown_under_load(context: &Context) -> Result<()> {
     for number in 0..WRITTEN_BYTES / PIECE_BYTES {
         let read = session.read(number * PIECE_BYTES / 512, (PIECE_BYTES / 512) as usize)?;
         ensure!(read == piece(number), "piece {number} is not what was written");
+    }
+    session.logout()?;
+    appliance.power_off()?;
+    context.thin_check(&site.meta)
+}
+
+fn a_full_pool_says_so_and_recovers(context: &Context) -> Result<()> {
+    const BLOCK: u64 = BLOCK_BYTES / 512;
+    let site = Site::new(context, META_BYTES, DATA_BYTES)?;
+    let appliance = site.start()?;
+    appliance.make_volume("v", 64 * MIB)?;
+    let mut session = appliance.login("v")?;
+    let room = free_blocks(&appliance.call("GET", "/v1/pool", &Value::Null)?);
+    let data = |number: u64| vec![number as u8 ^ 0x5a; BLOCK_BYTES as usize];
+    for number in 0..room {
+        session.write(number * BLOCK, &data(number), false)?;
+    }
+    session.flush()?;
+    let full = appliance.call("GET", "/v1/pool", &Value::Null)?;
+    ensure!(free_blocks(&full) == 0, "{full}");
+
+    let begun = Instant::now();
+    let refused = session.write(room * BLOCK, &data(room), false);
+    let waited = begun.elapsed();
+    ensure!(matches!(refused, Err(Error::Check(NO_SPACE))), "a write that finds no space: {refused:?}");
+    ensure!((NO_SPACE_TIMEOUT..NO_SPACE_TIMEOUT + LATE).contains(&waited), "it waited {waited:?}");
+    let begun = Instant::now();
+    let refused = session.write(room * BLOCK, &data(room), false);
+    ensure!(matches!(refused, Err(Error::Check(NO_SPACE))), "the next one: {refused:?}");
+    ensure!(begun.elapsed() < LATE, "it waited {:?}, though nobody waits any more", begun.elapsed());
+
+    // What needs no space goes on.
+    session.write(0, &data(99), true)?;
+    ensure!(session.read(0, BLOCK as usize)? == data(99), "a mapped block does not read as it was written");
+    session.flush()?;
+    ensure!(
+        session.read(room * BLOCK, BLOCK as usize)? == vec![0; BLOCK_BYTES as usize],
+        "the refused write left something"
+    );
+
+    // Space comes by UNMAP, and by a larger disk.
+    session.unmap(BLOCK, BLOCK as u32)?;
+    session.write(room * BLOCK, &data(room), true).context("after an UNMAP")?;
+    site.grow_disk("data", 2 * DATA_BYTES)?;
+    wait_for_disks(&appliance, META_BYTES / 4096, 2 * DATA_BYTES / BLOCK_BYTES)?;
+    appliance.call("POST", "/v1/pool/grow", &Value::Null)?;
+    session.write((room + 1) * BLOCK, &data(room + 1), true).context("after the growth")?;
+    for number in (2..room + 2).chain([0]) {
+        let expected = if number == 0 { data(99) } else { data(number) };
+        ensure!(session.read(number * BLOCK, BLOCK as usize)? == expected, "block {number} is not what was written");
     }
     session.logout()?;
     appliance.power_off()?;
