@@ -109,7 +109,7 @@ impl Negotiation {
         if kind == SessionType::Discovery && NORMAL_ONLY.contains(&key) {
             return reply.put(key, "Irrelevant");
         }
-        if self.is_resumed && LEADING_ONLY.contains(&key) {
+        if self.is_resumed && is_leading_only(key) {
             return reply.put(key, "Reject");
         }
         match key {
@@ -168,6 +168,7 @@ impl Negotiation {
 
 const SEGMENT: (u32, u32) = (512, (1 << 24) - 1);
 
+/// What discovery has no use for.
 const NORMAL_ONLY: &[&str] = &[
     "MaxConnections",
     "InitialR2T",
@@ -179,22 +180,36 @@ const NORMAL_ONLY: &[&str] = &[
     "DataSequenceInOrder",
 ];
 
-/// Keys that only the leading login of a session negotiates (RFC 7143 section 13, "LO").
-const LEADING_ONLY: &[&str] = &[
-    "MaxConnections",
-    "InitialR2T",
-    "ImmediateData",
-    "MaxBurstLength",
-    "FirstBurstLength",
-    "DefaultTime2Wait",
-    "DefaultTime2Retain",
-    "MaxOutstandingR2T",
-    "DataPDUInOrder",
-    "DataSequenceInOrder",
-    "ErrorRecoveryLevel",
-    "TaskReporting",
-    "iSCSIProtocolLevel",
+/// What else the whole session has in common.
+const OF_SESSION: &[&str] =
+    &["DefaultTime2Wait", "DefaultTime2Retain", "ErrorRecoveryLevel", "TaskReporting", "iSCSIProtocolLevel"];
+
+/// What is of a connection, of the login itself, or not for initiators to send.
+const OF_LOGIN: &[&str] = &[
+    "AuthMethod",
+    "HeaderDigest",
+    "DataDigest",
+    "TargetName",
+    "InitiatorName",
+    "SessionType",
+    "TargetAlias",
+    "TargetAddress",
+    "TargetPortalGroupTag",
+    "IFMarker",
+    "OFMarker",
+    "IFMarkInt",
+    "OFMarkInt",
 ];
+
+/// Only the leading login of a session negotiates this key (RFC 7143 section 13, "LO").
+fn is_leading_only(key: &str) -> bool {
+    NORMAL_ONLY.contains(&key) || OF_SESSION.contains(&key)
+}
+
+/// The key is known, and cannot be sent after the login.
+pub fn is_login_only(key: &str) -> bool {
+    is_leading_only(key) || OF_LOGIN.contains(&key)
+}
 
 fn in_range(value: u32, (least, most): (u32, u32)) -> bool {
     (least..=most).contains(&value)

@@ -1,6 +1,7 @@
 //! Text requests of the full-feature phase (RFC 7143 sections 11.10, 13.3 and appendix C): SendTargets, and keys
 //! that may be declared at any time. A state machine over requests and text.
 
+use super::params::is_login_only;
 use super::text::{Malformed, TEXT_BYTES_MAX, TextWriter, number, pairs};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -112,42 +113,12 @@ pub fn answer(text: &[u8], list: impl Fn(&str) -> Option<Vec<Listed>>) -> Result
                 _ => reply.put("MaxRecvDataSegmentLength", "Reject"),
             },
             ("InitiatorAlias", _) => {}
-            (key, _) if LOGIN_ONLY.contains(&key) => reply.put(key, "Reject"),
+            (key, _) if is_login_only(key) => reply.put(key, "Reject"),
             (key, _) => reply.put(key, "NotUnderstood"),
         }
     }
     Ok((reply.into_bytes(), changes))
 }
-
-/// Known keys that are settled at login.
-const LOGIN_ONLY: &[&str] = &[
-    "AuthMethod",
-    "HeaderDigest",
-    "DataDigest",
-    "MaxConnections",
-    "TargetName",
-    "InitiatorName",
-    "InitialR2T",
-    "ImmediateData",
-    "MaxBurstLength",
-    "FirstBurstLength",
-    "DefaultTime2Wait",
-    "DefaultTime2Retain",
-    "MaxOutstandingR2T",
-    "DataPDUInOrder",
-    "DataSequenceInOrder",
-    "ErrorRecoveryLevel",
-    "SessionType",
-    "TargetAlias",
-    "TargetAddress",
-    "TargetPortalGroupTag",
-    "TaskReporting",
-    "iSCSIProtocolLevel",
-    "IFMarker",
-    "OFMarker",
-    "IFMarkInt",
-    "OFMarkInt",
-];
 
 #[cfg(test)]
 mod tests {
