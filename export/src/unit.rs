@@ -157,9 +157,8 @@ pub trait LogicalUnit: 'static {
     /// Makes the range read as zero.
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> impl Future<Output = Result<(), UnitError>>;
 
-    /// Copies from `source`, which may be the same unit and the ranges overlap, by sharing what both have then: no data
-    /// moves. The ranges are aligned to the pool's blocks. False if that is not possible for all of it: then all of it has to
-    /// be copied, and if the units are the same, nothing was done.
+    /// Copies from `source`, another unit, by sharing what both have then: no data moves. The ranges are aligned to the
+    /// pool's blocks. False if that is not possible for all of it: then all of it has to be copied.
     fn share(
         &self,
         offset_bytes: u64,

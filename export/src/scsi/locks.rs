@@ -21,7 +21,7 @@ pub struct RangeLocks {
 
 struct Entry {
     id: u64,
-    bytes: [Range<u64>; 2],
+    bytes: Range<u64>,
     exclusive: bool,
 }
 
@@ -36,20 +36,15 @@ pub struct RangeLock<'a> {
 impl RangeLocks {
     /// A lock that others may share.
     pub async fn shared(&self, bytes: Range<u64>) -> RangeLock<'_> {
-        self.lock([bytes, 0..0], false).await
-    }
-
-    /// As [`RangeLocks::shared`] of two ranges at once, which may overlap.
-    pub async fn shared_both(&self, bytes: [Range<u64>; 2]) -> RangeLock<'_> {
         self.lock(bytes, false).await
     }
 
     /// A lock that nobody shares.
     pub async fn exclusive(&self, bytes: Range<u64>) -> RangeLock<'_> {
-        self.lock([bytes, 0..0], true).await
+        self.lock(bytes, true).await
     }
 
-    async fn lock(&self, bytes: [Range<u64>; 2], exclusive: bool) -> RangeLock<'_> {
+    async fn lock(&self, bytes: Range<u64>, exclusive: bool) -> RangeLock<'_> {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         if exclusive {
@@ -72,8 +67,7 @@ impl RangeLocks {
         let (before, rest) = entries.split_at(at);
         let Some(mine) = rest.first() else { return false };
         !before.iter().any(|other| {
-            let overlap = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
-            let overlaps = other.bytes.iter().any(|a| mine.bytes.iter().any(|b| overlap(a, b)));
+            let overlaps = other.bytes.start < mine.bytes.end && mine.bytes.start < other.bytes.end;
             overlaps && (other.exclusive || mine.exclusive)
         })
     }

@@ -162,29 +162,31 @@ impl<U: LogicalUnit, T: Transfer> Copier<'_, U, T> {
     /// Copies as if everything was read before anything is written.
     async fn copy_range(&self, source: &End<U>, target: &End<U>) -> Outcome<()> {
         let (from, to) = (&source.bytes, &target.bytes);
-        let same = Rc::ptr_eq(&source.lu, &target.lu);
-        if from.is_empty() || same && from.start == to.start {
-            return Ok(());
+        if Rc::ptr_eq(&source.lu, &target.lu) {
+            // No unit maps a block twice. What overlaps is moved from its end if it goes up.
+            let stays = from.start == to.start;
+            return if stays {
+                Ok(())
+            } else {
+                self.move_data(source, target, to.clone(), to.start > from.start).await
+            };
         }
         let whole = whole_blocks(source, target);
-        let overlaps = same && from.start < to.end && to.start < from.end;
-        let parts_overlap = overlaps && whole.end - whole.start < to.end - to.start;
-        if whole.is_empty() || parts_overlap || !self.share(source, target, &whole).await? {
-            return self.move_data(source, target, to.clone(), overlaps && to.start > from.start).await;
+        if whole.is_empty() || !self.share(source, target, &whole).await? {
+            return self.move_data(source, target, to.clone(), false).await;
         }
         self.move_data(source, target, to.start..whole.start, false).await?;
         self.move_data(source, target, whole.end..to.end, false).await
     }
 
-    /// Shares whole blocks of the target with the source. False if they cannot be shared.
+    /// Shares whole blocks of the target with the source, another unit. False if they cannot be shared.
     async fn share(&self, source: &End<U>, target: &End<U>, bytes: &Range<u64>) -> Outcome<bool> {
         let theirs = source.at(target, bytes);
         let (from, lu) = (&source.lu, &target.lu);
         // In one order, so that two who copy both ways do not wait for each other.
-        let _locks = match (Rc::ptr_eq(from, lu), from.unit.identity().naa < lu.unit.identity().naa) {
-            (true, _) => (lu.locks.shared_both([bytes.clone(), theirs.clone()]).await, None),
-            (_, true) => (from.locks.shared(theirs.clone()).await, Some(lu.locks.shared(bytes.clone()).await)),
-            (_, false) => (lu.locks.shared(bytes.clone()).await, Some(from.locks.shared(theirs.clone()).await)),
+        let _locks = match from.unit.identity().naa < lu.unit.identity().naa {
+            true => [from.locks.shared(theirs.clone()).await, lu.locks.shared(bytes.clone()).await],
+            false => [lu.locks.shared(bytes.clone()).await, from.locks.shared(theirs.clone()).await],
         };
         let len_bytes = bytes.end - bytes.start;
         let shared = lu.unit.share(bytes.start, &from.unit, theirs.start, len_bytes).await;
