@@ -13,7 +13,7 @@
 #![forbid(unsafe_code)]
 
 #[path = "../../export/tests/common/mod.rs"]
-mod common;
+pub mod common;
 pub mod disk;
 pub mod image;
 pub mod iscsi;

@@ -10,13 +10,18 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+/// Name of the target.
 pub const TARGET: &str = "iqn.2026-11.io.gossamer:disk";
+/// What is mapped and unmapped at a time.
 pub const POOL_BLOCK_BYTES: u64 = 64 << 10;
 
 /// A disk that remembers which pool blocks are mapped.
 pub struct ThinDisk {
+    /// Its blocks.
     pub contents: MemDisk,
+    /// Writes are refused.
     pub read_only: Cell<bool>,
+    /// Nothing more can be mapped.
     pub full: Cell<bool>,
     /// Reads and writes fail so.
     pub fails: Cell<Option<UnitError>>,
@@ -30,6 +35,7 @@ pub struct ThinDisk {
     pub shared_bytes: Cell<u64>,
     /// What initiators have to prove.
     pub chap: RefCell<Option<Rc<Chap>>>,
+    /// What it tells of its pool.
     pub space: Cell<Space>,
     /// What was kept of reservations; `None`: it cannot keep any.
     pub kept: RefCell<Option<Kept>>,
@@ -37,6 +43,7 @@ pub struct ThinDisk {
     pub shares: Cell<bool>,
     /// A sanitize operation goes on until it is ended.
     pub sanitizes_long: Cell<bool>,
+    /// The sanitize operation that goes on, or that failed.
     pub sanitize: Cell<Option<Sanitize>>,
     sanitize_ended: Notify,
     block_bytes: u32,
@@ -45,6 +52,7 @@ pub struct ThinDisk {
 }
 
 impl ThinDisk {
+    /// A disk of which nothing is mapped.
     pub fn new(size_bytes: u64, block_bytes: u32, bufs: BufPool) -> ThinDisk {
         ThinDisk {
             contents: MemDisk::new(size_bytes / SECTOR_BYTES as u64),

@@ -1,17 +1,13 @@
 //! Arbitrary commands with arbitrary data against a thin disk in memory, from two nexuses, its state changing on the way.
 #![no_main]
 
-#[path = "../../../export/tests/common/mod.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
-mod common;
-
-use common::ThinDisk;
 use export::scsi::cdb::Command;
 use export::scsi::copy::Neighbours;
 use export::scsi::exec;
 use export::scsi::lu::{Lu, Nexus};
 use export::scsi::{Failure, Status, Transfer};
 use export::{Account, Budget, Chunk, LogicalUnit, Path};
+use fuzz::common::{TARGET, ThinDisk};
 use fuzz::image::Bytes;
 use fuzz::{run, runtime};
 use std::pin::Pin;
@@ -28,7 +24,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| run(async {
     let runtime = runtime();
     let block_bytes = if bytes.byte() & 1 == 0 { 512 } else { 4096 };
     let unit = Rc::new(ThinDisk::new(DISK_BYTES, block_bytes, runtime.bufs.clone()));
-    let lu = Rc::new(Lu::new(unit.clone(), common::TARGET.into(), [1, 2].into(), Rc::default()));
+    let lu = Rc::new(Lu::new(unit.clone(), TARGET.into(), [1, 2].into(), Rc::default()));
     let nexuses = [1, 2].map(|n: u16| {
         lu.connect(Path { initiator: format!("iqn.2001-04.com.example:{n},i,0x00023d00000{n}"), target_port: n })
     });
