@@ -1,18 +1,24 @@
-//! A volume as other machines use it: a guest boots from it over iSCSI; reservations outlive a crash of the appliance.
+//! A volume as other machines use it: a guest boots from it over iSCSI; reservations outlive a crash of the appliance, and a
+//! sanitize operation goes on after one.
 
-use std::time::Duration;
+use std::fs::File;
+use std::io::Read;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use serde_json::Value;
 use xtask::process;
 
 use crate::appliance::{IQN, Site};
 use crate::context::Context;
-use crate::iscsi::{BLOCK_BYTES, Error, Session, Transfer};
+use crate::iscsi::{BLOCK_BYTES, Error, Sense, Session, Transfer};
 use crate::runner::Test;
 
 pub const TESTS: &[Test] = &[
     Test::new("scsi::a_guest_boots_from_a_volume", a_guest_boots),
     Test::new("scsi::reservations_outlive_a_crash", reservations_outlive_a_crash),
+    Test::new("scsi::a_sanitize_goes_on_after_a_crash", a_sanitize_goes_on_after_a_crash),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -192,6 +198,74 @@ fn reservations_outlive_a_crash(context: &Context) -> Result<()> {
     let appliance = site.start()?;
     appliance.login("shared")?.write(0, &[2; BLOCK_BYTES], false)?;
     appliance.power_off()
+}
+
+/// SANITIZE, block erase: status at once.
+const SANITIZE: [u8; 10] = [0x48, 0x82, 0, 0, 0, 0, 0, 0, 0, 0];
+const SANITIZE_IN_PROGRESS: Sense = Sense { key: 2, asc: 0x04, ascq: 0x1b };
+const COMMAND_SEQUENCE_ERROR: Sense = Sense { key: 5, asc: 0x2c, ascq: 0x00 };
+const SANITIZE_LIMIT: Duration = Duration::from_secs(60);
+/// What is to be destroyed.
+const PATTERN: u8 = 0xa7;
+
+/// However far it was: afterwards the volume is empty, and the data disk holds nothing of it.
+fn a_sanitize_goes_on_after_a_crash(context: &Context) -> Result<()> {
+    const WRITTEN_MIB: u64 = 192;
+    let site = Site::new(context, 16 * MIB, 512 * MIB)?;
+    let appliance = site.start()?;
+    appliance.make_volume("v", 256 * MIB)?;
+    let mut session = appliance.login("v")?;
+    for at in 0..WRITTEN_MIB {
+        session.write(at * MIB / 512, &vec![PATTERN; MIB as usize], false)?;
+    }
+    session.flush()?;
+    appliance.make_snapshot("s", "v")?;
+    let shared = session.run(&SANITIZE, Transfer::None);
+    ensure!(matches!(shared, Err(Error::Check(COMMAND_SEQUENCE_ERROR))), "with a snapshot: {shared:?}");
+    ensure!(session.read(0, 8)? == [PATTERN; 8 * BLOCK_BYTES], "what was refused destroyed something");
+    appliance.call("DELETE", "/v1/volumes/s", &Value::Null)?;
+    ensure!(sectors_of_pattern(&site)? >= WRITTEN_MIB * MIB / 512, "the data disk does not hold what was written");
+    session.run(&SANITIZE, Transfer::None)?;
+    appliance.kill()?;
+
+    let mut appliance = site.start()?;
+    let mut session =
+        Session::login_as(appliance.portal()?, "iqn.2001-04.com.example:later", Some(&format!("{IQN}:v")))?;
+    let (begun, mut refusals) = (Instant::now(), 0);
+    loop {
+        match session.test_unit_ready() {
+            Ok(()) => break,
+            Err(Error::Check(SANITIZE_IN_PROGRESS)) => refusals += 1,
+            Err(Error::Check(Sense { key: 6, .. })) => {}
+            Err(error) => return Err(error.into()),
+        }
+        ensure!(begun.elapsed() < SANITIZE_LIMIT, "it goes on for {:?}", begun.elapsed());
+        thread::sleep(Duration::from_millis(10));
+    }
+    println!("after the crash it went on for {} ms, {refusals} commands were refused", begun.elapsed().as_millis());
+    for at in 0..256 {
+        ensure!(session.read(at * MIB / 512, MIB as usize / 512)? == vec![0; MIB as usize], "MiB {at} is not zero");
+    }
+    let volume = appliance.call("GET", "/v1/volumes/v", &Value::Null)?;
+    ensure!(volume["mapped_bytes"] == 0, "{volume}");
+    session.write(0, &[1; BLOCK_BYTES], true)?;
+    appliance.check_alive()?;
+    appliance.power_off()?;
+    let left = sectors_of_pattern(&site)?;
+    ensure!(left == 0, "{left} sectors of the volume are still on the data disk");
+    context.thin_check(&site.meta)
+}
+
+/// Sectors of the data disk that are full of [`PATTERN`].
+fn sectors_of_pattern(site: &Site) -> Result<u64> {
+    let (mut disk, mut bytes, mut found) = (File::open(&site.data)?, vec![0; MIB as usize], 0);
+    loop {
+        let len = disk.read(&mut bytes)?;
+        if len == 0 {
+            return Ok(found);
+        }
+        found += bytes[..len].chunks(512).filter(|sector| sector.iter().all(|byte| *byte == PATTERN)).count() as u64;
+    }
 }
 
 fn refused(session: &mut Session, when: &str) -> Result<()> {
