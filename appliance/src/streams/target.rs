@@ -110,6 +110,8 @@ impl<'t> Target<'t> {
         if self.checkpoint_at.is_some_and(|last| now - last < CHECKPOINT_PERIOD) {
             return Ok(());
         }
+        // What was lost with a transaction is verified no longer.
+        self.writer.flush().await?;
         let (service, name) = (&self.manager.service, checkpoint_name(self.request.volume.as_str()));
         let (work, before, size_bytes) = (self.work, self.checkpoint, Some(self.size_bytes));
         let made = service.alone(async |served| {

@@ -77,6 +77,11 @@ impl<'w> Writer<'w> {
         }
     }
 
+    /// All that was written is durable; an error if a transaction was lost that had some of it.
+    pub async fn flush(&self) -> Result<(), ServiceError> {
+        Ok(self.thin.flush().await?)
+    }
+
     /// Unmaps whole blocks, and zeroes the parts of others.
     pub async fn unmap(&self, offset: u64, length: u64) -> Result<(), ServiceError> {
         let unit = SECTOR_BYTES as u64;

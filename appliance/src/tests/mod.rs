@@ -14,13 +14,13 @@ use crate::{Secrets, startup};
 use export::{Directory, LogicalUnit, Peer, Portal, PortalOptions};
 use mgmt::*;
 use platform::Runtime;
-use platform::block::{BlockDevice, Bufs, Disk, Io, Limits, Op, SECTOR_BYTES};
+use platform::block::{BlockDevice, Bufs, Disk, Io, IoError, Limits, Op, SECTOR_BYTES};
 use platform::mem::MemDisk;
 use platform::random::{Random, Seeded};
 use platform::simulated;
 use platform::task::Executor;
 use platform::time::WallClock;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -32,7 +32,7 @@ pub const BLOCK: u64 = 64 << 10;
 
 /// What was written to the two disks, and when they were flushed, in the order in which it was completed.
 #[derive(Clone, Default)]
-pub struct Journal(Rc<RefCell<Vec<Entry>>>);
+pub struct Journal(Rc<RefCell<Vec<Entry>>>, Rc<Cell<bool>>);
 
 enum Entry {
     Write { disk: usize, sector: u64, bytes: Vec<u8>, fua: bool },
@@ -59,6 +59,9 @@ impl BlockDevice for Recorded {
             Op::Write { fua } => {
                 let bytes = request.bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
                 self.journal.0.borrow_mut().push(Entry::Write { disk, sector, bytes, fua });
+            }
+            Op::Flush if disk == 1 && self.journal.1.get() => {
+                return io.complete(Err(IoError::Device { op: Op::Flush, sector }));
             }
             Op::Flush => self.journal.0.borrow_mut().push(Entry::Flush { disk }),
             _ => {}
@@ -105,12 +108,23 @@ impl Disks {
 }
 
 impl Journal {
+    /// Has flushes of the data disk fail, or not any more.
+    pub fn fail_flushes(&self, fail: bool) {
+        self.1.set(fail);
+    }
+
     pub fn len(&self) -> usize {
         self.0.borrow().len()
     }
 
     pub fn clear(&self) {
         self.0.borrow_mut().clear();
+    }
+
+    /// Commits: the superblock was written.
+    pub fn commits(&self) -> usize {
+        let superblock = |entry: &&Entry| matches!(entry, Entry::Write { disk: 0, sector: 0, .. });
+        self.0.borrow().iter().filter(superblock).count()
     }
 }
 

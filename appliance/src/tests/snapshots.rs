@@ -5,6 +5,8 @@ use export::{LogicalUnit, UnitError};
 use mgmt::*;
 use platform::block::Bufs;
 use platform::random::Seeded;
+use std::format;
+use std::string::String;
 use std::vec::Vec;
 
 #[test]
@@ -117,6 +119,23 @@ fn a_group_is_taken_whole_or_not_at_all() {
             assert_eq!(errno(world.manager.create_snapshots(of(bad)).await), says);
         }
         assert_eq!(world.records(), ["a", "a1", "a2", "b", "b1"]);
+        world.sound().await;
+    });
+}
+
+#[test]
+fn a_group_of_a_hundred_volumes_is_one_commit() {
+    run(5, Disks::new(400), async |world| {
+        let volumes: Vec<_> = (0..100).map(|volume| format!("v{volume}")).collect();
+        for volume in &volumes {
+            world.create(volume, 1).await;
+            world.fill(volume, 0, BLOCK, 1).await;
+        }
+        let of = |volume: &String| SnapshotOf { volume: name(volume), name: name(&format!("{volume}-s")) };
+        let group = NewSnapshots { snapshots: volumes.iter().map(of).collect(), read_only: true };
+        world.journal.clear();
+        let taken = world.manager.create_snapshots(group).await.unwrap();
+        assert_eq!((taken.len(), world.journal.commits()), (100, 1));
         world.sound().await;
     });
 }

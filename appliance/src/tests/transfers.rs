@@ -82,6 +82,39 @@ fn a_transfer_goes_on_where_it_broke_off() {
     }
 }
 
+/// A transaction is lost while a stream comes slowly, and with it what was received and not committed: that must not be taken for
+/// what the next digest verifies.
+#[test]
+fn what_a_lost_transaction_took_is_not_gone_on_with() {
+    run(11, Disks::new(400), async |world| {
+        let [_, contents] = prepared(&world).await;
+        let stream = with_more_digests(&send(&world, "s2", None, None).await);
+        let (half, mut sent) = (stream.len() / 2, 0);
+        let source = async |piece: &mut [u8]| {
+            if sent == half {
+                let pool = world.manager.service.served().unwrap().pool.clone();
+                world.journal.fail_flushes(true);
+                pool.commit().await.unwrap_err();
+                world.journal.fail_flushes(false);
+                world.manager.clear_needs_check().await.unwrap();
+                world.runtime.timers.sleep(Duration::from_secs(2)).await;
+            }
+            let end = if sent < half { half } else { stream.len() - 40 };
+            let len = piece.len().min(end - sent);
+            piece[..len].copy_from_slice(&stream[sent..sent + len]);
+            sent += len;
+            if len == 0 { Err(()) } else { Ok(len) }
+        };
+        world.manager.receive(&into("new"), source).await.unwrap_err();
+        let token = world.manager.receive_state(&name("new")).ok().and_then(|state| state.resume);
+        let rest = send(&world, "s2", None, token).await;
+        receive(&world, &into("new"), &rest, false).await.unwrap();
+        assert!(world.contents("new").await == contents, "what was received differs from what was sent");
+        world.settle().await;
+        world.sound().await;
+    });
+}
+
 #[test]
 fn only_the_same_transfer_is_gone_on_with() {
     run(10, Disks::new(400), async |world| {
