@@ -5,6 +5,7 @@ mod backup;
 mod bad_disks;
 mod bad_peers;
 mod conformance;
+mod group;
 mod growth;
 mod image_copy;
 mod linux_commands;
@@ -29,6 +30,7 @@ pub const ALL: &[&[Test]] = &[
     bad_disks::TESTS,
     bad_peers::TESTS,
     conformance::TESTS,
+    group::TESTS,
     growth::TESTS,
     linux_commands::TESTS,
     linux_faults::TESTS,

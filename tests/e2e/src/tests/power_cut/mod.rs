@@ -8,6 +8,7 @@
 //! Two canaries show that the test sees: with a flush that does nothing, and with a superblock that is written before
 //! the metadata it points to is durable, it must fail.
 
+mod exchanges;
 mod model;
 
 use std::fs::File;
@@ -29,6 +30,7 @@ use model::{Load, Model};
 
 pub const TESTS: &[Test] = &[
     test("power_cut::what_was_flushed_survives", Group::PowerCuts, what_was_flushed_survives),
+    test("power_cut::exchanges_are_whole_or_undone", Group::PowerCuts, exchanges::exchanges_are_whole_or_undone),
     test("power_cut::canary_a_flush_that_does_nothing_is_noticed", Group::Canaries, a_lying_flush_is_noticed),
     test("power_cut::canary_a_superblock_written_early_is_noticed", Group::Canaries, an_early_superblock_is_noticed),
 ];
@@ -104,18 +106,24 @@ struct Run {
     older: usize,
 }
 
+/// Disks whose power can be cut.
+fn supplied(context: &Context, meta_bytes: u64, data_bytes: u64) -> Result<(Site, Supply)> {
+    let mut site = Site::new(context, meta_bytes, data_bytes)?;
+    let supply = Supply::new(context.seed);
+    let mut server = Server::new(supply.clone());
+    for (name, path) in [("meta", &site.meta), ("data", &site.data)] {
+        server.export(name, supply.add(File::options().read(true).write(true).open(path)?)?);
+    }
+    let socket = context.scratch.join("nbd");
+    server.listen_unix(&socket)?;
+    site.nbd = Some(socket);
+    Ok((site, supply))
+}
+
 impl Run {
     fn new(context: &Context, flush: Flush) -> Result<Run> {
         let mut dice = Dice::new(context.seed);
-        let mut site = Site::new(context, META_BYTES, DATA_BYTES)?;
-        let supply = Supply::new(context.seed);
-        let mut server = Server::new(supply.clone());
-        for (name, path) in [("meta", &site.meta), ("data", &site.data)] {
-            server.export(name, supply.add(File::options().read(true).write(true).open(path)?)?);
-        }
-        let socket = context.scratch.join("nbd");
-        server.listen_unix(&socket)?;
-        site.nbd = Some(socket);
+        let (site, supply) = supplied(context, META_BYTES, DATA_BYTES)?;
         let family = |name: &str| Family {
             volume: Model::new(name, VOLUME_BYTES / BLOCK_BYTES as u64),
             snapshots: Vec::new(),
