@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use crate::appliance::{Appliance, Site};
 use crate::context::Context;
 use crate::iscsi::{Error, Sense};
-use crate::runner::Test;
+use crate::runner::{On, Test};
 
 pub const TESTS: &[Test] = &[
     Test::new("growth::a_full_pool_is_grown_under_load", a_full_pool_is_grown_under_load),
-    Test::new("growth::a_full_pool_says_so_and_recovers", a_full_pool_says_so_and_recovers),
+    Test { on: On::Hosted, ..Test::new("growth::a_full_pool_says_so_and_recovers", a_full_pool_says_so_and_recovers) },
 ];
 
 const MIB: u64 = 1 << 20;
