@@ -1,5 +1,6 @@
 //! The pool's metadata against models, Linux's tools and power cuts.
 
+mod assumed;
 mod concurrent;
 mod copies;
 mod crash;

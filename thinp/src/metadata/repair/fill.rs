@@ -6,10 +6,12 @@
 //! in is compared with all that was there: an entry whose data block is mapped elsewhere by now is stale and left out.
 
 use super::super::trees::Packed;
-use super::forest::{Forest, Piece, Role};
+use super::forest::{Forest, Piece, Role, Tree};
 use super::salvage::{Device, Dropped, Salvage};
+use super::scan::TooMany;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::cmp::Reverse;
 use hashbrown::HashMap;
 use pdata::TransactionManager;
@@ -29,6 +31,9 @@ const EARLIER_MAX: usize = 8;
 /// Leaves whose entries are compared with all others in one pass.
 const LEAVES_A_PASS: usize = 512;
 
+/// Memory for a node without a parent: [`Orphan`], and what puts them in order.
+const ORPHAN_BYTES: usize = size_of::<Orphan>() + 12;
+
 /// Leaves that are read together.
 const LEAVES_AT_ONCE: usize = 256;
 
@@ -43,16 +48,20 @@ pub struct Hole {
     leaves: BTreeMap<u64, (u64, u64)>,
 }
 
-/// A node without a parent.
+/// A node without a parent. There may be many.
 struct Orphan {
     first: u64,
-    last: u64,
     block: u64,
-    entries: u64,
-    time: u32,
-    whole: bool,
     /// References, as the space map has them.
     count: Option<u32>,
+    /// Holes that it would fit.
+    places: Cell<u8>,
+}
+
+impl Orphan {
+    fn tree(&self, forest: &Forest<'_>) -> Tree {
+        forest.tree(self.block, Role::Mappings).unwrap_or_default()
+    }
 }
 
 impl Hole {
@@ -73,15 +82,20 @@ impl Hole {
     }
 }
 
-/// Fills the holes of a salvage as far as can be.
-pub async fn fill(salvage: &mut Salvage, forest: &mut Forest<'_>, space: Option<&TransactionManager>) {
+/// Fills the holes of a salvage as far as can be, with so much memory.
+pub async fn fill(
+    salvage: &mut Salvage,
+    forest: &mut Forest<'_>,
+    space: Option<&TransactionManager>,
+    memory_bytes: usize,
+) -> Result<(), TooMany> {
     let mut holes = salvage.holes(forest).await;
     holes.truncate(HOLES_MAX);
     if holes.is_empty() {
-        return;
+        return Ok(());
     }
-    let orphans = orphans(forest, space).await;
-    match_roots(salvage, &mut holes, &orphans);
+    let orphans = orphans(forest, space, memory_bytes / ORPHAN_BYTES).await?;
+    match_roots(salvage, forest, &mut holes, &orphans);
     take_orphans(forest, &mut holes, &orphans).await;
     take_earlier(salvage, forest, &mut holes).await;
     let mut left = LEAVES_MAX;
@@ -100,30 +114,49 @@ pub async fn fill(salvage: &mut Salvage, forest: &mut Forest<'_>, space: Option<
         leave_out_stale(&mut salvage.dropped, forest.blocks, part, &kept).await;
         kept.extend_from_slice(part);
     }
+    Ok(())
 }
 
-async fn orphans(forest: &mut Forest<'_>, space: Option<&TransactionManager>) -> Vec<Orphan> {
-    let mut orphans = Vec::new();
-    for block in forest.orphans.clone() {
-        let Some(tree) = forest.survey(block, Role::Mappings).await else { continue };
-        let Some((first, last)) = tree.keys else { continue };
-        let count = match space {
-            Some(space) => space.count(block).await.ok(),
-            None => None,
-        };
-        orphans.push(Orphan { first, last, block, entries: tree.mappings, time: tree.time, whole: tree.whole, count });
+/// The nodes without a parent that may be in use, by first key.
+async fn orphans(
+    forest: &mut Forest<'_>,
+    space: Option<&TransactionManager>,
+    most: usize,
+) -> Result<Vec<Orphan>, TooMany> {
+    let mut nodes = 0usize;
+    for block in forest.orphans() {
+        nodes = nodes.saturating_add(usize::from(count(space, block).await != Some(0)));
     }
-    orphans.retain(|orphan| orphan.count != Some(0));
+    if nodes > most {
+        return Err(TooMany { nodes: nodes as u64 });
+    }
+    // Exactly so many, for a vector that grows is in memory twice.
+    let mut orphans = Vec::with_capacity(nodes);
+    for block in forest.orphans() {
+        let count = count(space, block).await;
+        if count == Some(0) {
+            continue;
+        }
+        let Some(tree) = forest.survey(block, Role::Mappings).await else { continue };
+        let Some((first, _)) = tree.keys else { continue };
+        orphans.push(Orphan { first, block, count, places: Cell::new(0) });
+    }
     orphans.sort_unstable_by_key(|orphan| orphan.first);
-    orphans
+    Ok(orphans)
+}
+
+/// References to a block, if the space map tells.
+async fn count(space: Option<&TransactionManager>, block: u64) -> Option<u32> {
+    space?.count(block).await.ok()
 }
 
 /// Gives a device whose root is lost the one whole tree that has exactly its number of mappings. Several devices have it
 /// together if the space map counts as many references.
-fn match_roots(salvage: &mut Salvage, holes: &mut Vec<Hole>, orphans: &[Orphan]) {
+fn match_roots(salvage: &mut Salvage, forest: &Forest<'_>, holes: &mut Vec<Hole>, orphans: &[Orphan]) {
     let mut trees = HashMap::<u64, (u32, &Orphan)>::new();
-    for orphan in orphans.iter().filter(|orphan| orphan.whole) {
-        let (times, _) = trees.entry(orphan.entries).or_insert((0, orphan));
+    let trees_of_orphans = orphans.iter().map(|orphan| (orphan, orphan.tree(forest)));
+    for (orphan, tree) in trees_of_orphans.filter(|(_, tree)| tree.whole) {
+        let (times, _) = trees.entry(tree.mappings).or_insert((0, orphan));
         *times = times.saturating_add(1);
     }
     let mut wanted = HashMap::<u64, u32>::new();
@@ -147,21 +180,25 @@ fn match_roots(salvage: &mut Salvage, holes: &mut Vec<Hole>, orphans: &[Orphan])
 
 /// Puts nodes without a parent where only they can belong.
 async fn take_orphans(forest: &Forest<'_>, holes: &mut [Hole], orphans: &[Orphan]) {
-    let mut places = HashMap::<u64, u32>::new();
     for hole in holes.iter() {
-        within(orphans, &hole.piece).for_each(|orphan| *places.entry(orphan.block).or_default() += 1);
+        within(forest, orphans, &hole.piece)
+            .for_each(|orphan| orphan.places.set(orphan.places.get().saturating_add(1)));
     }
     for hole in holes {
         let mut fitting: Vec<&Orphan> =
-            within(orphans, &hole.piece).filter(|orphan| places.get(&orphan.block) == Some(&1)).collect();
-        fitting.sort_by_key(|orphan| (orphan.count.is_none(), Reverse((orphan.time, orphan.entries))));
+            within(forest, orphans, &hole.piece).filter(|orphan| orphan.places.get() == 1).collect();
+        fitting.sort_by_key(|orphan| {
+            let tree = orphan.tree(forest);
+            (orphan.count.is_none(), Reverse((tree.time, tree.mappings)))
+        });
         let mut lacking = hole.lacking;
         for orphan in fitting {
-            let fits = lacking.is_some_and(|lacking| orphan.entries <= lacking);
-            if !(fits || orphan.count.is_some()) || !hole.has_room(orphan.first, orphan.last) {
+            let Tree { keys: Some((first, last)), mappings, .. } = orphan.tree(forest) else { continue };
+            let fits = lacking.is_some_and(|lacking| mappings <= lacking);
+            if !(fits || orphan.count.is_some()) || !hole.has_room(first, last) {
                 continue;
             }
-            lacking = lacking.map(|lacking| lacking.saturating_sub(orphan.entries));
+            lacking = lacking.map(|lacking| lacking.saturating_sub(mappings));
             for piece in forest.walk(orphan.block, Role::Mappings).await.iter().filter(|piece| !piece.missing) {
                 hole.put(forest, piece.block);
             }
@@ -170,26 +207,28 @@ async fn take_orphans(forest: &Forest<'_>, holes: &mut [Hole], orphans: &[Orphan
 }
 
 /// The orphans, sorted by their first keys, that can be in a place.
-fn within<'o>(orphans: &'o [Orphan], piece: &Piece) -> impl Iterator<Item = &'o Orphan> {
+fn within<'o>(forest: &Forest<'_>, orphans: &'o [Orphan], piece: &Piece) -> impl Iterator<Item = &'o Orphan> {
     let (first, last) = (piece.first, piece.last);
+    let ends = move |orphan: &&Orphan| orphan.tree(forest).keys.is_some_and(|(_, orphan_last)| orphan_last <= last);
     let begin = orphans.partition_point(|orphan| orphan.first < first);
     let from = orphans.get(begin..).unwrap_or_default().iter();
-    from.take_while(move |orphan| orphan.first <= last).filter(move |orphan| orphan.last <= last)
+    from.take_while(move |orphan| orphan.first <= last).filter(ends)
 }
 
 /// Puts leaves where they are in earlier states of the same device, the newest first.
 async fn take_earlier(salvage: &Salvage, forest: &mut Forest<'_>, holes: &mut [Hole]) {
     let mut earlier = Vec::new();
-    for (block, role) in forest.roots.clone() {
+    for (block, role) in forest.roots() {
         if role == Role::Devices
             && salvage.state.mapping_root != Some(block)
             && let Some(tree) = forest.survey(block, role).await
         {
             earlier.push(((tree.time, tree.mappings), block));
+            earlier.sort_by_key(|(rank, _)| Reverse(*rank));
+            earlier.truncate(EARLIER_MAX);
         }
     }
-    earlier.sort_unstable_by_key(|(rank, _)| Reverse(*rank));
-    for (_, block) in earlier.into_iter().take(EARLIER_MAX) {
+    for (_, block) in earlier {
         let roots: HashMap<u64, u64> = super::salvage::roots(forest, block).await.into_iter().collect();
         // Holes of one device follow each other.
         let mut walked: Option<(u64, Vec<Piece>)> = None;

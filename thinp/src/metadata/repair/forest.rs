@@ -3,10 +3,10 @@
 
 use super::super::Details;
 use super::super::trees::DetailsRecord;
-use super::scan::{Found, Scan, What};
+use super::known::Known;
+use super::scan::{Found, Scan, Under, What};
 use alloc::vec;
 use alloc::vec::Vec;
-use hashbrown::HashMap;
 use pdata::block_manager::BlockManager;
 use pdata::btree::{DEPTH_MAX, NODE, Node};
 use zerocopy::little_endian::U64;
@@ -117,43 +117,40 @@ enum Look {
 pub struct Forest<'a> {
     pub blocks: &'a BlockManager,
     pub scan: &'a Scan,
-    /// Internal nodes, leaves of roots and leaves of details.
-    known: HashMap<(u64, Role), Tree>,
-    /// Roots of trees of devices or details that no whole tree contains.
-    pub roots: Vec<(u64, Role)>,
-    /// Roots of trees of mappings that nothing leads to.
-    pub orphans: Vec<u64>,
+    known: Known,
 }
 
 impl<'a> Forest<'a> {
     /// Looks at every node found.
     pub async fn grow(blocks: &'a BlockManager, scan: &'a Scan) -> Forest<'a> {
-        let mut forest = Forest { blocks, scan, known: HashMap::new(), roots: Vec::new(), orphans: Vec::new() };
-        let mut roles = Vec::new();
-        // Bits: a whole node leads to it; any node does where it can be.
-        let mut within = HashMap::<u64, u8>::new();
+        let mut forest = Forest { blocks, scan, known: Known::of(scan) };
         for found in scan.nodes() {
-            let Some(role) = forest.role(found).await else { continue };
+            let Some(role) = forest.role(&found).await else { continue };
             let alone = role == Role::Mappings && found.what != What::Internal;
             if !alone {
                 let tree = forest.survey(found.block, role).await.unwrap_or_default();
-                for child in forest.children_in_place(found).await {
-                    *within.entry(child).or_default() |= 1 | u8::from(tree.whole) << 1;
+                let under = if tree.whole { Under::Whole } else { Under::Damaged };
+                for child in forest.children_in_place(&found).await {
+                    scan.lead_to(child, under);
                 }
             }
             if role != Role::Mappings || found.keys.is_some() {
-                roles.push((found.block, role));
-            }
-        }
-        for (block, role) in roles {
-            let within = within.get(&block).copied().unwrap_or(0);
-            match role {
-                Role::Mappings if within == 0 => forest.orphans.push(block),
-                Role::Devices | Role::Details if within & 2 == 0 => forest.roots.push((block, role)),
-                _ => {}
+                scan.set_role(found.block, role);
             }
         }
         forest
+    }
+
+    /// Roots of trees of devices or details that no whole tree contains.
+    pub fn roots(&self) -> impl Iterator<Item = (u64, Role)> + use<'a> {
+        let roles = self.scan.roles().filter(|(_, role, under)| *role != Role::Mappings && *under != Under::Whole);
+        roles.map(|(block, role, _)| (block, role))
+    }
+
+    /// Roots of trees of mappings that nothing leads to.
+    pub fn orphans(&self) -> impl Iterator<Item = u64> + use<'a> {
+        let roles = self.scan.roles().filter(|(_, role, under)| *role == Role::Mappings && *under == Under::Nothing);
+        roles.map(|(block, ..)| block)
     }
 
     /// What a node's tree holds, by the first leaf that is found.
@@ -172,7 +169,7 @@ impl<'a> Forest<'a> {
                 }
                 What::Internal => {
                     let children = self.children(found.block).await;
-                    found = *children.iter().find_map(|(_, child)| self.scan.get(*child))?;
+                    found = children.iter().find_map(|(_, child)| self.scan.get(*child))?;
                 }
             }
         }
@@ -222,7 +219,7 @@ impl<'a> Forest<'a> {
         }
         while let Some(visit) = stack.last_mut() {
             let Some((_, child)) = visit.pending.last().copied() else {
-                self.known.insert((visit.block, visit.role), visit.tree);
+                self.known.set(visit.block, visit.role, &visit.tree);
                 stack.pop();
                 continue;
             };
@@ -235,6 +232,11 @@ impl<'a> Forest<'a> {
                 Look::Missing => visit.take(None),
             }
         }
+        self.tree(block, role)
+    }
+
+    /// The same, if it was asked for before or takes no asking.
+    pub fn tree(&self, block: u64, role: Role) -> Option<Tree> {
         match self.look(block, role) {
             Look::Known(tree) => Some(tree),
             Look::Missing | Look::Unvisited => None,
@@ -242,13 +244,14 @@ impl<'a> Forest<'a> {
     }
 
     fn look(&self, block: u64, role: Role) -> Look {
-        if let Some(tree) = self.known.get(&(block, role)) {
-            return Look::Known(*tree);
+        if let Some(tree) = self.known.get(block, role) {
+            return Look::Known(tree);
         }
         let Some(found) = self.scan.get(block) else { return Look::Missing };
         match (found.what, role) {
+            (What::Leaf { .. }, Role::Mappings) => Look::Known(leaf(&found)),
+            _ if self.known.is_full(block) => Look::Missing,
             (What::Internal, _) | (What::Details, Role::Details) => Look::Unvisited,
-            (What::Leaf { .. }, Role::Mappings) => Look::Known(leaf(found)),
             (What::Leaf { like_roots }, Role::Devices) if like_roots || found.entries == 0 => Look::Unvisited,
             _ => Look::Missing,
         }
@@ -256,8 +259,8 @@ impl<'a> Forest<'a> {
 
     /// Starts with a node. Until it is done it counts as damaged: so no tree contains itself.
     async fn visit(&mut self, block: u64, role: Role) -> Visit {
-        self.known.insert((block, role), Tree::default());
-        let found = self.scan.get(block).copied();
+        self.known.set(block, role, &Tree::default());
+        let found = self.scan.get(block);
         let mut tree = Tree { whole: true, ..Tree::default() };
         let (mut pending, mut child_role) = (Vec::new(), role);
         match found.map(|found| found.what) {

@@ -6,23 +6,29 @@
 //! of it is lost. Else that, the newest state that is whole, and without a superblock the newest of all are compared: the one
 //! with the most mappings is taken. Where a tree has holes they are filled as far as can be ([`fill`]). What then is there is dumped, and restored on the other disk.
 //!
-//! Memory: a part of what is given caches blocks; the rest holds what is known of the nodes, [`NODE_BYTES`] each at most. A
-//! disk of more nodes than that is refused before anything is written.
+//! Memory: a quarter of what is given caches blocks. The rest holds what is known of all nodes, those of earlier states
+//! included: 38 bytes of each, and 67 more of each that is more than a leaf of mappings. What that leaves is for nodes without a
+//! parent where something is missing, 44 bytes each, and afterwards for the leaves that are dumped and restored, about
+//! [`LEAF_BYTES`] each. What does not fit is refused before anything is written. 64 MiB are enough for a disk of 2 GiB full of
+//! nodes that hold ten million mappings of two devices.
 
 mod fill;
 mod forest;
+mod known;
 mod report;
 mod salvage;
 mod scan;
 mod states;
+mod table;
 
 pub use report::{Alternative, DamagedDevice, LostRange, Parameter, Report, Source};
 pub use states::{Origin, State};
 
 use self::forest::Forest;
+use self::known::Known;
 use self::report::TOLD_MAX;
 use self::salvage::{Remains, Salvage};
-use self::scan::Scan;
+use self::scan::{Scan, TooMany};
 use super::dump::{Dump, DumpError, Format, Mappings, Runs};
 use super::restore::{self, Overrides, RestoreError, Restored};
 use super::state::disk_blocks;
@@ -51,8 +57,8 @@ const CACHE_BLOCKS_MAX: usize = 4096;
 /// The caches of both disks take a part in so many of the memory.
 const CACHE_SHARE: usize = 4;
 
-/// Memory for a node, in all tables together.
-const NODE_BYTES: usize = 192;
+/// Memory for a leaf of a device that is rebuilt, while it is dumped and restored.
+const LEAF_BYTES: usize = 128;
 
 /// What to put in place of what is found, and which state to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,9 +80,11 @@ pub enum RepairError {
         blocks: u64,
     },
     /// There is more than the memory holds.
-    #[error("this metadata has more than {nodes} nodes, which {mebibytes} MiB cannot hold: repair it on a larger host")]
+    #[error(
+        "this metadata has {nodes} nodes or more, for which {mebibytes} MiB are too little: repair it on a larger host"
+    )]
     TooManyNodes {
-        /// Nodes that would fit.
+        /// Nodes that were found up to there.
         nodes: u64,
         /// The memory.
         mebibytes: u64,
@@ -116,26 +124,31 @@ pub async fn repair(
 ) -> Result<Report, RepairError> {
     let caches_bytes = memory_bytes / CACHE_SHARE;
     let cache_blocks = (caches_bytes / 2 / BLOCK_BYTES).min(CACHE_BLOCKS_MAX);
-    let nodes_max = memory_bytes.saturating_sub(caches_bytes) / NODE_BYTES;
+    let tables_bytes = memory_bytes.saturating_sub(caches_bytes);
     let (from, overrides) = (&from.lockable(), &options.overrides);
     from.lock();
     let blocks = BlockManager::new(from.clone(), runtime.bufs.clone(), cache_blocks);
     let nr_blocks = disk_blocks(from);
-    let Some(mut scan) = Scan::run(&blocks, nr_blocks, nodes_max).await else {
-        return Err(RepairError::TooManyNodes { nodes: nodes_max as u64, mebibytes: (memory_bytes >> 20) as u64 });
-    };
     let superblock = match blocks.read_raw(SUPERBLOCK).await {
         Ok(block) => Superblock::open(&block, true),
         Err(error) => Err(error.into()),
     };
     let known = superblock.as_ref().ok();
-    let beyond = known.map_or(0, |known| {
+    let data_blocks = known.map_or(u64::MAX, |known| {
         let data_blocks = known.data_space_map.root.nr_blocks.get();
-        scan.keep_below(data_blocks.max(overrides.data_blocks.unwrap_or(0)))
+        data_blocks.max(overrides.data_blocks.unwrap_or(0))
     });
+    let too_many = |TooMany { nodes }| RepairError::TooManyNodes { nodes, mebibytes: (memory_bytes >> 20) as u64 };
+    let fits = |scan: &Scan| known_bytes(scan) <= tables_bytes;
+    let scan = Scan::run(&blocks, nr_blocks, data_blocks, fits).await.map_err(too_many)?;
+    let left_bytes = tables_bytes.saturating_sub(known_bytes(&scan));
     let mut forest = Forest::grow(&blocks, &scan).await;
-    let (salvage, alternatives) = best(runtime, &mut forest, known, options, from).await;
-    let Some(salvage) = salvage else { return Err(RepairError::NothingFound { blocks: nr_blocks }) };
+    let found = best(runtime, &mut forest, known, options, from, left_bytes).await.map_err(too_many)?;
+    let Some((salvage, alternatives)) = found else { return Err(RepairError::NothingFound { blocks: nr_blocks }) };
+    let leaves_max = left_bytes / LEAF_BYTES;
+    if salvage.leaves_kept(&forest).await.len() > leaves_max {
+        return Err(too_many(TooMany { nodes: leaves_max as u64 }));
+    }
     let pool = parameters(&forest, &salvage, known, overrides).await?;
     let restored = write(runtime, &blocks, &forest, &salvage, &pool, to, cache_blocks).await?;
     let mut report = Report {
@@ -144,7 +157,7 @@ pub async fn repair(
         alternatives,
         superblock: superblock.err(),
         unreadable: scan.unreadable,
-        beyond,
+        beyond: scan.beyond,
         devices_missing: salvage.devices_missing,
         transaction_id: pool.transaction_id,
         data_block_sectors: pool.data_block_sectors,
@@ -156,6 +169,11 @@ pub async fn repair(
     Ok(report)
 }
 
+/// What the records of all nodes take.
+fn known_bytes(scan: &Scan) -> usize {
+    Scan::bytes(scan.count).saturating_add(Known::bytes(scan.inner))
+}
+
 /// The state that gives the most mappings, and the others.
 async fn best(
     runtime: &Runtime,
@@ -163,7 +181,8 @@ async fn best(
     superblock: Option<&Superblock>,
     options: &Options,
     from: &Disk,
-) -> (Option<Salvage>, Vec<Alternative>) {
+    memory_bytes: usize,
+) -> Result<Option<(Salvage, Vec<Alternative>)>, TooMany> {
     let space = match superblock {
         Some(superblock) => {
             let blocks = BlockManager::new(from.clone(), runtime.bufs.clone(), 0);
@@ -179,7 +198,7 @@ async fn best(
     }
     for state in states {
         let mut salvage = Salvage::open(forest, state).await;
-        fill::fill(&mut salvage, forest, space.as_ref()).await;
+        fill::fill(&mut salvage, forest, space.as_ref(), memory_bytes).await?;
         let mut mappings = 0u64;
         for device in &salvage.devices {
             mappings = mappings.saturating_add(salvage.remains(forest, device).await.mappings);
@@ -190,7 +209,7 @@ async fn best(
             alternatives.push(Alternative { state: worse.state, mappings });
         }
     }
-    (best.map(|(_, salvage)| salvage), alternatives)
+    Ok(best.map(|(_, salvage)| (salvage, alternatives)))
 }
 
 /// The pool as a whole.

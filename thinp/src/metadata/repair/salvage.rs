@@ -147,14 +147,11 @@ impl Salvage {
 
     /// All leaves that are in their places, each once, by block.
     pub async fn leaves_kept(&self, forest: &Forest<'_>) -> Vec<u64> {
-        let mut leaves = HashSet::new();
         for device in &self.devices {
             let pieces = forest.walk(device.root, Role::Mappings).await;
-            leaves.extend(pieces.iter().filter(|piece| !piece.missing).map(|piece| piece.block));
+            pieces.iter().filter(|piece| !piece.missing).for_each(|piece| forest.scan.keep(piece.block));
         }
-        let mut leaves: Vec<u64> = leaves.into_iter().collect();
-        leaves.sort_unstable();
-        leaves
+        forest.scan.take_kept().collect()
     }
 }
 

@@ -7,7 +7,6 @@
 use super::super::superblock::Superblock;
 use super::forest::{Forest, Role, Tree};
 use alloc::vec::Vec;
-use hashbrown::HashMap;
 
 /// Where a state was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,18 +33,23 @@ pub struct State {
     pub details_root: Option<u64>,
 }
 
-/// A tree and where it is.
-#[derive(Clone, Copy)]
-struct Root {
-    block: u64,
-    tree: Tree,
+/// What was found, to be compared. There may be a tree of every transaction.
+struct Candidates {
+    /// Roots of mapping trees.
+    mappings: Vec<u64>,
+    /// Details trees, in order.
+    details: Vec<Group>,
 }
 
-/// What was found, to be compared.
-struct Candidates {
-    mappings: Vec<Root>,
-    /// By the devices that they name.
-    details: HashMap<u64, Vec<Root>>,
+/// Details trees that name the same devices and the same number of mappings.
+#[derive(Clone, Copy)]
+struct Group {
+    ids: u64,
+    mappings: u64,
+    /// The newest of them that is whole.
+    whole: Option<u64>,
+    /// The newest of them and of those that name more mappings of the same devices.
+    newest: u64,
 }
 
 /// The states worth a closer look, the most trustworthy first.
@@ -62,14 +66,12 @@ pub async fn states(forest: &mut Forest<'_>, superblock: Option<&Superblock>) ->
     let rootless = superblock.is_none_or(|superblock| forest.scan.get(superblock.mapping_root.get()).is_none());
     let copies: Vec<(u64, u64, u64)> = forest.scan.copies.iter().map(roots_of_copy).collect();
     let candidates = candidates(forest, &copies).await;
-    let whole = candidates.newest_whole();
-    let damaged = candidates.newest_damaged().filter(|(age, _)| whole.is_none_or(|(newest, _)| *age > newest));
+    let whole = candidates.newest_whole(forest);
+    let damaged = candidates.newest_damaged(forest).filter(|(age, _)| whole.is_none_or(|(newest, _)| *age > newest));
     let found = whole.into_iter().chain(damaged.filter(|_| rootless)).map(|(_, state)| state);
     states.extend(found.map(|state| of_copy(state, &copies)));
     if states.is_empty() {
-        let newest =
-            candidates.details.values().flatten().max_by_key(|root| (root.tree.time, root.tree.transaction_id));
-        let details_root = newest.map(|root| root.block);
+        let details_root = candidates.details.iter().map(|group| group.newest).reduce(|a, b| newer(forest, a, b));
         states.extend(details_root.map(|_| State { origin: Origin::Search, mapping_root: None, details_root }));
     }
     states
@@ -108,22 +110,54 @@ fn belong_together(mappings: &Tree, details: &Tree) -> bool {
 }
 
 async fn candidates(forest: &mut Forest<'_>, copies: &[(u64, u64, u64)]) -> Candidates {
-    let mut roots = forest.roots.clone();
+    let mut roots: Vec<(u64, Role)> = forest.roots().collect();
     for (_, mappings, details) in copies {
         roots.extend([(*mappings, Role::Devices), (*details, Role::Details)]);
     }
     roots.sort_unstable_by_key(|(block, role)| (*block, *role == Role::Details));
     roots.dedup();
-    let mut candidates = Candidates { mappings: Vec::new(), details: HashMap::new() };
+    let (mut mappings, mut details) = (Vec::new(), Vec::new());
     for (block, role) in roots {
         let Some(tree) = forest.survey(block, role).await else { continue };
-        let root = Root { block, tree };
         match role {
-            Role::Details => candidates.details.entry(tree.ids).or_default().push(root),
-            Role::Devices | Role::Mappings => candidates.mappings.push(root),
+            Role::Details => details.push((tree.ids, tree.mappings, block)),
+            Role::Devices | Role::Mappings => mappings.push(block),
         }
     }
-    candidates
+    Candidates { mappings, details: groups(forest, details) }
+}
+
+/// Groups details trees, of which the devices, mappings and roots are given.
+fn groups(forest: &Forest<'_>, mut trees: Vec<(u64, u64, u64)>) -> Vec<Group> {
+    trees.sort_unstable();
+    let mut groups: Vec<Group> = Vec::new();
+    for (ids, mappings, block) in trees {
+        let whole = forest.tree(block, Role::Details).filter(|tree| tree.whole).map(|_| block);
+        match groups.last_mut().filter(|group| (group.ids, group.mappings) == (ids, mappings)) {
+            Some(group) => {
+                group.newest = newer(forest, group.newest, block);
+                group.whole = group.whole.into_iter().chain(whole).reduce(|a, b| newer(forest, a, b));
+            }
+            None => groups.push(Group { ids, mappings, whole, newest: block }),
+        }
+    }
+    let mut more: Option<Group> = None;
+    for group in groups.iter_mut().rev() {
+        if let Some(more) = more.filter(|more| more.ids == group.ids) {
+            group.newest = newer(forest, group.newest, more.newest);
+        }
+        more = Some(*group);
+    }
+    groups
+}
+
+/// The newer of two details trees.
+fn newer(forest: &Forest<'_>, a: u64, b: u64) -> u64 {
+    let rank = |block| {
+        let tree = forest.tree(block, Role::Details).unwrap_or_default();
+        (tree.time, tree.transaction_id, block)
+    };
+    if rank(a) > rank(b) { a } else { b }
 }
 
 /// How new a mapping tree is: the time of its newest mappings, and how many there are of that time.
@@ -131,37 +165,34 @@ type Age = (u32, u64);
 
 impl Candidates {
     /// The newest whole pair; of several as new the one with the most mappings.
-    fn newest_whole(&self) -> Option<(Age, State)> {
-        let pairs = self.mappings.iter().filter_map(|mappings| {
-            let same = self.details.get(&mappings.tree.ids)?.iter();
-            let details = same
-                .filter(|details| belong_together(&mappings.tree, &details.tree))
-                .max_by_key(|details| (details.tree.time, details.tree.transaction_id))?;
-            let later = (details.tree.time, details.tree.transaction_id);
-            let state = pair(Origin::Search, mappings.block, details.block);
-            Some(((mappings.age(), mappings.tree.mappings, later), state))
+    fn newest_whole(&self, forest: &Forest<'_>) -> Option<(Age, State)> {
+        let pairs = self.mappings.iter().filter_map(|root| {
+            let mappings = forest.tree(*root, Role::Devices)?;
+            let key = (mappings.ids, mappings.mappings);
+            let group = self.details.binary_search_by_key(&key, |group| (group.ids, group.mappings)).ok()?;
+            let block = self.details.get(group)?.whole?;
+            let details = forest.tree(block, Role::Details).filter(|details| belong_together(&mappings, details))?;
+            let rank = (age(&mappings), mappings.mappings, (details.time, details.transaction_id));
+            Some((rank, pair(Origin::Search, *root, block)))
         });
         pairs.max_by_key(|(rank, _)| *rank).map(|((age, ..), state)| (age, state))
     }
 
     /// The newest of the others, if there is one among those that are whole themselves or whose details tree is there.
-    fn newest_damaged(&self) -> Option<(Age, State)> {
-        let ranked = self.mappings.iter().map(|mappings| {
-            let same = self.details.get(&mappings.tree.ids).into_iter().flatten();
+    fn newest_damaged(&self, forest: &Forest<'_>) -> Option<(Age, State)> {
+        let ranked = self.mappings.iter().filter_map(|root| {
+            let mappings = forest.tree(*root, Role::Devices)?;
             // A tree of more mappings than its devices have has got leaves of others.
-            let details = same
-                .filter(|details| details.tree.mappings >= mappings.tree.mappings)
-                .max_by_key(|details| (details.tree.time, details.tree.transaction_id))
-                .map(|details| details.block);
-            let state = State { origin: Origin::Search, mapping_root: Some(mappings.block), details_root: details };
-            ((details.is_some() || mappings.tree.whole, mappings.age(), mappings.tree.mappings), state)
+            let least = (mappings.ids, mappings.mappings);
+            let group = self.details.get(self.details.partition_point(|group| (group.ids, group.mappings) < least));
+            let details_root = group.filter(|group| group.ids == mappings.ids).map(|group| group.newest);
+            let state = State { origin: Origin::Search, mapping_root: Some(*root), details_root };
+            Some(((details_root.is_some() || mappings.whole, age(&mappings), mappings.mappings), state))
         });
         ranked.max_by_key(|(rank, _)| *rank).map(|((_, age, _), state)| (age, state))
     }
 }
 
-impl Root {
-    fn age(&self) -> Age {
-        (self.tree.time, self.tree.newest)
-    }
+fn age(mappings: &Tree) -> Age {
+    (mappings.time, mappings.newest)
 }
