@@ -17,7 +17,7 @@ use export::{Peer, Portal};
 use mgmt::{
     Authentication, CheckReport, CheckState, Control, ControlError, Deletion, DeltaRequest, DiscoveryAuth, Export,
     Health, MappingsRequest, MetadataExport, NewVolume, PoolInfo, Repair, RepairReport, RunsError, TokenHash, View,
-    Views, Volume, VolumeChange, VolumeName, VolumeSpace,
+    ViewState, Views, Volume, VolumeChange, VolumeName, VolumeSpace,
 };
 use platform::Runtime;
 use platform::block::SECTOR_BYTES;
@@ -124,7 +124,13 @@ impl Control for Manager {
 
     fn views(&self) -> Result<Views, ControlError> {
         let ViewsInfo { views, views_max, held_back_blocks } = self.service.served()?.pool.views();
-        let view = |ViewInfo { holder, age }| View { holder, seconds: age.as_secs() };
+        let view = |ViewInfo { holder, age, ending, held_back_blocks }| View {
+            holder,
+            seconds: age.as_secs(),
+            state: if ending.is_some() { ViewState::Ending } else { ViewState::Open },
+            ending_seconds: ending.map(|ending| ending.as_secs()),
+            held_back_blocks,
+        };
         Ok(Views { views: views.into_iter().map(view).collect(), views_max, held_back_blocks })
     }
 

@@ -137,9 +137,9 @@ pub struct Deletion {
 /// The views of the metadata: who reads a former moment of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Views {
-    /// The open ones, oldest first.
+    /// Those that are open or ending, oldest first.
     pub views: Vec<View>,
-    /// Views that can be open at a time.
+    /// Views that there can be at a time.
     pub views_max: usize,
     /// Metadata blocks that only views use: they are not free, and counted as used.
     pub held_back_blocks: u64,
@@ -150,8 +150,24 @@ pub struct Views {
 pub struct View {
     /// Who holds it.
     pub holder: String,
-    /// For how long.
+    /// Since when.
     pub seconds: u64,
+    /// Whether it can be read.
+    pub state: ViewState,
+    /// Since when it is ending, if it is.
+    pub ending_seconds: Option<u64>,
+    /// Metadata blocks that it holds back, alone or with other views.
+    pub held_back_blocks: u64,
+}
+
+/// What becomes of a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ViewState {
+    /// It can be read.
+    Open,
+    /// It was ended or dropped: its blocks are free when the reads that are under way have ended.
+    Ending,
 }
 
 /// The export of the metadata disk.

@@ -55,7 +55,7 @@ pub use control::{
     CheckOutcome, CheckProgress, CheckReport, CheckState, Control, Deletion, Health, HealthState, MetadataExport,
     NewPolicy, NewSnapshot, NewSnapshots, NewVolume, Policies, Policy, PolicyList, PoolInfo, ReceiveError,
     ReceiveRequest, ReceiveState, Repair, RepairReport, RollBack, SendRequest, SnapshotOf, Snapshots, Streams, View,
-    Views, Volume, VolumeChange, VolumeSpace, Wait,
+    ViewState, Views, Volume, VolumeChange, VolumeSpace, Wait,
 };
 pub use error::{Code, ControlError};
 pub use http::Limits;

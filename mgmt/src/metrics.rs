@@ -74,7 +74,7 @@ fn of_pool(pool: &PoolInfo) -> String {
 
 fn of_views(views: &Views) -> String {
     let mut text = String::new();
-    gauge(&mut text, "gossamer_pool_views", "Views of the metadata that are open.", views.views.len() as u64);
+    gauge(&mut text, "gossamer_pool_views", "Views of the metadata that are open or ending.", views.views.len() as u64);
     let help = "Metadata blocks that only views use.";
     gauge(&mut text, "gossamer_pool_views_held_back_blocks", help, views.held_back_blocks);
     let oldest = views.views.first().map_or(0, |view| view.seconds);

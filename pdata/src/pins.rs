@@ -170,6 +170,15 @@ impl Pin {
         self.commit
     }
 
+    /// Blocks that it holds back, alone or with others; none once it is let go of for good.
+    pub fn held_back_blocks(&self) -> Option<u64> {
+        let state = self.pins.upgrade()?;
+        let state = state.borrow();
+        let entry = state.open.iter().find(|entry| entry.id == self.id)?;
+        let mine = state.held_back.iter().zip(entry.used.iter());
+        Some(mine.map(|(held_back, used)| u64::from((held_back & used).count_ones())).sum())
+    }
+
     /// It was let go of: nothing more can be read.
     pub fn is_ended(&self) -> bool {
         self.ended.get()

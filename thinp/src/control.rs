@@ -210,16 +210,20 @@ pub struct DiskBlocks {
 pub struct ViewInfo {
     /// Who opened it.
     pub holder: String,
-    /// How long it has been open.
+    /// How long ago that was.
     pub age: Duration,
+    /// How long ago it was ended or dropped, if reads that are still under way keep it from giving its blocks back.
+    pub ending: Option<Duration>,
+    /// Metadata blocks that it holds back, alone or with other views.
+    pub held_back_blocks: u64,
 }
 
-/// The views of the metadata that are open at one moment.
+/// The views of the metadata that are open or ending at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ViewsInfo {
     /// The views, oldest first.
     pub views: Vec<ViewInfo>,
-    /// Views that can be open at a time.
+    /// Views that there can be at a time.
     pub views_max: usize,
     /// Metadata blocks that nothing but views uses any more: they are not free.
     pub held_back_blocks: u64,

@@ -228,7 +228,9 @@ impl Control for Fake {
 
     fn views(&self) -> Result<Views, ControlError> {
         self.fail_if_told()?;
-        let views = [View { holder: "check".to_string(), seconds: 12 }].into();
+        let (state, ending_seconds) = (ViewState::Ending, Some(3));
+        let view = View { holder: "check".to_string(), seconds: 12, state, ending_seconds, held_back_blocks: 5 };
+        let views = [view].into();
         Ok(Views { views, views_max: 16, held_back_blocks: 5 })
     }
 

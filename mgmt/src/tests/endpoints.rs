@@ -135,7 +135,10 @@ fn the_metadata_is_checked() {
     });
     let last = json!({"seconds_ago": 60, "took_seconds": 2, "transaction_id": 3, "report": report, "error": null});
     expect(rig.json("GET", "/v1/pool/check", ""), 200, json!({"running": null, "last": last}));
-    let views = json!({"views": [{"holder": "check", "seconds": 12}], "views_max": 16, "held_back_blocks": 5});
+    let view = json!({
+        "holder": "check", "seconds": 12, "state": "ending", "ending_seconds": 3, "held_back_blocks": 5
+    });
+    let views = json!({"views": [view], "views_max": 16, "held_back_blocks": 5});
     expect(rig.json("GET", "/v1/pool/views", ""), 200, views);
     let metrics = rig.json("GET", "/metrics", "").text().to_string();
     for line in ["gossamer_pool_views 1", "gossamer_pool_views_held_back_blocks 5", "gossamer_pool_check_problems 1"] {

@@ -88,9 +88,11 @@ impl Worker {
         assert!(views.len() as u64 <= number("views_max"), "too many views: {views:?}");
         let known = |view: &Value| HOLDERS.iter().any(|holder| view["holder"] == *holder);
         assert!(views.iter().all(known), "views of nobody: {views:?}");
-        // A view that was ended is not told any more, and holds blocks until its reads in flight have ended, too.
-        let in_flight = self.life.shape.faults.disks();
-        assert!(!views.is_empty() || number("held_back_blocks") == 0 || in_flight, "blocks are held back for nobody");
+        let held_back = |view: &Value| view["held_back_blocks"].as_u64().expect("a number");
+        let by_views: u64 = views.iter().map(held_back).sum();
+        assert!(number("held_back_blocks") <= by_views, "blocks are held back for nobody: {}", answer.body);
+        let is_ending = |view: &Value| (view["state"] == "ending", !view["ending_seconds"].is_null());
+        assert!(views.iter().map(is_ending).all(|(state, since)| state == since), "{}", answer.body);
         let quarter = self.life.meta.size_sectors() / META_BLOCK / 4;
         assert!(number("held_back_blocks") <= quarter, "views hold back more than a quarter: {}", answer.body);
     }

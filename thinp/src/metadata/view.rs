@@ -17,7 +17,7 @@ use crate::control::DeviceId;
 use alloc::rc::{Rc, Weak};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use pdata::block_manager::{BlockManager, Pace};
 use pdata::btree::{BTree, Plain};
 use pdata::pins::Pin;
@@ -25,7 +25,7 @@ use pdata::space_map::DiskMap;
 use platform::Runtime;
 use platform::block::{Class, Disk, Flow, IoError};
 use platform::buf::BufPool;
-use platform::time::Instant;
+use platform::time::{Instant, Timers};
 use zerocopy::little_endian::U64;
 
 /// Thin id to the root of a device's tree, to be read.
@@ -119,26 +119,65 @@ impl Devices<'_> {
 
 /// The views of one [`Metadata`].
 pub(super) struct Views {
-    open: RefCell<Vec<Weak<Opened>>>,
+    listed: RefCell<Vec<Rc<Listed>>>,
     bufs: BufPool,
+}
+
+/// A view as it is told of, until it holds no block back any more.
+struct Listed {
+    pin: Weak<Pin>,
+    holder: String,
+    since: Instant,
+    /// It was ended or dropped, and waits for reads under way.
+    ending: Cell<Option<Instant>>,
 }
 
 struct Opened {
     pin: Rc<Pin>,
-    holder: String,
-    since: Instant,
+    listed: Rc<Listed>,
+    timers: Timers,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.listed.end(&self.timers);
+    }
+}
+
+impl Listed {
+    fn end(&self, timers: &Timers) {
+        self.ending.set(self.ending.get().or_else(|| Some(timers.now())));
+    }
+}
+
+/// What is told of a view.
+pub struct Shown {
+    /// Who has it.
+    pub holder: String,
+    /// When it was opened.
+    pub since: Instant,
+    /// When it was ended or dropped, if reads that are still under way keep it from giving its blocks back.
+    pub ending: Option<Instant>,
+    /// Metadata blocks that it holds back, alone or with others.
+    pub held_back_blocks: u64,
 }
 
 impl Views {
     pub fn new(runtime: &Runtime) -> Views {
-        Views { open: RefCell::default(), bufs: runtime.bufs.apart(BUFS_BYTES) }
+        Views { listed: RefCell::default(), bufs: runtime.bufs.apart(BUFS_BYTES) }
     }
 
-    /// Those that are open and not ended, oldest first.
-    fn open(&self) -> Vec<Rc<Opened>> {
-        let mut open = self.open.borrow_mut();
-        open.retain(|view| view.upgrade().is_some_and(|view| !view.pin.is_ended()));
-        open.iter().filter_map(Weak::upgrade).collect()
+    /// Those that may hold blocks back, oldest first, and how many.
+    fn listed(&self) -> Vec<(Rc<Listed>, Rc<Pin>, u64)> {
+        let held = |view: &Rc<Listed>| {
+            let pin = view.pin.upgrade()?;
+            let blocks = pin.held_back_blocks()?;
+            Some((view.clone(), pin, blocks))
+        };
+        let mut listed = self.listed.borrow_mut();
+        let held: Vec<_> = listed.iter().filter_map(held).collect();
+        *listed = held.iter().map(|(view, ..)| view.clone()).collect();
+        held
     }
 }
 
@@ -164,7 +203,7 @@ impl Metadata {
             }
             self.commit_in(&change, flush_data).await?;
         }
-        if self.views.open().len() >= VIEWS_MAX {
+        if self.views.listed().len() >= VIEWS_MAX {
             return Err(MetadataError::TooManyViews { most: VIEWS_MAX });
         }
         let core = &change.core;
@@ -172,8 +211,11 @@ impl Metadata {
         let disk = self.disk.with_flow(Flow { class: Class::Background, volume: 0 });
         let pace = bytes_per_second.map(|bytes| Pace::new(&self.runtime.timers, bytes));
         let blocks = BlockManager::reader(disk, self.views.bufs.clone(), CACHE_BLOCKS, pin.clone(), pace);
-        let opened = Rc::new(Opened { pin, holder: holder.to_string(), since: self.runtime.timers.now() });
-        self.views.open.borrow_mut().push(Rc::downgrade(&opened));
+        let timers = self.runtime.timers.clone();
+        let (holder, since, ending) = (holder.to_string(), timers.now(), Cell::new(None));
+        let listed = Rc::new(Listed { pin: Rc::downgrade(&pin), holder, since, ending });
+        self.views.listed.borrow_mut().push(listed.clone());
+        let opened = Rc::new(Opened { pin, listed, timers });
         let superblock = core.committed.get();
         Ok(View { opened, committed: Committed { blocks: Rc::new(blocks), superblock } })
     }
@@ -183,9 +225,15 @@ impl Metadata {
         self.core.borrow().tm.pins().commits()
     }
 
-    /// Who holds views, and since when, the oldest first.
-    pub fn views(&self) -> Vec<(String, Instant)> {
-        self.views.open().iter().map(|view| (view.holder.clone(), view.since)).collect()
+    /// Who holds views, and since when, the oldest first: also those that were ended and still hold blocks back.
+    pub fn views(&self) -> Vec<Shown> {
+        let shown = |(view, _, held_back_blocks): (Rc<Listed>, Rc<Pin>, u64)| Shown {
+            holder: view.holder.clone(),
+            since: view.since,
+            ending: view.ending.get(),
+            held_back_blocks,
+        };
+        self.views.listed().into_iter().map(shown).collect()
     }
 
     /// Metadata blocks that nothing but views uses any more.
@@ -195,7 +243,7 @@ impl Metadata {
 
     /// Ends all views at once: somebody else may overwrite what they show.
     pub fn revoke_views(&self) {
-        self.views.open().iter().for_each(|view| view.pin.revoke());
+        self.views.listed().iter().for_each(|(_, pin, _)| pin.revoke());
     }
 
     /// Ends views, the oldest first, until there is room without them and they hold back no more than they may.
@@ -207,9 +255,11 @@ impl Metadata {
     /// Ends views, the oldest first, until there is enough without them, or they hold nothing back.
     pub(super) async fn end_views_until(&self, enough: impl Fn() -> bool) {
         while self.held_back_blocks() > 0 && !enough() {
-            let Some(oldest) = self.views.open().into_iter().next() else { return };
+            let open = self.views.listed().into_iter().find(|(view, ..)| view.ending.get().is_none());
+            let Some((oldest, pin, _)) = open else { return };
             log::warn!("metadata blocks run short: the view of {} is ended", oldest.holder);
-            oldest.pin.end().await;
+            oldest.end(&self.runtime.timers);
+            pin.end().await;
         }
     }
 }

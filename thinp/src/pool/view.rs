@@ -5,7 +5,7 @@ use crate::control::{DeviceId, Mode, ViewInfo, ViewsInfo};
 use crate::error::Error;
 use crate::metadata::check::Report;
 use crate::metadata::space::DeviceSpace;
-use crate::metadata::view::{VIEWS_MAX, View};
+use crate::metadata::view::{Shown, VIEWS_MAX, View};
 use crate::metadata::{self, DataBlock, MetadataError};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -71,11 +71,16 @@ impl Pool {
         (!metadata.any_changes()).then(|| metadata.commits())
     }
 
-    /// The views that are open, and what they hold back.
+    /// The views that are open or ending, and what they hold back.
     pub fn views(&self) -> ViewsInfo {
         let (metadata, now) = (&self.0.metadata, self.0.runtime.timers.now());
-        let views = metadata.views().into_iter();
-        let views = views.map(|(holder, since)| ViewInfo { holder, age: now - since }).collect();
+        let info = |Shown { holder, since, ending, held_back_blocks }| ViewInfo {
+            holder,
+            age: now - since,
+            ending: ending.map(|ending| now - ending),
+            held_back_blocks,
+        };
+        let views = metadata.views().into_iter().map(info).collect();
         ViewsInfo { views, views_max: VIEWS_MAX, held_back_blocks: metadata.held_back_blocks() }
     }
 }

@@ -1,10 +1,13 @@
 //! Views of an open pool: its status, and its modes.
 
+use super::disks::Gate;
 use super::{BLOCK, id, run};
-use crate::PoolOptions;
 use crate::control::Mode;
+use crate::{Pool, PoolOptions};
+use platform::block::{Class, Op, Request};
 use platform::mem::MemDisk;
 use platform::time::Duration;
+use std::rc::Rc;
 use std::string::String;
 use std::vec::Vec;
 
@@ -38,5 +41,43 @@ fn views_are_shown_and_give_way_before_the_pool_is_out_of_metadata() {
         pool.delete(id(1)).await.unwrap();
         pool.delete(id(2)).await.unwrap();
         assert_eq!((pool.status().mode, pool.status().needs_check), (Mode::Write, false));
+    });
+}
+
+/// Reads that hang keep what they read: who holds it is told for as long.
+#[test]
+fn a_view_that_was_ended_is_shown_until_its_reads_have_ended() {
+    run(2, MemDisk::new(400 * 8), MemDisk::new(256 * BLOCK), async move |world| {
+        let reads = |request: &Request| request.op == Op::Read && request.flow.class == Class::Background;
+        let gate = Gate::new(world.meta.clone(), reads);
+        let pool = Pool::open(&world.runtime, world.slow(gate.clone()), world.data_disk(), PoolOptions::default());
+        let pool = pool.await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let (spawner, timers) = (world.runtime.spawner.clone(), world.runtime.timers.clone());
+        let view = Rc::new(pool.open_view("hung", None).await.unwrap());
+        let read = view.clone();
+        let reading = spawner.spawn(async move { read.devices().await.map(|_| ()) });
+        timers.sleep(Duration::from_secs(5)).await;
+        assert_eq!(gate.held.borrow().len(), 1);
+        let maker = pool.clone();
+        let making = spawner.spawn(async move {
+            let mut devices = 1;
+            while maker.create_thin(id(devices)).await.is_ok() {
+                devices += 1;
+            }
+        });
+        timers.sleep(Duration::from_secs(7)).await;
+        let shown = pool.views();
+        let told: Vec<_> = shown.views.iter().map(|view| (view.holder.as_str(), view.held_back_blocks)).collect();
+        assert_eq!(told, [("hung", shown.held_back_blocks)]);
+        let (view_shown, seconds) = (&shown.views[0], |since: Duration| since.as_secs());
+        assert_eq!((seconds(view_shown.age), view_shown.ending.map(seconds)), (12, Some(6)));
+        assert!(shown.held_back_blocks > 0 && view.is_ended());
+        drop(view);
+        gate.open();
+        making.await.unwrap();
+        assert_eq!(reading.await.unwrap(), Err(pdata::Error::Ended.into()));
+        assert_eq!((pool.views().views, pool.views().held_back_blocks), (Vec::new(), 0));
+        assert_eq!(pool.status().mode, Mode::OutOfMetadataSpace);
     });
 }

@@ -197,7 +197,7 @@ fn as_many_views_as_promised_and_no_more() {
         for (mapped, view) in (0..).zip(&views) {
             assert_eq!(contents(view).await.unwrap()[&id(1)].len(), mapped);
         }
-        let holders: Vec<String> = metadata.views().into_iter().map(|(holder, _)| holder).collect();
+        let holders: Vec<String> = metadata.views().into_iter().map(|view| view.holder).collect();
         assert_eq!(holders.first().zip(holders.last()), Some((&"job 0".into(), &"job 15".into())));
         assert!(metadata.held_back_blocks() > 0);
         drop(views);
