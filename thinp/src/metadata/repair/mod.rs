@@ -58,7 +58,7 @@ const CACHE_BLOCKS_MAX: usize = 4096;
 const CACHE_SHARE: usize = 4;
 
 /// Memory for a leaf of a device that is rebuilt, while it is dumped and restored.
-const LEAF_BYTES: usize = 128;
+const LEAF_BYTES: usize = 96;
 
 /// What to put in place of what is found, and which state to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
