@@ -1,5 +1,6 @@
 //! Snapshots of a hundred volumes at one instant, while counters are written in order across them.
 
+use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -26,6 +27,8 @@ const VOLUMES: usize = 100;
 const VOLUME_BYTES: u64 = 1 << 20;
 /// Snapshots of all of them.
 const GROUPS: u64 = 5;
+/// Sessions of who writes counters: the image in little memory has no room for one with each volume.
+const OPEN_MAX: usize = 40;
 /// Volumes that are written to beside the counters.
 const LOADED: usize = 8;
 /// Counters that are written from one group to the next, at least.
@@ -73,18 +76,25 @@ fn ending(counters: &Counters, end: Result<()>) -> Result<()> {
 
 /// Writes one counter after the other, each when the one before was acknowledged.
 fn count(appliance: &Appliance, counters: &Counters, mut dice: Dice) -> Result<()> {
-    let names = (0..VOLUMES).map(|volume| format!("v{volume}"));
-    let mut sessions: Vec<Session> = names.map(|name| appliance.login(&name)).collect::<Result<_>>()?;
+    let mut open: VecDeque<(usize, Session)> = VecDeque::new();
     for counter in 1.. {
         if counters.stop.load(Ordering::Relaxed) {
             break;
         }
         let volume = dice.below(VOLUMES as u64) as usize;
+        let mut session = match open.iter().position(|(of, _)| *of == volume).and_then(|at| open.remove(at)) {
+            Some((_, session)) => session,
+            None => appliance.login(&format!("v{volume}"))?,
+        };
         counters.volumes.lock().expect("nobody panics while it holds this").push(volume);
-        sessions[volume].write(0, &u64::to_le_bytes(counter).repeat(BLOCK_BYTES / 8), dice.chance(3))?;
+        session.write(0, &u64::to_le_bytes(counter).repeat(BLOCK_BYTES / 8), dice.chance(3))?;
         counters.acknowledged.store(counter, Ordering::SeqCst);
+        open.push_back((volume, session));
+        if open.len() > OPEN_MAX {
+            open.pop_front().map(|(_, session)| session.logout()).transpose()?;
+        }
     }
-    sessions.into_iter().try_for_each(|session| Ok(session.logout()?))
+    open.into_iter().try_for_each(|(_, session)| Ok(session.logout()?))
 }
 
 /// Writes here and there behind the counters.
