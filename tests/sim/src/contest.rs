@@ -72,7 +72,13 @@ pub async fn contest(birth: Birth, runtime: Runtime) {
     life::set_faults(world, &birth.meta, &birth.data, &shape.faults);
     let life = Rc::new(Life::new(&birth, runtime, site));
     manager::begin(&life).await;
-    let found = life.model.borrow().volumes.iter().find(|(_, volume)| volume.is_usable()).map(|(name, _)| name.clone());
+    let found = life
+        .model
+        .borrow()
+        .volumes
+        .iter()
+        .find(|(_, volume)| volume.is_usable() && !volume.read_only)
+        .map(|(name, _)| name.clone());
     // The network may have lost what makes one.
     let Some(volume) = found else { return };
     // Nobody deletes or resizes it.

@@ -17,10 +17,14 @@ pub enum Event {
     Abort,
     Swap,
     DeleteStep,
+    Moment,
+    RollBack,
+    Receive,
+    EndOfReceive,
 }
 
 /// All of them, with their names.
-pub const EVENTS: [(Event, &str); 11] = [
+pub const EVENTS: [(Event, &str); 15] = [
     (Event::Split, "a split"),
     (Event::Merge, "a merge"),
     (Event::OverflowCount, "an overflow count"),
@@ -32,6 +36,10 @@ pub const EVENTS: [(Event, &str); 11] = [
     (Event::Abort, "an abort"),
     (Event::Swap, "a swap of the records"),
     (Event::DeleteStep, "a step of a long delete"),
+    (Event::Moment, "a group snapshot"),
+    (Event::RollBack, "a roll-back"),
+    (Event::Receive, "a receive"),
+    (Event::EndOfReceive, "the end of a receive"),
 ];
 
 /// So many times each.
@@ -57,14 +65,38 @@ fn event_of(target: &str, text: &str) -> Option<Event> {
 thread_local! {
     /// What happened since the last commit.
     static OPEN: Cell<[bool; EVENTS.len()]> = const { Cell::new([false; EVENTS.len()]) };
+    /// What was asked for and is not answered.
+    static ASKED: Cell<[bool; EVENTS.len()]> = const { Cell::new([false; EVENTS.len()]) };
     /// Nobody listens: a recovery runs.
     static MUTED: Cell<bool> = const { Cell::new(false) };
     static WHEN_ABORTED: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
 }
 
-/// What happened since the last commit became durable.
+/// What happened since the last commit became durable, and what was asked for as a whole and is not answered.
 pub fn open() -> [bool; EVENTS.len()] {
-    OPEN.get()
+    let (open, asked) = (OPEN.get(), ASKED.get());
+    std::array::from_fn(|event| open[event] || asked[event])
+}
+
+/// Something is asked for until this is dropped.
+pub struct Asked(Event);
+
+/// Something is about to be asked for.
+pub fn asked(event: Event) -> Asked {
+    set_asked(event, true);
+    Asked(event)
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        set_asked(self.0, false);
+    }
+}
+
+fn set_asked(event: Event, is: bool) {
+    let mut asked = ASKED.get();
+    asked[event as usize] = is;
+    ASKED.set(asked);
 }
 
 /// A commit became durable.

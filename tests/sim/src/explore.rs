@@ -6,11 +6,11 @@ use crate::events::{self, Counts, EVENTS, Event};
 use crate::faults;
 use crate::judge;
 use crate::lies;
-use crate::model::Model;
+use crate::model::{Model, Streams};
 use crate::recover::{self, Found, Remains, Wanted};
 use crate::world::mix;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use xtask::dice::Dice;
@@ -50,6 +50,7 @@ pub struct Tally {
     pub in_repairs: u64,
     /// What was done to the disks.
     pub deeds: faults::Counts,
+    pub streams: Streams,
 }
 
 impl Tally {
@@ -60,6 +61,10 @@ impl Tally {
         self.after_lies += other.after_lies;
         self.in_repairs += other.in_repairs;
         faults::add(&mut self.deeds, &other.deeds);
+        self.streams.received += other.streams.received;
+        self.streams.increments += other.streams.increments;
+        self.streams.resumed += other.streams.resumed;
+        self.streams.not_received += other.streams.not_received;
         self.hit.iter_mut().zip(other.hit).for_each(|(mine, other)| *mine += other);
     }
 }
@@ -130,7 +135,9 @@ impl Explorer {
         let rare = open.iter().zip(hit).any(|(open, hit)| *open && hit < SOUGHT);
         let times = match rare {
             true if open[Event::Abort as usize] || open[Event::DeleteStep as usize] => 60 + self.below(60),
-            true if open[Event::Split as usize] || open[Event::Merge as usize] => 4 + self.below(8),
+            true if [Event::Split, Event::Merge, Event::Moment].iter().any(|event| open[*event as usize]) => {
+                4 + self.below(8)
+            }
             true => 1 + self.below(6),
             false => u64::from(self.below(4) == 0),
         };
@@ -251,7 +258,7 @@ impl Explorer {
         let model = self.model.borrow();
         let wanted = model.volumes.keys().map(|name| {
             let (doubtful, sure) = model.blocks(name);
-            let mut blocks = BTreeSet::from_iter(doubtful);
+            let (mut blocks, sure) = (doubtful, Vec::from_iter(sure));
             if sure.len() <= sure_blocks {
                 blocks.extend(sure);
             } else {
@@ -259,7 +266,8 @@ impl Explorer {
             }
             (name.clone(), blocks.into_iter().collect())
         });
-        wanted.collect::<BTreeMap<_, _>>()
+        let blocks = wanted.collect::<BTreeMap<_, _>>();
+        Wanted { blocks, transfers: model.transfers.keys().cloned().collect(), hidden: model.hidden }
     }
 }
 
@@ -275,8 +283,10 @@ fn settle(model: &mut Model, found: &Found) {
         model.metadata_blocks.settle(found.metadata_blocks);
     }
     model.volumes.retain(|name, _| found.volumes.contains_key(name));
+    model.transfers.retain(|name, _| found.kept.iter().any(|kept| kept.name == *name));
+    model.transfers.values_mut().for_each(|transfer| transfer.sure = true);
     for (name, seen) in &found.volumes {
-        model.settle_volume(name, seen.deleting, seen.size_sectors(), seen.exported);
+        model.settle_volume(name, seen);
         for (block, words) in &seen.blocks {
             model.settle_block(name, *block, words);
         }

@@ -21,6 +21,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    fn of(status: u16, body: &[u8]) -> Answer {
+        let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(body).expect("JSON") };
+        Answer { status, body }
+    }
+
     pub fn is_ok(&self) -> bool {
         self.status < 300
     }
@@ -41,6 +46,26 @@ impl Manager {
         Some(Manager { reader, writer, wire })
     }
 
+    /// The bytes of a stream, or why it is refused.
+    pub async fn fetch(&mut self, path: &str) -> Result<Result<Vec<u8>, Answer>, Broken> {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: sim\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
+        self.upload(head.as_bytes()).await?;
+        let (status, body) = self.response().await?;
+        Ok(if status == 200 { Ok(body) } else { Err(Answer::of(status, &body)) })
+    }
+
+    /// Begins to send a stream of so many bytes, which [`Manager::upload`] sends and [`Manager::answer`] answers.
+    pub async fn begin_upload(&mut self, path: &str, bytes: usize) -> Result<(), Broken> {
+        let head = format!(
+            "PUT {path} HTTP/1.1\r\nHost: sim\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {bytes}\r\n\r\n"
+        );
+        self.upload(head.as_bytes()).await
+    }
+
+    pub async fn upload(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        self.writer.write_all(bytes).await.map_err(|_| Broken)
+    }
+
     /// One request. A body is JSON, or text for a message.
     pub async fn ask(&mut self, method: &str, path: &str, body: Option<&str>) -> Result<Answer, Broken> {
         let kind = if path.ends_with("/message") { "text/plain" } else { "application/json" };
@@ -53,7 +78,12 @@ impl Manager {
         self.answer().await
     }
 
-    async fn answer(&mut self) -> Result<Answer, Broken> {
+    pub async fn answer(&mut self) -> Result<Answer, Broken> {
+        let (status, body) = self.response().await?;
+        Ok(Answer::of(status, &body))
+    }
+
+    async fn response(&mut self) -> Result<(u16, Vec<u8>), Broken> {
         let head = self.head().await?;
         let mut lines = head.split("\r\n");
         let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
@@ -70,8 +100,7 @@ impl Manager {
         } else if field("transfer-encoding").is_some() {
             body = self.chunks().await?;
         }
-        let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).expect("JSON") };
-        Ok(Answer { status, body })
+        Ok((status, body))
     }
 
     async fn head(&mut self) -> Result<String, Broken> {

@@ -25,6 +25,9 @@ pub struct Broken;
 /// Data segments that we take.
 const SEGMENT_BYTES: u32 = 256 << 10;
 
+/// What a command is told after a roll-back: MEDIUM MAY HAVE CHANGED, CAPACITY DATA HAS CHANGED.
+const EXCHANGED: [Outcome; 2] = [Outcome::Check(6, 0x28, 0), Outcome::Check(6, 0x2a, 9)];
+
 /// A logged-in session.
 pub struct Session {
     reader: SimReader,
@@ -177,10 +180,27 @@ impl Session {
             assert_eq!(before, None, "two answers to one command");
         }
         let mut answer = |tag| outcomes.remove(&tag).expect("both were answered");
-        Ok((answer(write), answer(unmap)))
+        let (mut written, mut unmapped) = (answer(write), answer(unmap));
+        if EXCHANGED.contains(&written) {
+            written = self.write(sector, data, false).await?;
+        }
+        if EXCHANGED.contains(&unmapped) {
+            unmapped = self.unmap(first, sectors).await?;
+        }
+        Ok((written, unmapped))
     }
 
+    /// Carries out a command. One that is told that all of the volume was exchanged was not carried out, and is sent again.
     async fn command(&mut self, cdb: [u8; 16], data: &[u8], read_bytes: u32) -> Result<Outcome, Broken> {
+        loop {
+            let outcome = self.try_command(cdb, data, read_bytes).await?;
+            if !EXCHANGED.contains(&outcome) {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    async fn try_command(&mut self, cdb: [u8; 16], data: &[u8], read_bytes: u32) -> Result<Outcome, Broken> {
         let tag = self.send_command(cdb, data, read_bytes).await?;
         let mut read = Vec::new();
         loop {

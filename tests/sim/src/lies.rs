@@ -62,7 +62,7 @@ async fn read_all(runtime: &Runtime, pool: &Pool, wanted: &Wanted) -> Result<(),
         }
         let _ = Catalog::decode(&pages, Records::PAGE_CAPACITY_BYTES);
     }
-    let blocks = wanted.values().next().map_or(&[][..], Vec::as_slice);
+    let blocks = wanted.blocks.values().next().map_or(&[][..], Vec::as_slice);
     for (id, _) in pool.devices().await? {
         // One of them holds the records.
         let thin = match pool.open_thin(id, None).await {
@@ -92,7 +92,7 @@ pub fn by_appliance(remains: Remains, seed: u64, wanted: Wanted) {
             let says = ready.is_err() || answer.is_ok() || !answer.body["error"].is_null();
             assert!(says, "GET {path}: {answer:?}");
         }
-        for (name, blocks) in &wanted {
+        for (name, blocks) in &wanted.blocks {
             let login = Session::login(&site.iscsi, "recovery", 1, name).await;
             let Ok(Ok(mut session)) = login else { continue };
             for block in blocks {

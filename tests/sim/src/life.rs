@@ -10,6 +10,7 @@ use crate::premade;
 use crate::readers;
 use crate::shape::{Faults, LieKind, Shape};
 use crate::site::{self, Instance, Site};
+use crate::transfers;
 use crate::world::World;
 use platform::Runtime;
 use platform::block::Disk;
@@ -34,6 +35,8 @@ pub struct Life {
     pub troubled: Cell<bool>,
     /// Somebody reads the metadata snapshot.
     pub reading: Cell<bool>,
+    /// The manager is to take a read-only snapshot.
+    pub snapshot_wanted: Cell<bool>,
 }
 
 impl Life {
@@ -52,6 +55,7 @@ impl Life {
             over: Notify::new(),
             troubled: Cell::new(shape.tight || shape.faults.disks() || shape.faults.network),
             reading: Cell::default(),
+            snapshot_wanted: Cell::default(),
         }
     }
 
@@ -165,6 +169,7 @@ pub async fn live(birth: Birth, runtime: Runtime) {
     let mut tasks = vec![
         life.runtime.spawner.spawn(manager::work(life.clone())),
         life.runtime.spawner.spawn(readers::work(life.clone())),
+        life.runtime.spawner.spawn(transfers::work(life.clone())),
     ];
     for number in 0..shape.clients {
         tasks.push(life.runtime.spawner.spawn(Client::new(life.clone(), number).work()));

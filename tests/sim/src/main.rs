@@ -20,6 +20,7 @@ mod lies;
 mod life;
 mod manager;
 mod model;
+mod moments;
 mod net;
 mod premade;
 mod quick;
@@ -29,6 +30,8 @@ mod repairs;
 mod run;
 mod shape;
 mod site;
+mod streams;
+mod transfers;
 mod world;
 
 use std::process::ExitCode;

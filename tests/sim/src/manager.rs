@@ -5,12 +5,16 @@ use crate::faults;
 use crate::http::{Answer, Manager};
 use crate::life::Life;
 use crate::model::{BLOCK, Presence, UNSET, Volume};
-use platform::time::Duration;
+use platform::time::{Duration, Instant};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// In place of the status of a request whose answer did not arrive.
-const UNANSWERED: u16 = 599;
+pub const UNANSWERED: u16 = 599;
+
+/// The appliance closes connections that are idle for a minute.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// Numbers of devices that are made by messages: greater than those that the appliance gives.
 const DEVICES_BY_MESSAGE: u64 = 1000;
@@ -43,11 +47,16 @@ pub async fn take_over(life: &Rc<Life>, name: &str, mapped_blocks: u64) {
     worker.made(name, begun, &sized).await;
 }
 
+/// Which volume this is: its number and its identity.
+pub fn known_as(volume: &Value) -> Option<(u64, String)> {
+    Some((volume["id"].as_u64()?, volume["identity"].as_str()?.to_owned()))
+}
+
 /// Takes some snapshots.
 pub async fn snapshots(life: &Rc<Life>, count: u64) {
     let mut worker = Worker::new(life.clone());
     for _ in 0..count {
-        worker.snapshot().await;
+        worker.snapshot(false).await;
     }
 }
 
@@ -63,9 +72,12 @@ pub async fn work(life: Rc<Life>) {
         if life.shape.premade && life.world.once_in(4) {
             worker.delete().await;
         }
-        match life.world.below(100) {
+        if life.snapshot_wanted.take() {
+            worker.snapshot(true).await;
+        }
+        match life.world.below(116) {
             0..12 => worker.create(life.shape.volume_blocks - life.world.below(life.shape.volume_blocks / 2)).await,
-            12..24 => worker.snapshot().await,
+            12..24 => worker.snapshot(life.world.once_in(4)).await,
             24..34 => worker.snapshot_by_message().await,
             34..50 => worker.delete().await,
             50..58 => worker.resize().await,
@@ -75,7 +87,9 @@ pub async fn work(life: Rc<Life>) {
             78..84 => worker.grow().await,
             84..88 => worker.export().await,
             88..94 => worker.look().await,
-            _ => worker.spoil(),
+            94..100 => worker.spoil(),
+            100..107 => worker.snapshots_at_once().await,
+            _ => worker.roll_back().await,
         }
         let micros = life.world.below(3000);
         life.runtime.timers.sleep(Duration::from_micros(micros)).await;
@@ -86,16 +100,23 @@ pub async fn work(life: Rc<Life>) {
 pub struct Worker {
     pub life: Rc<Life>,
     manager: Manager,
+    /// When it last asked for something.
+    asked_at: Instant,
 }
 
 impl Worker {
     pub fn new(life: Rc<Life>) -> Worker {
         let manager = Manager::connect(&life.site.http).expect("the appliance takes connections");
-        Worker { life, manager }
+        let asked_at = life.runtime.timers.now();
+        Worker { life, manager, asked_at }
     }
 
     /// One request. An answer that the network lost has the status [`UNANSWERED`].
     pub async fn ask(&mut self, method: &str, path: &str, body: Option<&str>) -> Answer {
+        let now = self.life.runtime.timers.now();
+        if now - std::mem::replace(&mut self.asked_at, now) > IDLE_MAX {
+            self.manager = Manager::connect(&self.life.site.http).expect("the appliance takes connections");
+        }
         self.life.trouble_a_wire(&self.manager.wire);
         match self.life.patiently(self.manager.ask(method, path, body)).await {
             Some(Ok(answer)) => answer,
@@ -115,15 +136,18 @@ impl Worker {
     }
 
     /// What a failed request left is to be seen at once: nothing is wrong with the disks, and it is not under way any more.
-    fn can_be_seen(&self, answer: &Answer) -> bool {
+    pub fn can_be_seen(&self, answer: &Answer) -> bool {
         answer.status != UNANSWERED && !self.life.shape.faults.disks()
     }
 
     /// The volume as the appliance has it, or that it has none of that name; `None` if it does not tell.
-    async fn volume(&mut self, name: &str) -> Option<Option<Value>> {
+    pub async fn volume(&mut self, name: &str) -> Option<Option<Value>> {
         let answer = self.ask("GET", &format!("/v1/volumes/{name}"), None).await;
         match answer.status {
-            200 => Some(Some(answer.body)),
+            200 => {
+                self.life.model.borrow_mut().identify(name, known_as(&answer.body));
+                Some(Some(answer.body))
+            }
             404 => Some(None),
             other => {
                 assert!(self.life.troubled.get(), "GET of volume {name} ends with {other}: {}", answer.body);
@@ -134,9 +158,14 @@ impl Worker {
 
     /// One of the volumes that are there and fit.
     pub fn any_volume(&self, fits: impl Fn(&Volume) -> bool) -> Option<String> {
+        self.any_volume_by(|_, volume| fits(volume))
+    }
+
+    /// As [`Worker::any_volume`], by its name, too.
+    pub fn any_volume_by(&self, fits: impl Fn(&str, &Volume) -> bool) -> Option<String> {
         let model = self.life.model.borrow();
         let names: Vec<&String> =
-            model.volumes.iter().filter(|(_, volume)| fits(volume)).map(|(name, _)| name).collect();
+            model.volumes.iter().filter(|(name, volume)| fits(name, volume)).map(|(name, _)| name).collect();
         (!names.is_empty()).then(|| names[self.life.world.below(names.len() as u64) as usize].clone())
     }
 
@@ -147,7 +176,7 @@ impl Worker {
         room.then(|| model.now())
     }
 
-    fn new_name(&self) -> Option<String> {
+    pub fn new_name(&self) -> Option<String> {
         self.new_number().map(|number| format!("v{number}"))
     }
 
@@ -160,15 +189,18 @@ impl Worker {
         self.made(&name, begun, &answer).await;
     }
 
-    async fn snapshot(&mut self) {
+    /// Takes a snapshot of some volume.
+    async fn snapshot(&mut self, read_only: bool) {
         let Some(origin) = self.any_volume(Volume::is_settled) else { return };
         let Some(name) = self.new_name() else { return };
         let begun = {
             let mut model = self.life.model.borrow_mut();
             let size_sectors = *model.volume(&origin).size_sectors.known().expect("nobody else resizes");
-            model.begin_volume(&name, size_sectors, Some(&origin))
+            let begun = model.begin_volume(&name, size_sectors, Some(&origin));
+            model.volume(&name).read_only = read_only;
+            begun
         };
-        let body = format!(r#"{{"name":"{name}"}}"#);
+        let body = format!(r#"{{"name":"{name}","read_only":{read_only}}}"#);
         let answer = self.ask("POST", &format!("/v1/volumes/{origin}/snapshots"), Some(&body)).await;
         self.made(&name, begun, &answer).await;
     }
@@ -183,7 +215,13 @@ impl Worker {
         };
         let Some(new) = self.new_number().map(|number| DEVICES_BY_MESSAGE + number) else { return };
         let name = format!("thin-{new}");
-        let begun = self.life.model.borrow_mut().begin_volume(&name, UNSET, Some(&origin));
+        let begun = {
+            let mut model = self.life.model.borrow_mut();
+            let begun = model.begin_volume(&name, UNSET, Some(&origin));
+            // Nobody wrote down whose snapshot it is.
+            model.volume(&name).snapshot_of = None;
+            begun
+        };
         let answer = self.ask("POST", "/v1/pool/message", Some(&format!("create_snap {new} {device}"))).await;
         self.expect_reason("a message", &answer);
         if !answer.is_ok() {
@@ -202,7 +240,7 @@ impl Worker {
     }
 
     /// A volume was made, or not.
-    async fn made(&mut self, name: &str, begun: u64, answer: &Answer) {
+    pub async fn made(&mut self, name: &str, begun: u64, answer: &Answer) {
         self.expect_reason("making a volume", answer);
         if !answer.is_ok() {
             // If it can be seen it was made; if nobody can tell, it may be there after the next power cut.
@@ -212,7 +250,11 @@ impl Worker {
                 None => return,
             }
         }
-        self.life.model.borrow_mut().volume_made(name, begun);
+        {
+            let mut model = self.life.model.borrow_mut();
+            model.volume_made(name, begun);
+            model.identify(name, known_as(&answer.body));
+        }
         self.set_export(name, true).await;
     }
 
@@ -221,7 +263,7 @@ impl Worker {
         assert!(answer.is_ok() || self.life.troubled.get(), "{what} fails for no reason: {answer:?}");
     }
 
-    async fn set_export(&mut self, name: &str, exported: bool) {
+    pub async fn set_export(&mut self, name: &str, exported: bool) {
         self.life.model.borrow_mut().volume(name).exported.may_become(exported);
         let path = format!("/v1/volumes/{name}/export");
         let answer = match exported {
@@ -245,7 +287,7 @@ impl Worker {
     }
 
     async fn delete(&mut self) {
-        let idle = |volume: &Volume| volume.users == 0 && volume.presence != Presence::Coming;
+        let idle = |volume: &Volume| volume.users == 0 && volume.presence != Presence::Coming && !volume.busy;
         // A large one, of which a delete is long, before others.
         let large = self.any_volume(|volume| idle(volume) && volume.mapped_before > 0);
         if let Some(name) = large.or_else(|| self.any_volume(idle)) {
@@ -267,7 +309,7 @@ impl Worker {
     }
 
     async fn resize(&mut self) {
-        let fits = |volume: &Volume| volume.is_settled() && volume.users == 0;
+        let fits = |volume: &Volume| volume.is_settled() && volume.users == 0 && !volume.read_only;
         let Some(name) = self.any_volume(fits) else { return };
         let size_sectors =
             *self.life.model.borrow_mut().volume(&name).size_sectors.known().expect("nobody else resizes");
@@ -383,6 +425,11 @@ impl Worker {
 
     /// What the appliance tells of its volumes is so.
     async fn look(&mut self) {
+        let is_there = |volume: &Volume| volume.presence == Presence::There;
+        let before: BTreeSet<String> = {
+            let model = self.life.model.borrow();
+            model.volumes.iter().filter(|(_, volume)| is_there(volume)).map(|(name, _)| name.clone()).collect()
+        };
         let answer = self.ask("GET", "/v1/volumes", None).await;
         assert!(answer.is_ok() || self.life.troubled.get(), "a list of volumes fails for no reason: {answer:?}");
         let Some(volumes) = answer.body["volumes"].as_array().filter(|_| !faults::lied()) else { return };
@@ -390,9 +437,9 @@ impl Worker {
         let model = self.life.model.borrow();
         let there = |name: &&str| model.volumes.contains_key(*name);
         assert!(names.iter().all(there), "the appliance has {names:?}, the model {:?}", model.volumes.keys());
-        for (name, volume) in &model.volumes {
+        for (name, volume) in model.volumes.iter().filter(|(name, _)| before.contains(*name)) {
             let listed = names.contains(&name.as_str());
-            assert!(listed || volume.presence != Presence::There, "volume {name} is not listed");
+            assert!(listed || !is_there(volume), "volume {name} is not listed");
         }
     }
 

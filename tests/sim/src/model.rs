@@ -3,9 +3,18 @@
 //! Of each sector the model keeps what it may hold: "old or new, nothing else". What a completed flush, FUA write or
 //! snapshot covers is new. The same goes for everything that the management interface changes.
 
+mod contents;
+mod exchange;
+mod moment;
+
+use crate::faults;
+use crate::recover::FoundVolume;
+use crate::streams::Snapshot;
+use contents::{Contents, Known, Version, forget_loss};
+pub use exchange::Whole;
+use moment::Moment;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::rc::Rc;
 
 /// Sectors in a data block of every pool here.
 pub const BLOCK: u64 = 128;
@@ -64,105 +73,6 @@ impl<T: Clone + PartialEq> Maybe<T> {
     }
 }
 
-/// What a write left in a sector, or may have.
-#[derive(Clone, Copy, Debug)]
-struct Version {
-    word: Word,
-    write: u64,
-    begun: u64,
-    /// When the initiator had its answer.
-    ended: Option<u64>,
-    known: Known,
-}
-
-/// What is known of a version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
-    /// It was sent; that may be all that was done with it.
-    Sent,
-    /// The initiator was told that it is done.
-    Done,
-    /// It was done, but a transaction was lost at this moment, and it may be gone. A flush that succeeds says that it is not.
-    Shaken(u64),
-    Durable,
-}
-
-impl Version {
-    /// Whether there is no doubt that it came into the sector.
-    fn is_sure(&self) -> bool {
-        matches!(self.known, Known::Done | Known::Durable)
-    }
-
-    /// What was there before a write began that is sure.
-    fn is_over(&self, sure_begun: u64) -> bool {
-        self.ended.is_some_and(|ended| ended < sure_begun)
-    }
-}
-
-/// When the last of the versions began that are as they should be.
-fn last_begun(versions: &[Version], fits: impl Fn(&Version) -> bool) -> u64 {
-    versions.iter().filter(|version| fits(version)).map(|version| version.begun).max().unwrap_or(0)
-}
-
-/// The contents of a volume.
-#[derive(Clone, Default)]
-struct Contents {
-    /// By block, of all sectors about which there is no doubt; zeroes where there is nothing.
-    base: BTreeMap<u64, Rc<Words>>,
-    /// By sector, what it may hold; of writes that were under way at once, in any order.
-    doubtful: BTreeMap<u64, Vec<Version>>,
-}
-
-impl Contents {
-    fn base(&self, sector: u64) -> Word {
-        self.base.get(&(sector / BLOCK)).map_or(0, |words| words[(sector % BLOCK) as usize])
-    }
-
-    fn set_base(&mut self, sector: u64, word: Word) {
-        let words = self.base.entry(sector / BLOCK).or_insert_with(|| Rc::new([0; BLOCK as usize]));
-        Rc::make_mut(words)[(sector % BLOCK) as usize] = word;
-    }
-
-    fn push(&mut self, sector: u64, version: Version) {
-        let base = Version { word: self.base(sector), write: 0, begun: 0, ended: Some(0), known: Known::Durable };
-        self.doubtful.entry(sector).or_insert_with(|| vec![base]).push(version);
-    }
-
-    /// All versions about which there is doubt.
-    fn versions(&mut self) -> impl Iterator<Item = &mut Version> {
-        self.doubtful.values_mut().flatten()
-    }
-
-    /// The versions that are `covered` are durable.
-    fn durable(&mut self, sectors: Range<u64>, covered: impl Fn(&Version) -> bool) {
-        let mut settled = Vec::new();
-        for (sector, versions) in self.doubtful.range_mut(sectors) {
-            versions.iter_mut().filter(|version| covered(version)).for_each(|version| version.known = Known::Durable);
-            let last = last_begun(versions, |version| version.known == Known::Durable);
-            versions.retain(|version| !version.is_over(last));
-            if let [only] = versions[..] {
-                settled.push((*sector, only.word));
-            }
-        }
-        for (sector, word) in settled {
-            self.doubtful.remove(&sector);
-            self.set_base(sector, word);
-        }
-    }
-
-    /// What was done by `at` is durable; what a lost transaction may have taken is not, but if that was later.
-    fn committed(&mut self, at: u64) {
-        self.durable(0..u64::MAX, |version| {
-            version.ended.is_some_and(|ended| ended <= at)
-                && match version.known {
-                    Known::Sent | Known::Durable => false,
-                    Known::Done => true,
-                    Known::Shaken(lost_at) => lost_at > at,
-                }
-        });
-    }
-}
-
 /// Whether a volume is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
@@ -184,7 +94,21 @@ pub struct Volume {
     sessions: usize,
     /// Blocks that were mapped before the model knew of it.
     pub mapped_before: u64,
+    /// Initiators may only read it.
+    pub read_only: bool,
+    /// It was made as a snapshot of this one.
+    pub snapshot_of: Option<String>,
+    /// A stream is being received into it.
+    pub busy: bool,
+    /// Its number and its identity, once they were told: they stay.
+    pub known_as: Option<(u64, String)>,
     contents: Contents,
+    /// What it may hold instead, all of it: it is being exchanged.
+    other: Option<Whole>,
+    /// It got all of what it holds from a stream or a snapshot, once: the appliance may know what that is.
+    pub had_known_contents: bool,
+    /// When contents were exchanged last.
+    exchanged_at: u64,
     /// Sectors on which somebody works.
     claims: Vec<Range<u64>>,
     /// It is being made as a snapshot of this one.
@@ -192,15 +116,43 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// It is there for sure, and nobody knows of a change of its size.
+    /// It is there for sure, and nobody knows of a change of its size or of all that it holds.
     pub fn is_settled(&self) -> bool {
-        self.presence == Presence::There && self.size_sectors.known().is_some_and(|size| *size != UNSET)
+        let sized = self.size_sectors.known().is_some_and(|size| *size != UNSET);
+        self.presence == Presence::There && sized && self.other.is_none() && !self.busy
+    }
+
+    /// It is being made as a snapshot of that one.
+    pub fn follows(&self, name: &str) -> bool {
+        self.follows.as_deref() == Some(name)
+    }
+
+    /// A write that was sent at `begun` may have met what was exchanged since.
+    pub fn is_exchanged_since(&self, begun: u64) -> bool {
+        begun <= self.exchanged_at
     }
 
     /// It can be logged in to.
     pub fn is_usable(&self) -> bool {
         self.is_settled() && self.exported.known() == Some(&true)
     }
+}
+
+/// What became of streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Streams {
+    pub received: u64,
+    /// Of these, increments.
+    pub increments: u64,
+    /// Of these, the rest of one that broke off.
+    pub resumed: u64,
+    pub not_received: u64,
+}
+
+/// A transfer that may have broken off and can be gone on with then.
+pub struct Transfer {
+    /// It can be for sure: the appliance said so, and nothing was done to it since.
+    pub sure: bool,
 }
 
 /// Everything that is known of a pool.
@@ -214,17 +166,19 @@ pub struct Model {
     pub needs_check: Maybe<bool>,
     /// The pool was served once, so it exists.
     pub formatted: bool,
+    /// What a client keeps of snapshots.
+    pub library: Vec<Snapshot>,
+    /// Transfers that may have broken off, by the volume that they are for.
+    pub transfers: BTreeMap<String, Transfer>,
+    /// Hidden volumes may be there.
+    pub hidden: bool,
+    pub streams: Streams,
     writes: u64,
     clock: u64,
     /// The last loss of a transaction.
     lost_at: u64,
-}
-
-/// Whether a version is there that a lost transaction may have taken nobody will ever say.
-fn forget_loss(version: &mut Version) {
-    if let Known::Shaken(_) = version.known {
-        version.known = Known::Sent;
-    }
+    /// Snapshots of several volumes.
+    moments: Vec<Moment>,
 }
 
 /// A write under way.
@@ -245,9 +199,14 @@ impl Model {
             metadata_blocks: Maybe::is(metadata_blocks),
             needs_check: Maybe::is(false),
             formatted: false,
+            library: Vec::new(),
+            transfers: BTreeMap::new(),
+            hidden: false,
+            streams: Streams::default(),
             writes: 0,
             clock: 0,
             lost_at: 0,
+            moments: Vec::new(),
         }
     }
 
@@ -281,12 +240,17 @@ impl Model {
     pub fn begin_write(&mut self, name: &str, sectors: Range<u64>, zeroes: bool) -> Write {
         self.writes += 1;
         let (number, begun) = (self.writes, self.now());
-        // A snapshot on its way may have it or not.
-        let follows = |volume: &Volume| volume.follows.as_deref() == Some(name);
-        for (_, volume) in self.volumes.iter_mut().filter(|(own, volume)| *own == name || follows(volume)) {
-            for sector in sectors.clone() {
-                let word = if zeroes { 0 } else { word(number, sector) };
-                volume.contents.push(sector, Version { word, write: number, begun, ended: None, known: Known::Sent });
+        for (own, volume) in &mut self.volumes {
+            // A snapshot on its way may have it or not, and so has a volume that is exchanged while it is used.
+            let (own, follows) = (own == name, |follows: &Option<String>| follows.as_deref() == Some(name));
+            let contents = (own || follows(&volume.follows)).then_some(&mut volume.contents);
+            let other = volume.other.as_mut().filter(|other| own || follows(&other.follows));
+            for contents in contents.into_iter().chain(other.map(|other| &mut other.contents)) {
+                for sector in sectors.clone() {
+                    let word = if zeroes { 0 } else { word(number, sector) };
+                    let (ended, done, known) = (None, None, Known::Sent);
+                    contents.push(sector, Version { word, write: number, begun, ended, done, known });
+                }
             }
         }
         Write { volume: name.to_owned(), sectors, number, begun }
@@ -294,14 +258,19 @@ impl Model {
 
     /// A write was acknowledged.
     pub fn write_done(&mut self, write: &Write, durable: bool) {
+        let exchanged = self.volume(&write.volume).is_exchanged_since(write.begun);
         // Done while a transaction was lost: nobody knows whether it was in that.
         let known = match (write.begun <= self.lost_at, self.volume(&write.volume).sessions) {
+            _ if exchanged => Known::Sent,
             (false, _) => Known::Done,
             (true, 0) => Known::Sent,
             (true, _) => Known::Shaken(self.lost_at),
         };
         self.write_ended(write, known);
-        if durable {
+        if known == Known::Done {
+            self.done_beside_moments(write);
+        }
+        if durable && !exchanged {
             let contents = &mut self.volume(&write.volume).contents;
             contents.durable(write.sectors.clone(), |version| version.write == write.number);
         }
@@ -315,8 +284,10 @@ impl Model {
     /// A write was refused: nothing of it is anywhere.
     pub fn write_refused(&mut self, write: &Write) {
         for volume in self.volumes.values_mut() {
-            for (_, versions) in volume.contents.doubtful.range_mut(write.sectors.clone()) {
-                versions.retain(|version| version.write != write.number);
+            for contents in volume.all_contents() {
+                for (_, versions) in contents.doubtful.range_mut(write.sectors.clone()) {
+                    versions.retain(|version| version.write != write.number);
+                }
             }
         }
         // What is left may be beyond doubt.
@@ -325,10 +296,15 @@ impl Model {
 
     fn write_ended(&mut self, write: &Write, known: Known) {
         let now = self.now();
-        for (_, versions) in self.volume(&write.volume).contents.doubtful.range_mut(write.sectors.clone()) {
-            for version in versions.iter_mut().filter(|version| version.write == write.number) {
-                (version.ended, version.known) = (Some(now), known);
+        for contents in self.volume(&write.volume).all_contents() {
+            for (_, versions) in contents.doubtful.range_mut(write.sectors.clone()) {
+                for version in versions.iter_mut().filter(|version| version.write == write.number) {
+                    (version.ended, version.known) = (Some(now), known);
+                }
             }
+        }
+        if let Some(other) = &mut self.volume(&write.volume).other {
+            other.never_sure();
         }
     }
 
@@ -364,6 +340,7 @@ impl Model {
         self.lost_at = self.now();
         self.needs_check.may_become(true);
         for volume in self.volumes.values_mut() {
+            volume.contents.versions().for_each(|version| version.done = None);
             for version in volume.contents.versions().filter(|version| version.known == Known::Done) {
                 version.known = Known::Shaken(self.lost_at);
                 if volume.sessions == 0 {
@@ -376,11 +353,7 @@ impl Model {
     /// A volume is about to be made.
     pub fn begin_volume(&mut self, name: &str, size_sectors: u64, of: Option<&str>) -> u64 {
         let begun = self.now();
-        let mut contents = of.map_or_else(Contents::default, |of| self.volume(of).contents.clone());
-        contents.committed(begun);
-        // What was not done yet may come into it for a while, and never becomes sure.
-        let others = contents.versions().filter(|version| version.known != Known::Durable);
-        others.for_each(|version| version.known = Known::Sent);
+        let contents = of.map_or_else(Contents::default, |of| self.volume(of).contents.of_snapshot(begun));
         let volume = Volume {
             presence: Presence::Coming,
             size_sectors: Maybe::is(size_sectors),
@@ -388,7 +361,14 @@ impl Model {
             users: 0,
             sessions: 0,
             mapped_before: of.map_or(0, |of| self.volume(of).mapped_before),
+            read_only: false,
+            snapshot_of: of.map(str::to_owned),
+            busy: false,
+            known_as: None,
             contents,
+            other: None,
+            had_known_contents: false,
+            exchanged_at: 0,
             claims: Vec::new(),
             follows: of.map(str::to_owned),
         };
@@ -407,6 +387,14 @@ impl Model {
         }
     }
 
+    /// Which volume it is was told: its number and identity, which stay.
+    pub fn identify(&mut self, name: &str, told: Option<(u64, String)>) {
+        let Some(volume) = self.volumes.get_mut(name) else { return };
+        let same = volume.known_as.is_none() || told.is_none() || volume.known_as == told;
+        assert!(same || faults::lied(), "volume {name} is {told:?}, which was {:?}", volume.known_as);
+        volume.known_as = told.or(volume.known_as.take());
+    }
+
     /// It is not there.
     pub fn volume_gone(&mut self, name: &str) {
         self.volumes.remove(name);
@@ -414,58 +402,47 @@ impl Model {
 
     /// What a sector may hold while the appliance runs.
     pub fn may_read(&self, name: &str, sector: u64, found: Word) -> bool {
-        let contents = &self.volumes[name].contents;
-        let Some(versions) = contents.doubtful.get(&sector) else { return contents.base(sector) == found };
-        let last = last_begun(versions, Version::is_sure);
-        versions.iter().any(|version| version.word == found && !version.is_over(last))
-    }
-
-    /// What it may hold after a power cut.
-    pub fn may_remain(&self, name: &str, sector: u64, found: Word) -> bool {
-        let contents = &self.volumes[name].contents;
-        match contents.doubtful.get(&sector) {
-            Some(versions) => versions.iter().any(|version| version.word == found),
-            None => contents.base(sector) == found,
-        }
+        self.volumes[name].each_contents().any(|contents| contents.may_read(sector, found))
     }
 
     /// What it may hold after a power cut, for people.
     pub fn describe(&self, name: &str, sector: u64) -> String {
         let contents = &self.volumes[name].contents;
-        match contents.doubtful.get(&sector) {
-            Some(versions) => format!("{versions:x?}"),
-            None => format!("{:x}", contents.base(sector)),
-        }
+        contents.objection(sector, MIXED).unwrap_or_else(|| "anything".to_owned())
     }
 
     /// Blocks with sectors in doubt, and those without that may hold something.
-    pub fn blocks(&self, name: &str) -> (Vec<u64>, Vec<u64>) {
-        let contents = &self.volumes[name].contents;
-        let mut doubtful: Vec<u64> = contents.doubtful.keys().map(|sector| sector / BLOCK).collect();
-        doubtful.dedup();
-        let sure = contents.base.keys().filter(|block| doubtful.binary_search(block).is_err()).copied().collect();
-        (doubtful, sure)
+    pub fn blocks(&self, name: &str) -> (BTreeSet<u64>, BTreeSet<u64>) {
+        let mut all = (BTreeSet::new(), BTreeSet::new());
+        for (doubtful, sure) in self.volumes[name].each_contents().map(Contents::blocks) {
+            all.0.extend(doubtful);
+            all.1.extend(sure);
+        }
+        all.1.retain(|block| !all.0.contains(block));
+        all
     }
 
-    /// Blocks that are mapped for sure: something that is not zero is durable in them.
+    /// Blocks that are mapped for sure.
     pub fn surely_mapped(&self, name: &str) -> BTreeSet<u64> {
-        let (_, sure) = self.blocks(name);
-        let base = &self.volumes[name].contents.base;
-        sure.into_iter().filter(|block| base[block].iter().any(|word| *word != 0)).collect()
+        let mapped = self.volumes[name].each_contents().map(Contents::surely_mapped);
+        mapped.reduce(|one, other| &one & &other).expect("a volume holds something")
     }
 
     /// Blocks that it can have mapped, at most.
     pub fn most_mapped(&self, name: &str) -> u64 {
-        let (doubtful, sure) = self.blocks(name);
-        (doubtful.len() + sure.len()) as u64 + self.volumes[name].mapped_before
+        let volume = &self.volumes[name];
+        let other = volume.other.as_ref().map_or(0, Whole::most_mapped);
+        (volume.contents.most_mapped() + volume.mapped_before).max(other)
     }
 
     /// Takes over what was found of a volume after a power cut.
-    pub fn settle_volume(&mut self, name: &str, deleting: bool, size_sectors: u64, exported: bool) {
+    pub fn settle_volume(&mut self, name: &str, seen: &FoundVolume) {
         let volume = self.volume(name);
-        volume.presence = if deleting { Presence::Going } else { Presence::There };
-        volume.size_sectors.settle(size_sectors);
-        volume.exported.settle(exported);
+        volume.presence = if seen.deleting { Presence::Going } else { Presence::There };
+        volume.settle_exchange(seen.size_sectors(), seen.mapped_blocks, &seen.blocks);
+        volume.size_sectors.settle(seen.size_sectors());
+        volume.exported.settle(seen.exported);
+        volume.known_as = seen.known_as.clone().or(volume.known_as.take());
     }
 
     /// Takes over what was found in a block after a power cut.
@@ -481,15 +458,22 @@ impl Model {
     /// A new life of the appliance: nobody works on anything.
     pub fn restarted(&mut self) {
         for volume in self.volumes.values_mut() {
-            (volume.users, volume.sessions, volume.follows) = (0, 0, None);
+            (volume.users, volume.sessions, volume.follows, volume.busy) = (0, 0, None, false);
             volume.claims.clear();
         }
+        self.moments.clear();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Model {
+        fn may_remain(&self, name: &str, sector: u64, found: Word) -> bool {
+            self.volumes[name].contents.objection(sector, found).is_none()
+        }
+    }
 
     fn model() -> Model {
         let mut model = Model::new(64, 64);

@@ -7,7 +7,7 @@ use crate::initiator::{Broken, Outcome, Session};
 use crate::judge;
 use crate::life::Life;
 use crate::manager::Worker;
-use crate::model::BLOCK;
+use crate::model::{BLOCK, Volume};
 use platform::block::SECTOR_BYTES;
 use platform::time::Duration;
 use serde_json::Value;
@@ -24,7 +24,7 @@ const META_BLOCK: u64 = 8;
 const HELD_ROOT_AT: usize = 56;
 
 /// Who may hold a view.
-const HOLDERS: [&str; 2] = ["check", "space accounting"];
+const HOLDERS: [&str; 3] = ["check", "space accounting", "a stream"];
 
 /// Of so many copies of the metadata snapshot `thin_check` is shown one.
 const THIN_CHECK_ONE_IN: u64 = 8;
@@ -103,6 +103,7 @@ impl Worker {
             let model = life.model.borrow();
             model.volumes.keys().map(|name| (name.clone(), model.surely_mapped(name))).collect()
         };
+        let begun = self.life.model.borrow_mut().now();
         let before = sure(&self.life);
         let answer = self.ask("GET", "/v1/pool/space", None).await;
         self.expect_reason("space accounting", &answer);
@@ -116,6 +117,9 @@ impl Worker {
             assert_eq!(mapped, exclusive + shared, "space of {name}: {volume}");
             assert!(before.contains_key(name) || after.contains_key(name), "space of {name}, which is not there");
             let (Some(before), Some(after)) = (before.get(name), after.get(name)) else { continue };
+            if model.volumes[name].is_exchanged_since(begun) {
+                continue;
+            }
             let (least, most) = (before.intersection(after).count() as u64, model.most_mapped(name));
             assert!((least..=most).contains(&mapped), "{name} maps {mapped} blocks, not {least} to {most}");
         }
@@ -124,12 +128,14 @@ impl Worker {
     async fn freed(&mut self) {
         let Some(one) = self.any_volume(|volume| volume.is_settled()) else { return };
         let other = self.any_volume(|volume| volume.is_settled()).expect("there is one");
+        let begun = self.life.model.borrow_mut().now();
         let body = format!(r#"{{"volumes":["{one}","{other}"]}}"#);
         let answer = self.ask("POST", "/v1/pool/space", Some(&body)).await;
         // A volume may be deleted meanwhile.
         assert!(matches!(answer.status, 200 | 404) || self.life.troubled.get(), "{body}: {answer:?}");
         let model = self.life.model.borrow();
-        let there = [&one, &other].iter().all(|name| model.volumes.contains_key(*name));
+        let still = |volume: &Volume| !volume.is_exchanged_since(begun);
+        let there = [&one, &other].iter().all(|name| model.volumes.get(*name).is_some_and(still));
         let Some(freed) = answer.body["freed_bytes"].as_u64().filter(|_| there && !faults::lied()) else { return };
         let most = (model.most_mapped(&one) + model.most_mapped(&other)) * BLOCK * SECTOR_BYTES as u64;
         assert!(freed <= most, "deleting {body} would free {freed} bytes, at most {most} are there");

@@ -11,12 +11,11 @@ use crate::judge;
 use crate::lies;
 use crate::model::BLOCK;
 use crate::quick::QuickDisk;
-use crate::recover::{BUFS_BYTES, CHECK_BYTES, Remains};
+use crate::recover::{BUFS_BYTES, CHECK_BYTES, Remains, Wanted};
 use crate::site::{Instance, Site};
 use crate::world::{World, mix};
 use platform::block::{Disk, SECTOR_BYTES};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use thinp::metadata::check::check;
 use xtask::dice::Dice;
@@ -122,6 +121,6 @@ pub fn repair(world: &World, mut remains: Remains, seen: Option<&Seen>, tally: &
         let meta = target.cut(|_, _| false);
         judge::accepts(&meta);
         let seed = world.seed();
-        events::muted(|| lies::by_pool(Remains { meta, data: remains.data }, seed, BTreeMap::new()));
+        events::muted(|| lies::by_pool(Remains { meta, data: remains.data }, seed, Wanted::default()));
     }
 }

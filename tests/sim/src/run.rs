@@ -8,7 +8,7 @@ use crate::explore::{Explorer, Seen, Tally, table};
 use crate::faults::{self, DATA, META};
 use crate::image::Image;
 use crate::life::{Birth, live};
-use crate::model::{BLOCK, Model};
+use crate::model::{BLOCK, Model, Streams};
 use crate::premade;
 use crate::recover::Remains;
 use crate::repairs;
@@ -177,7 +177,7 @@ fn run(seed: u64, seen: Option<&Seen>) -> (u64, Tally) {
         }
     }
     events::when_aborted(None);
-    let tally = Tally { deeds: faults::done(), ..*tally.borrow() };
+    let tally = Tally { deeds: faults::done(), streams: model.borrow().streams, ..*tally.borrow() };
     (world.trace(), tally)
 }
 
@@ -318,6 +318,11 @@ fn tell(sum: &Sum, time: Duration) {
     }
     let Tally { points, by_appliance, thin_checked, after_lies, in_repairs, ref deeds, .. } = sum.tally;
     println!("{in_repairs:>9} power cuts during repairs");
+    let Streams { received, increments, resumed, not_received } = sum.tally.streams;
+    println!(
+        "{received:>9} streams received, {increments} of them increments, {resumed} gone on with after they had broken off; \
+         {not_received} not received"
+    );
     println!("{after_lies:>9} power cuts after a disk lied; done to disks: {}", faults::tell(deeds));
     let (runs, seconds) = (sum.runs, time.as_secs_f64());
     println!(

@@ -99,7 +99,7 @@ const USUAL: Shape = Shape {
 };
 
 /// Pools that differ in kind.
-const SHAPES: [Shape; 8] = [
+const SHAPES: [Shape; 9] = [
     // Transactions are lost.
     Shape { volume_blocks: 16, cache_blocks: 16, aborts: true, ..USUAL },
     // Hardly any data.
@@ -134,6 +134,8 @@ const SHAPES: [Shape; 8] = [
     Shape { volume_blocks: 12, filled_blocks: 12, rivals: true, lives: 1, ..USUAL },
     // Several initiators on one volume.
     Shape { volume_blocks: 6, volumes: 6, contest: true, requests: 400, ..USUAL },
+    // Streams of small volumes.
+    Shape { data_blocks: 400, volume_blocks: 8, volumes: 12, clients: 1, requests: 500, ..USUAL },
 ];
 
 impl Lie {
@@ -145,7 +147,7 @@ impl Lie {
 }
 
 /// Indices into them: what is rare and cheap more often.
-const OFTEN: [usize; 18] = [0, 4, 6, 1, 3, 7, 4, 6, 2, 5, 0, 4, 6, 1, 3, 7, 4, 6];
+const OFTEN: [usize; 20] = [0, 4, 6, 1, 3, 8, 7, 4, 6, 2, 5, 0, 4, 6, 1, 3, 8, 7, 4, 6];
 
 impl Shape {
     /// The shape of the run of a seed. Seeds that follow one another have all kinds in turn.
