@@ -134,18 +134,33 @@ impl Driver {
         if self.now.contains_key(&device) {
             assert_eq!(self.metadata.delete(device).await, Err(MetadataError::InUse(device)));
             self.metadata.close_device(device);
-            let mut result = self.metadata.delete(device).await;
-            if result == Err(MetadataError::NoMetadataSpace) {
-                self.commit().await;
-                self.count("delete after commit");
-                result = self.metadata.delete(device).await;
-            }
-            assert_eq!(result, Ok(Progress::Complete));
+            let in_steps = self.delete_whole(device).await;
             self.now.remove(&device);
+            if in_steps {
+                // No abort finds a part of it.
+                self.commit().await;
+            }
             self.count("delete");
         } else {
             let error = self.metadata.delete(device).await.unwrap_err();
             self.refused(error, MetadataError::NoDevice(device), true);
+        }
+    }
+
+    /// Deletes a device, in steps if need be, with commits where only they make room; true if it took steps.
+    async fn delete_whole(&mut self, device: DeviceId) -> bool {
+        let (mut in_steps, mut committed) = (false, false);
+        loop {
+            match self.metadata.delete(device).await {
+                Ok(Progress::Complete) => return in_steps,
+                Ok(Progress::Partial) => (in_steps, committed) = (true, false),
+                Err(MetadataError::NoMetadataSpace) if !committed => {
+                    self.commit().await;
+                    committed = true;
+                    self.count("delete after commit");
+                }
+                Err(error) => panic!("{error}"),
+            }
         }
     }
 
@@ -314,11 +329,18 @@ impl Driver {
     }
 
     async fn release(&mut self) {
-        let mut result = self.metadata.release_metadata_snap(async || Ok(())).await;
-        if result == Err(MetadataError::NoMetadataSpace) {
-            self.commit().await;
-            result = self.metadata.release_metadata_snap(async || Ok(())).await;
-        }
+        let mut committed = false;
+        let result = loop {
+            match self.metadata.release_metadata_snap(async || Ok(())).await {
+                // A large one goes in steps.
+                Ok(Progress::Partial) => committed = false,
+                Err(MetadataError::NoMetadataSpace) if !committed => {
+                    self.commit().await;
+                    committed = true;
+                }
+                result => break result,
+            }
+        };
         if self.held.take().is_some() {
             assert_eq!(result, Ok(Progress::Complete));
             self.committed = self.now.clone();
