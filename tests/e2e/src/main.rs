@@ -7,6 +7,7 @@
 mod appliance;
 mod context;
 mod crc32c;
+mod fio;
 mod iscsi;
 mod relay;
 mod runner;

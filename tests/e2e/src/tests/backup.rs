@@ -1,4 +1,4 @@
-//! `gossamer`, as its users run it: backups of a volume that is being written, and what comes out of them.
+//! `gossamer`, as its users run it: backups of a volume that fio writes to and others discard from, and what comes out of them.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,6 +14,7 @@ use xtask::process;
 
 use crate::appliance::{Appliance, IQN, Site};
 use crate::context::Context;
+use crate::fio::Fio;
 use crate::iscsi::{BLOCK_BYTES, Session};
 use crate::runner::Test;
 
@@ -88,6 +89,7 @@ fn each_point_is_what_the_snapshot_held(context: &Context) -> Result<()> {
     let (load, portal) = (Load::default(), appliance.portal()?);
     let mut dice = Dice::new(context.seed);
     let folder = context.scratch.join("backups");
+    let fio = Fio::start(&context.scratch, &appliance.url(&format!("{IQN}:v1"))?, dice.below(1 << 32))?;
     let held = thread::scope(|scope| {
         let writer = dice.fork();
         let writing = scope.spawn(|| {
@@ -100,12 +102,17 @@ fn each_point_is_what_the_snapshot_held(context: &Context) -> Result<()> {
         let written = writing.join().unwrap_or_else(|_| bail!("the load panicked"));
         written.context("the load").and(held)
     })?;
+    let writes = fio.stop()?;
+    ensure!(writes >= BACKUPS as u64, "{writes} writes by fio are no load");
     restore_each(context, &appliance, &folder, held.iter())?;
 
     let keep = dice.between(2, BACKUPS as u64 - 1) as usize;
     let folder_argument = folder.to_string_lossy();
     gossamer(context, &appliance, &["prune", &folder_argument, "--keep-last", &keep.to_string()])?;
-    println!("({} operations of the load, {keep} of {BACKUPS} backups kept)", load.operations.load(Ordering::SeqCst));
+    println!(
+        "({} operations of the load, {writes} writes by fio, {keep} of {BACKUPS} backups kept)",
+        load.operations.load(Ordering::SeqCst)
+    );
     restore_each(context, &appliance, &folder, held.iter().rev().take(keep))?;
 
     // And back into a volume, while the newest snapshot is still the only one.
