@@ -35,7 +35,14 @@ impl Fio {
         }
         let mut fio = process::tied("fio");
         fio.args(["--name=load", "--ioengine=nbd", "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=4", "--thread"]);
-        fio.args(["--time_based", "--runtime=600", "--refill_buffers", "--output-format=json", "--eta=never"]);
+        fio.args([
+            "--time_based",
+            "--runtime=600",
+            "--refill_buffers",
+            "--rate_iops=2000",
+            "--output-format=json",
+            "--eta=never",
+        ]);
         fio.arg(format!("--uri=nbd://127.0.0.1:{port}")).arg(format!("--randseed={seed}"));
         fio.arg("--output").arg(&report);
         Ok(Fio { bridge, fio: fio.spawn().context("fio")?, report })
