@@ -1,7 +1,7 @@
 //! Arbitrary commands with arbitrary data against a thin disk in memory, from two nexuses, its state changing on the way.
 #![no_main]
 
-use export::scsi::cdb::Command;
+use export::scsi::cdb::{Command, WHOLE_BYTES_MAX};
 use export::scsi::copy::Neighbours;
 use export::scsi::exec;
 use export::scsi::lu::{Lu, Nexus};
@@ -109,7 +109,8 @@ impl Transfer for Data<'_> {
     }
 
     async fn receive(&mut self) -> Result<Option<Chunk>, Failure> {
-        let len = self.left.min(64 << 10) as usize;
+        // What a command needs all at once comes in one piece.
+        let len = self.left.min(WHOLE_BYTES_MAX.into()) as usize;
         if len == 0 {
             return Ok(None);
         }
