@@ -440,25 +440,32 @@ impl Service {
             return Ok(unit);
         }
         let size_bytes = record.size_bytes.ok_or(Refusal::Unavailable)?;
-        if record.contents.is_some() && !record.read_only {
-            // From now on it may be written to. Its root alone would not tell for ever: after two changes it may be in the
-            // same block as before.
-            let record = VolumeRecord { contents: None, ..record.clone() };
-            served.change(&[], [Edit::Put(record)].into()).await.map_err(|error| {
-                log::warn!("that the volume is used cannot be written down: {error}");
-                Refusal::Unavailable
-            })?;
-        }
+        let writable = self.may_be_written(served, record).await;
         let thin = served.pool.open_thin(device, None).await.map_err(|error| {
             log::warn!("volume {} cannot be served: {error}", record.name);
             Refusal::Unavailable
         })?;
         let data_block_bytes = served.pool.data_block_sectors().saturating_mul(SECTOR_BYTES as u64);
-        let volume = VolumeUnit::new(self, thin, record, size_bytes, data_block_bytes);
+        let volume = VolumeUnit::new(self, thin, record, size_bytes, data_block_bytes, writable);
         let unit = Rc::new(Unit::Volume(volume));
         self.units.borrow_mut().retain(|_, unit| unit.strong_count() > 0);
         self.units.borrow_mut().insert(device, Rc::downgrade(&unit));
         Ok(unit)
+    }
+
+    /// Whether sessions may write to a volume. What it holds is not known any more from then on, which is written down
+    /// first: its root alone would not tell for ever, after two changes it may be in the same block as before.
+    async fn may_be_written(&self, served: &Served, record: &VolumeRecord) -> bool {
+        if record.read_only || record.contents.is_none() {
+            return !record.read_only;
+        }
+        let used = VolumeRecord { contents: None, ..record.clone() };
+        let written = served.change(&[], [Edit::Put(used)].into()).await;
+        if let Err(error) = &written {
+            let name = &record.name;
+            log::warn!("volume {name} is served write-protected: that it is used cannot be written down: {error}");
+        }
+        written.is_ok()
     }
 
     fn open_metadata(&self, served: &Served) -> Rc<Unit> {

@@ -60,13 +60,15 @@ pub struct MetadataUnit {
 }
 
 impl VolumeUnit {
-    /// Serves `thin`, of a pool with blocks of `data_block_bytes`, as its record says, with a size.
+    /// Serves `thin`, of a pool with blocks of `data_block_bytes`, as its record says, with a size; for reads only unless it
+    /// is `writable`.
     pub fn new(
         service: &Rc<Service>,
         thin: Thin,
         record: &VolumeRecord,
         size_bytes: u64,
         data_block_bytes: u64,
+        writable: bool,
     ) -> VolumeUnit {
         VolumeUnit {
             service: service.clone(),
@@ -74,7 +76,7 @@ impl VolumeUnit {
             name: record.name.clone(),
             identity: record.identity,
             size_bytes: Cell::new(size_bytes),
-            read_only: record.read_only,
+            read_only: !writable,
             blocks: record.blocks.unwrap_or_default(),
             data_block_bytes,
             requests: Cell::new(0),

@@ -204,13 +204,26 @@ impl World {
         self.manager.volume(&name(volume)).await.unwrap()
     }
 
-    /// Logs in, as a session does.
+    /// Exports a volume, and logs in.
     pub async fn login(&self, volume: &str) -> Result<Rc<crate::units::Unit>, export::Refusal> {
         let rule = Export { initiators: Initiators::All, addresses: Vec::new(), authentication: None };
         self.manager.set_export(&name(volume), Some(rule)).await.unwrap();
+        self.login_again(volume).await
+    }
+
+    /// Logs in to a volume that is exported.
+    pub async fn login_again(&self, volume: &str) -> Result<Rc<crate::units::Unit>, export::Refusal> {
         let target = self.manager.service.target_name(volume);
         let peer = Peer { initiator: "iqn.host".to_string(), address: [192, 0, 2, 1].into(), proven: None };
         Targets(self.manager.service.clone()).open(&target, &peer).await
+    }
+
+    /// Has a commit fail that has something to commit; the pool is read-only afterwards.
+    pub async fn lose_a_transaction(&self) {
+        let pool = self.manager.service.served().unwrap().pool.clone();
+        self.journal.fail_flushes(true);
+        pool.commit().await.unwrap_err();
+        self.journal.fail_flushes(false);
     }
 
     /// Fills bytes of a volume, in a session of its own.

@@ -2,7 +2,9 @@
 
 use super::streams::{into, receive, refusal, send, with_more_digests};
 use super::{BLOCK, Disks, World, name, run};
+use export::{LogicalUnit, UnitError};
 use mgmt::*;
+use platform::block::Bufs;
 use platform::random::Seeded;
 use platform::time::Duration;
 use std::collections::BTreeSet;
@@ -92,10 +94,7 @@ fn what_a_lost_transaction_took_is_not_gone_on_with() {
         let (half, mut sent) = (stream.len() / 2, 0);
         let source = async |piece: &mut [u8]| {
             if sent == half {
-                let pool = world.manager.service.served().unwrap().pool.clone();
-                world.journal.fail_flushes(true);
-                pool.commit().await.unwrap_err();
-                world.journal.fail_flushes(false);
+                world.lose_a_transaction().await;
                 world.manager.clear_needs_check().await.unwrap();
                 world.runtime.timers.sleep(Duration::from_secs(2)).await;
             }
@@ -193,4 +192,37 @@ fn a_power_cut_leaves_the_old_contents_or_the_new() {
         seen.insert(state);
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(false, false), (false, true), (true, false)]);
+}
+
+/// Who logs in to what was received while the pool takes no changes reads it, and it stays what was received.
+#[test]
+fn a_received_volume_is_served_write_protected_while_the_pool_is_read_only() {
+    run(12, Disks::new(400), async |world| {
+        let [_, contents] = prepared(&world).await;
+        let stream = send(&world, "s2", None, None).await;
+        let received = receive(&world, &into("new"), &stream, false).await.unwrap();
+        assert_eq!((received.intact, received.read_only), (Some(true), false));
+        let other = world.login("v").await.unwrap();
+        let rule = Export { initiators: Initiators::All, addresses: Vec::new(), authentication: None };
+        world.manager.set_export(&name("new"), Some(rule)).await.unwrap();
+        let buf = world.runtime.bufs.zeroed(512).unwrap();
+        other.write(3 * BLOCK, Bufs::from_iter([buf]), false).await.unwrap();
+        world.lose_a_transaction().await;
+        let unit = world.login_again("new").await.unwrap();
+        assert!(unit.attributes().read_only);
+        let buf = world.runtime.bufs.zeroed(512).unwrap();
+        assert_eq!(unit.write(0, Bufs::from_iter([buf]), false).await, Err(UnitError::ReadOnly));
+        assert!(world.contents("new").await == contents);
+        // The session knows it as write-protected for as long as it lasts.
+        world.manager.clear_needs_check().await.unwrap();
+        assert!(world.login_again("new").await.unwrap().attributes().read_only);
+        assert_eq!(world.volume("new").await.intact, Some(true));
+        drop(unit);
+        let unit = world.login_again("new").await.unwrap();
+        assert!(!unit.attributes().read_only);
+        let buf = world.runtime.bufs.zeroed(512).unwrap();
+        unit.write(0, Bufs::from_iter([buf]), false).await.unwrap();
+        assert_eq!(world.volume("new").await.intact, None);
+        world.sound().await;
+    });
 }
