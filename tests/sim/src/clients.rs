@@ -1,11 +1,12 @@
 //! Clients that read and write volumes, and judge every answer by the model.
 
 use crate::faults;
-use crate::initiator::{Broken, Outcome, Session};
+use crate::initiator::{Broken, Command, Outcome, SANITIZE_FAILED, SANITIZING, Session};
 use crate::life::{Life, PATIENCE};
-use crate::model::{BLOCK, Word, Write, word};
+use crate::model::{BLOCK, Reading, Write, word};
 use crate::recover::words_of;
 use platform::time::Duration;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
@@ -15,16 +16,45 @@ pub struct Client {
     life: Rc<Life>,
     name: String,
     number: u64,
+    /// A command has failed, and nothing was asked since.
+    failed: Cell<bool>,
 }
+
+/// What a client asks for.
+enum Action {
+    Read(Range<u64>),
+    Write { sectors: Range<u64>, fua: bool },
+    Zeroes(Range<u64>),
+    Unmap(Range<u64>),
+    Flush,
+}
+
+/// The same once it is sent, as the model knows it.
+enum Sent {
+    Read(Reading),
+    Write { write: Write, fua: bool },
+    Zeroes(Write),
+    Unmap(Write),
+    Flush { begun: u64 },
+}
+
+/// Of so many sessions one begins with sanitizing its volume.
+const SANITIZE_ONE_IN: u64 = 12;
+
+/// COMMAND SEQUENCE ERROR: what a SANITIZE is told while others share blocks with the volume.
+const SHARES: Outcome = Outcome::Check(5, 0x2c, 0);
+
+/// Commands that one session has under way at once, at most.
+const AT_ONCE_MAX: u64 = 6;
 
 impl Client {
     pub fn new(life: Rc<Life>, number: u64) -> Client {
-        Client { life, name: format!("client-{number}"), number }
+        Client { life, name: format!("client-{number}"), number, failed: Cell::default() }
     }
 
     /// Works until the life is over.
     pub async fn work(self) {
-        while self.life.goes_on() {
+        while self.life.goes_on().await {
             let Some(volume) = self.any_volume() else {
                 self.pause(2000).await;
                 continue;
@@ -47,9 +77,10 @@ impl Client {
             if !written.insert(sector / BLOCK) {
                 continue;
             }
-            self.write(&mut session, volume, sector..sector + 1, false).await.expect("nobody troubles this connection");
+            let write = Action::Write { sectors: sector..sector + 1, fua: false };
+            self.act(&mut session, volume, vec![write]).await.expect("nobody troubles this connection");
         }
-        self.flush(&mut session, volume).await.expect("nobody troubles this connection");
+        self.act(&mut session, volume, vec![Action::Flush]).await.expect("nobody troubles this connection");
         session.logout().await.expect("nobody troubles this connection");
     }
 
@@ -65,9 +96,15 @@ impl Client {
     /// A volume that can be logged in to.
     fn any_volume(&self) -> Option<String> {
         let model = self.life.model.borrow();
-        let usable = model.volumes.iter().filter(|(_, volume)| volume.is_usable());
+        let usable = model.volumes.iter().filter(|(_, volume)| volume.is_usable() || volume.ends_empty());
         let names: Vec<&String> = usable.map(|(name, _)| name).collect();
-        (!names.is_empty()).then(|| names[self.below(names.len() as u64) as usize].clone())
+        if names.is_empty() {
+            return None;
+        }
+        let any = names[self.below(names.len() as u64) as usize];
+        // What a snapshot holds is still undecided where it is young.
+        let youngest = model.youngest(&names).filter(|_| self.life.world.once_in(4));
+        Some(youngest.unwrap_or(any).clone())
     }
 
     /// A session with some commands.
@@ -79,7 +116,11 @@ impl Client {
         if sure {
             self.life.model.borrow_mut().session_begun(volume);
         }
-        let used = self.use_session(&mut session, volume).await;
+        let used = match self.life.patiently(self.sanitize(&mut session, volume)).await {
+            Some(Ok(true)) => self.use_session(&mut session, volume).await,
+            Some(Ok(false)) => Ok(()),
+            _ => Err(Broken),
+        };
         if sure {
             self.life.model.borrow_mut().session_over(volume);
         }
@@ -120,11 +161,12 @@ impl Client {
     async fn use_session(&self, session: &mut Session, volume: &str) -> Result<(), Broken> {
         let filling = self.life.shape.filled_blocks > 0 && self.life.world.once_in(2);
         for _ in 0..1 + self.below(30) {
-            if !self.life.goes_on() {
+            if !self.life.goes_on().await {
                 break;
             }
             self.life.trouble_a_wire(&session.wire);
-            self.life.patiently(self.command(session, volume, filling)).await.ok_or(Broken)??;
+            let actions = self.next_actions(volume, filling);
+            self.life.patiently(self.act(session, volume, actions)).await.ok_or(Broken)??;
             if self.life.world.once_in(4) {
                 self.pause(500).await;
             }
@@ -132,28 +174,110 @@ impl Client {
         Ok(())
     }
 
-    async fn command(&self, session: &mut Session, volume: &str, filling: bool) -> Result<(), Broken> {
+    /// Now and then sanitizes the volume, or waits for the end of that; false if it cannot be used now.
+    async fn sanitize(&self, session: &mut Session, volume: &str) -> Result<bool, Broken> {
+        let ends_empty = self.life.model.borrow_mut().volume(volume).ends_empty();
+        if ends_empty {
+            return self.sanitized(session, volume).await;
+        }
+        if !self.life.world.once_in(SANITIZE_ONE_IN) || !self.life.model.borrow_mut().begin_sanitize(volume) {
+            return Ok(self.life.model.borrow_mut().volume(volume).is_settled());
+        }
+        let immediate = self.life.world.once_in(2);
+        let outcome = session.command(Command::sanitize(immediate)).await?;
+        match outcome {
+            Outcome::Good(_) if immediate => {
+                self.life.model.borrow_mut().sanitize_begun(volume);
+                return self.sanitized(session, volume).await;
+            }
+            Outcome::Good(_) => self.life.model.borrow_mut().sanitized(volume),
+            SHARES => self.life.model.borrow_mut().not_sanitized(volume),
+            // Nobody knows how far it came.
+            other => return Ok(self.is_good("a sanitize", &other)),
+        }
+        Ok(true)
+    }
+
+    /// Waits until nothing is left of what the volume held; false if that failed.
+    async fn sanitized(&self, session: &mut Session, volume: &str) -> Result<bool, Broken> {
+        loop {
+            match session.command(Command::test_unit_ready()).await? {
+                Outcome::Good(_) => break,
+                SANITIZING => self.pause(2000).await,
+                other => return Ok(self.is_good("a sanitize", &other)),
+            }
+        }
+        let mut model = self.life.model.borrow_mut();
+        // Another client may have been the first to see it.
+        if model.volume(volume).ends_empty() {
+            model.sanitized(volume);
+        }
+        Ok(true)
+    }
+
+    /// What to ask for next, all of it at once.
+    fn next_actions(&self, volume: &str, filling: bool) -> Vec<Action> {
         let (size, read_only) = {
             let mut model = self.life.model.borrow_mut();
             let volume = model.volume(volume);
             (*volume.size_sectors.known().expect("nobody resizes it"), volume.read_only)
         };
         if read_only {
-            return self.read(session, volume, self.some_sectors(size)).await;
+            return vec![self.some_read(volume, size)];
+        }
+        // Who was told of a failure wants to know what is left.
+        if self.failed.take() {
+            return vec![Action::Flush];
         }
         if filling {
             // Mostly into blocks that are not mapped yet.
             let sector = self.below(size);
-            return self.write(session, volume, sector..sector + 1, self.life.world.once_in(12)).await;
+            return vec![Action::Write { sectors: sector..sector + 1, fua: self.life.world.once_in(12) }];
         }
+        if self.life.world.once_in(4) {
+            return self.actions_at_once(size);
+        }
+        vec![self.some_action(volume, size)]
+    }
+
+    fn some_action(&self, volume: &str, size: u64) -> Action {
         match self.below(100) {
-            0..45 => self.write(session, volume, self.some_sectors(size), self.life.world.once_in(12)).await,
-            45..50 => self.write_and_unmap(session, volume, self.below(size)).await,
-            50..53 => self.write_zeroes(session, volume, self.some_sectors(size)).await,
-            53..68 => self.read(session, volume, self.some_sectors(size)).await,
-            68..84 => self.unmap(session, volume, self.sectors_to_unmap(size)).await,
-            _ => self.flush(session, volume).await,
+            0..48 => Action::Write { sectors: self.some_sectors(size), fua: self.life.world.once_in(16) },
+            48..52 => Action::Zeroes(self.some_sectors(size)),
+            52..70 => self.some_read(volume, size),
+            70..90 => Action::Unmap(self.sectors_to_unmap(size)),
+            _ => Action::Flush,
         }
+    }
+
+    /// Several at once, of which most meet in one block.
+    fn actions_at_once(&self, size: u64) -> Vec<Action> {
+        let first = self.below(size / BLOCK) * BLOCK;
+        let block = first..first + BLOCK;
+        let some = || {
+            let at = first + self.below(BLOCK);
+            at..(at + 1 + self.below(12)).min(block.end)
+        };
+        let action = |_| match self.below(16) {
+            0..6 => Action::Write { sectors: some(), fua: self.life.world.once_in(12) },
+            6..9 => Action::Read(some()),
+            9..12 => Action::Unmap(block.clone()),
+            12 => Action::Zeroes(some()),
+            13 => Action::Flush,
+            14 => Action::Unmap(self.sectors_to_unmap(size)),
+            _ => Action::Write { sectors: self.some_sectors(size), fua: false },
+        };
+        (0..2 + self.below(AT_ONCE_MAX - 1)).map(action).collect()
+    }
+
+    /// Often where nobody knows what is there.
+    fn some_read(&self, volume: &str, size: u64) -> Action {
+        let doubtful = self.life.model.borrow().doubtful_blocks(volume);
+        if doubtful.is_empty() || self.life.world.once_in(2) {
+            return Action::Read(self.some_sectors(size));
+        }
+        let first = doubtful[self.below(doubtful.len() as u64) as usize] * BLOCK;
+        Action::Read(first..(first + BLOCK).min(size))
     }
 
     /// A part of a block, a whole one, or across a boundary.
@@ -179,19 +303,11 @@ impl Client {
         begin..((first + count) * BLOCK + skew / 2).min(size).max(begin + 1)
     }
 
-    /// Keeps others away from some sectors; false if somebody is there.
-    fn claim(&self, volume: &str, sectors: &Range<u64>) -> bool {
-        self.life.model.borrow_mut().claim(volume, sectors)
-    }
-
-    fn release(&self, volume: &str, sectors: &Range<u64>) {
-        self.life.model.borrow_mut().release(volume, sectors);
-    }
-
     /// Whether a command ended well; if not there must be a reason for it.
     fn is_good(&self, what: &str, outcome: &Outcome) -> bool {
         let good = matches!(outcome, Outcome::Good(_));
         assert!(good || self.life.troubled.get(), "{what} fails for no reason: {outcome:?}");
+        self.failed.set(self.failed.get() || !good);
         good
     }
 
@@ -200,13 +316,13 @@ impl Client {
         let mut session = self.login(volume).await?;
         for _ in 0..commands {
             let size = *self.life.model.borrow_mut().volume(volume).size_sectors.known().expect("nobody resizes it");
-            let done = match self.below(6) {
-                0 => Some(self.try_flush(&mut session, volume).await),
-                _ => self.try_write(&mut session, volume, self.some_sectors(size), false).await.transpose(),
+            let action = match self.below(6) {
+                0 => Action::Flush,
+                _ => Action::Write { sectors: self.some_sectors(size), fua: false },
             };
-            let outcome = done.map(|done| done.expect("nobody troubles this connection"));
-            if let Some(failed) = outcome.filter(|outcome| !matches!(outcome, Outcome::Good(_))) {
-                return Some(failed);
+            let outcome = self.try_one(&mut session, volume, action).await.expect("nobody troubles this connection");
+            if !matches!(outcome, Outcome::Good(_)) {
+                return Some(outcome);
             }
             self.pause(20_000).await;
         }
@@ -214,131 +330,90 @@ impl Client {
         None
     }
 
-    async fn write(&self, session: &mut Session, volume: &str, sectors: Range<u64>, fua: bool) -> Result<(), Broken> {
-        let outcome = self.try_write(session, volume, sectors, fua).await?;
-        if let Some(outcome) = outcome {
-            self.is_good("a write", &outcome);
-        }
-        Ok(())
+    /// Asks for this, all of it at once, and judges the answers: a failure must have a reason.
+    async fn act(&self, session: &mut Session, volume: &str, actions: Vec<Action>) -> Result<(), Broken> {
+        let (sent, commands): (Vec<Sent>, Vec<Command>) =
+            actions.into_iter().map(|action| self.begin(volume, action)).unzip();
+        session.all(&commands, |number, outcome| self.judge(volume, &sent[number], &outcome)).await
     }
 
-    /// `None` if somebody else works on these sectors.
-    async fn try_write(
-        &self,
-        session: &mut Session,
-        volume: &str,
-        sectors: Range<u64>,
-        fua: bool,
-    ) -> Result<Option<Outcome>, Broken> {
-        if !self.claim(volume, &sectors) {
-            return Ok(None);
-        }
-        let write = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), false);
-        let bytes = contents(&write);
-        let outcome = session.write(sectors.start, &bytes, fua).await?;
-        self.end_write(&write, matches!(outcome, Outcome::Good(_)), fua);
-        self.release(volume, &sectors);
-        Ok(Some(outcome))
-    }
-
-    async fn write_zeroes(&self, session: &mut Session, volume: &str, sectors: Range<u64>) -> Result<(), Broken> {
-        if !self.claim(volume, &sectors) {
-            return Ok(());
-        }
-        let write = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), true);
-        let outcome = session.write_zeroes(sectors.start, (sectors.end - sectors.start) as u32).await?;
-        self.end_write(&write, self.is_good("a write of zeroes", &outcome), false);
-        self.release(volume, &sectors);
-        Ok(())
-    }
-
-    async fn unmap(&self, session: &mut Session, volume: &str, sectors: Range<u64>) -> Result<(), Broken> {
-        if !self.claim(volume, &sectors) {
-            return Ok(());
-        }
-        // Unmapped space reads as zero.
-        let write = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), true);
-        let outcome = session.unmap(sectors.start, (sectors.end - sectors.start) as u32).await?;
-        self.end_unmap(&write, &outcome);
-        self.release(volume, &sectors);
-        Ok(())
-    }
-
-    /// What came of an unmap is known.
-    fn end_unmap(&self, write: &Write, outcome: &Outcome) {
-        // In a read-only pool it succeeds and does nothing (reference 9.1, trap 26).
-        let read_only = self.life.model.borrow().needs_check.known() != Some(&false);
-        self.end_write(write, self.is_good("an unmap", outcome) && !read_only, false);
-    }
-
-    /// What came of a write is known.
-    fn end_write(&self, write: &Write, done: bool, durable: bool) {
-        let mut model = self.life.model.borrow_mut();
-        if done { model.write_done(write, durable) } else { model.write_failed(write) }
-    }
-
-    /// Writes a sector, and at the same time unmaps the block that it is in: either may be the last.
-    async fn write_and_unmap(&self, session: &mut Session, volume: &str, sector: u64) -> Result<(), Broken> {
-        // Where a block is mapped nothing but the unmap has to wait for the write.
-        self.write(session, volume, sector..sector + 1, false).await?;
-        let first = sector / BLOCK * BLOCK;
-        let sectors = first..first + BLOCK;
-        if !self.claim(volume, &sectors) {
-            return Ok(());
-        }
-        let write = self.life.model.borrow_mut().begin_write(volume, sector..sector + 1, false);
-        let unmap = self.life.model.borrow_mut().begin_write(volume, sectors.clone(), true);
-        let (written, unmapped) = session.write_and_unmap(sector, &contents(&write), first, BLOCK as u32).await?;
-        self.end_write(&write, self.is_good("a write", &written), false);
-        self.end_unmap(&unmap, &unmapped);
-        self.release(volume, &sectors);
-        Ok(())
-    }
-
-    async fn read(&self, session: &mut Session, volume: &str, sectors: Range<u64>) -> Result<(), Broken> {
-        if !self.claim(volume, &sectors) {
-            return Ok(());
-        }
-        let begun = self.life.model.borrow_mut().now();
-        let outcome = session.read(sectors.start, (sectors.end - sectors.start) as u32).await?;
-        // It may have seen what was there before.
-        let exchanged = self.life.model.borrow_mut().volume(volume).is_exchanged_since(begun);
-        if let Outcome::Good(bytes) = &outcome {
-            assert_eq!(bytes.len() as u64, (sectors.end - sectors.start) * 512, "a read is answered in full");
-            if !exchanged {
-                self.compare(volume, sectors.start, words_of(bytes));
-            }
-        } else {
-            self.is_good("a read", &outcome);
-        }
-        self.release(volume, &sectors);
-        Ok(())
-    }
-
-    fn compare(&self, volume: &str, first: u64, words: impl Iterator<Item = Word>) {
-        let model = self.life.model.borrow();
-        for (sector, word) in (first..).zip(words) {
-            assert!(
-                model.may_read(volume, sector, word) || faults::lied(),
-                "sector {sector} of volume {volume} reads as {word:x}, not {}",
-                model.describe(volume, sector)
-            );
-        }
-    }
-
-    async fn flush(&self, session: &mut Session, volume: &str) -> Result<(), Broken> {
-        let outcome = self.try_flush(session, volume).await?;
-        self.is_good("a flush", &outcome);
-        Ok(())
-    }
-
-    async fn try_flush(&self, session: &mut Session, volume: &str) -> Result<Outcome, Broken> {
-        let begun = self.life.model.borrow_mut().now();
-        let outcome = session.flush().await?;
-        if let Outcome::Good(_) = outcome {
-            self.life.model.borrow_mut().flushed(volume, begun);
-        }
+    /// Asks for something that may fail.
+    async fn try_one(&self, session: &mut Session, volume: &str, action: Action) -> Result<Outcome, Broken> {
+        let (sent, command) = self.begin(volume, action);
+        let mut ended = None;
+        session.all(&[command], |_, outcome| ended = Some(outcome)).await?;
+        let outcome = ended.expect("it was answered");
+        self.end(volume, &sent, &outcome);
         Ok(outcome)
+    }
+
+    /// Something is about to be asked for.
+    fn begin(&self, volume: &str, action: Action) -> (Sent, Command) {
+        let mut model = self.life.model.borrow_mut();
+        let len = |sectors: &Range<u64>| (sectors.end - sectors.start) as u32;
+        match action {
+            Action::Read(sectors) => {
+                let command = Command::read(sectors.start, len(&sectors));
+                (Sent::Read(model.begin_read(volume, sectors)), command)
+            }
+            Action::Write { sectors, fua } => {
+                let write = model.begin_write(volume, sectors.clone(), false);
+                let command = Command::write(sectors.start, &contents(&write), fua);
+                (Sent::Write { write, fua }, command)
+            }
+            Action::Zeroes(sectors) => {
+                let command = Command::write_same(sectors.start, len(&sectors), &[0; 512]);
+                (Sent::Zeroes(model.begin_write(volume, sectors, true)), command)
+            }
+            // Unmapped space reads as zero.
+            Action::Unmap(sectors) => {
+                let command = Command::unmap(sectors.start, len(&sectors));
+                (Sent::Unmap(model.begin_write(volume, sectors, true)), command)
+            }
+            Action::Flush => (Sent::Flush { begun: model.now() }, Command::flush()),
+        }
+    }
+
+    fn judge(&self, volume: &str, sent: &Sent, outcome: &Outcome) {
+        let what = match sent {
+            Sent::Read(_) => "a read",
+            Sent::Write { .. } => "a write",
+            Sent::Zeroes(_) => "a write of zeroes",
+            Sent::Unmap(_) => "an unmap",
+            Sent::Flush { .. } => "a flush",
+        };
+        let begun = match sent {
+            Sent::Read(reading) => reading.begun(),
+            Sent::Write { write, .. } | Sent::Zeroes(write) | Sent::Unmap(write) => write.begun,
+            Sent::Flush { begun } => *begun,
+        };
+        let refused = matches!(*outcome, SANITIZING | SANITIZE_FAILED)
+            && self.life.model.borrow_mut().volume(volume).may_be_sanitized_since(begun);
+        if !refused {
+            self.is_good(what, outcome);
+        }
+        self.end(volume, sent, outcome);
+    }
+
+    /// What came of it is known.
+    fn end(&self, volume: &str, sent: &Sent, outcome: &Outcome) {
+        let mut model = self.life.model.borrow_mut();
+        match (sent, outcome) {
+            (Sent::Read(reading), Outcome::Good(bytes)) => {
+                assert_eq!(bytes.len() as u64, reading.sectors() * 512, "a read is answered in full");
+                let objection = model.end_read(volume, reading, words_of(bytes));
+                assert!(objection.is_none() || faults::lied(), "volume {volume}: {}", objection.unwrap_or_default());
+            }
+            (Sent::Write { write, fua }, Outcome::Good(_)) => model.write_done(write, *fua),
+            (Sent::Zeroes(write), Outcome::Good(_)) => model.write_done(write, false),
+            // In a read-only pool it succeeds and does nothing (reference 9.1, trap 26).
+            (Sent::Unmap(write), Outcome::Good(_)) if model.needs_check.known() == Some(&false) => {
+                model.write_done(write, false);
+            }
+            (Sent::Write { write, .. } | Sent::Zeroes(write) | Sent::Unmap(write), _) => model.write_failed(write),
+            (Sent::Flush { begun }, Outcome::Good(_)) => model.flushed(volume, *begun),
+            (Sent::Read(_) | Sent::Flush { .. }, _) => {}
+        }
     }
 }
 

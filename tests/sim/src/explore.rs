@@ -31,7 +31,13 @@ const THIN_CHECK_ONE_IN: u64 = 300;
 const SURE_BLOCKS: usize = 6;
 
 /// Crash points of one run that hit an event, before that event stops being sought.
-const SOUGHT: u64 = 100;
+const SOUGHT: u64 = 32;
+
+/// The same of those that happen in few runs.
+const SOUGHT_RARE: u64 = 100;
+
+/// Of so many moments in which nothing is sought the power fails at one.
+const OTHERS_ONE_IN: u64 = 10;
 
 /// What came of exploring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +71,7 @@ impl Tally {
         self.streams.increments += other.streams.increments;
         self.streams.resumed += other.streams.resumed;
         self.streams.not_received += other.streams.not_received;
+        self.streams.sanitized += other.streams.sanitized;
         self.hit.iter_mut().zip(other.hit).for_each(|(mine, other)| *mine += other);
     }
 }
@@ -132,14 +139,17 @@ impl Explorer {
             return;
         }
         let (open, hit) = (events::open(), self.tally.borrow().hit);
-        let rare = open.iter().zip(hit).any(|(open, hit)| *open && hit < SOUGHT);
+        let rare = EVENTS.iter().any(|(event, _)| {
+            let sought = if matches!(event, Event::Split | Event::DeleteStep) { SOUGHT_RARE } else { SOUGHT };
+            open[*event as usize] && hit[*event as usize] < sought
+        });
         let times = match rare {
-            true if open[Event::Abort as usize] || open[Event::DeleteStep as usize] => 60 + self.below(60),
+            true if open[Event::Abort as usize] || open[Event::DeleteStep as usize] => 20 + self.below(20),
             true if [Event::Split, Event::Merge, Event::Moment].iter().any(|event| open[*event as usize]) => {
                 4 + self.below(8)
             }
             true => 1 + self.below(6),
-            false => u64::from(self.below(4) == 0),
+            false => u64::from(self.below(OTHERS_ONE_IN) == 0),
         };
         for _ in 0..times {
             self.cut_here(seen);
@@ -167,6 +177,8 @@ impl Explorer {
         }
         let (seed, wanted) = (self.below(u64::MAX), self.wanted(SURE_BLOCKS));
         let use_it = self.below(USE_ONE_IN) == 0;
+        let left = self.model.borrow().not_erased(remains.data.first_words());
+        assert!(left.is_none(), "a volume was sanitized, and {left:x?} is on the data disk still");
         let metadata = (self.below(THIN_CHECK_ONE_IN) == 0).then(|| remains.meta.clone());
         let found = events::muted(|| {
             if appliance {

@@ -26,7 +26,19 @@ pub struct History<O: Object> {
 impl<O: Object> History<O> {
     /// Nothing was sent yet.
     pub fn new(object: O) -> History<O> {
-        History { cases: BTreeSet::from([(object, BTreeMap::new())]), under_way: BTreeMap::new(), sent: 0 }
+        History::of_any([object])
+    }
+
+    /// Nothing was sent yet, and nobody knows which of these it is.
+    pub fn of_any(objects: impl IntoIterator<Item = O>) -> History<O> {
+        let cases = objects.into_iter().map(|object| (object, BTreeMap::new())).collect();
+        History { cases, under_way: BTreeMap::new(), sent: 0 }
+    }
+
+    /// What the object may be now.
+    pub fn possible(&mut self) -> BTreeSet<O> {
+        self.go_on();
+        self.cases.iter().map(|(object, _)| object.clone()).collect()
     }
 
     /// A command is about to be sent; returns its number.
@@ -117,17 +129,43 @@ impl Object for Register {
     }
 }
 
-/// Types of persistent reservations (SPC-4 section 5.13): "write exclusive", "exclusive access" and "write exclusive,
-/// registrants only".
-pub const RESERVATION_TYPES: [u8; 3] = [1, 3, 5];
+/// Sectors in which bits are set, and none is cleared.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bits(pub u64);
+
+/// A command on bits: these are set, or, if there are none, it reads.
+pub struct Set(pub u64);
+
+impl Object for Bits {
+    type Command = Set;
+    /// What a read finds.
+    type Answer = u64;
+
+    fn carry_out(&mut self, Set(bits): &Set) -> u64 {
+        self.0 |= bits;
+        if *bits == 0 { self.0 } else { 0 }
+    }
+}
+
+/// Types of persistent reservations (SPC-4 section 5.13).
+pub const RESERVATION_TYPES: [u8; 6] = [1, 3, 5, 6, 7, 8];
 
 /// The persistent reservation of a unit, of one type.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reservation {
     kind: u8,
     registered: BTreeSet<u64>,
+    /// Where all who are registered hold it, one of them.
     holder: Option<u64>,
+    /// All of this outlives a restart (APTPL).
+    persists: bool,
 }
+
+/// What a restart must leave of a reservation: who is registered, and who holds it, or [`EVERYBODY`].
+pub type Kept = (BTreeSet<u64>, Option<u64>);
+
+/// All who are registered.
+pub const EVERYBODY: u64 = u64::MAX;
 
 /// What an initiator asks that has a key of its own.
 #[derive(Clone, Copy, Debug)]
@@ -136,53 +174,133 @@ pub enum Ask {
     Read,
     Write,
     /// REGISTER AND IGNORE EXISTING KEY, its key or none.
-    Register,
-    Unregister,
+    Register {
+        persists: bool,
+    },
+    Unregister {
+        persists: bool,
+    },
     Reserve,
     Release,
     Clear,
     /// The initiator whose key is given loses its registration, and the reservation if it has it.
     Preempt(u64),
+    /// READ KEYS, READ RESERVATION.
+    Keys,
+    Holder,
+}
+
+/// What is said to that.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Said {
+    Allowed,
+    /// RESERVATION CONFLICT.
+    Conflict,
+    Keys(BTreeSet<u64>),
+    /// Of types that all hold who are registered nobody's key is told.
+    Held {
+        holder: Option<u64>,
+        by_all: bool,
+    },
 }
 
 impl Reservation {
     /// Nobody is registered.
     pub fn new(kind: u8) -> Reservation {
-        Reservation { kind, registered: BTreeSet::new(), holder: None }
+        Reservation { kind, registered: BTreeSet::new(), holder: None, persists: false }
+    }
+
+    /// As a restart finds it.
+    pub fn restarted(&self) -> Reservation {
+        let left = if self.persists { self.clone() } else { Reservation::new(self.kind) };
+        Reservation { persists: !left.registered.is_empty(), ..left }
+    }
+
+    /// Somebody is registered.
+    pub fn is_used(&self) -> bool {
+        !self.registered.is_empty()
+    }
+
+    pub fn kind(&self) -> u8 {
+        self.kind
+    }
+
+    /// What outlives a restart.
+    pub fn kept(&self) -> Kept {
+        let holder = if self.is_held_by_all() { self.holder.map(|_| EVERYBODY) } else { self.holder };
+        if self.persists { (self.registered.clone(), holder) } else { Kept::default() }
+    }
+
+    /// Who is not registered may not read.
+    pub fn is_closed_to_strangers(&self) -> bool {
+        !self.allows(EVERYBODY, false)
+    }
+
+    fn is_held_by_all(&self) -> bool {
+        matches!(self.kind, 7 | 8)
+    }
+
+    fn holds(&self, initiator: u64) -> bool {
+        match self.holder {
+            Some(_) if self.is_held_by_all() => self.registered.contains(&initiator),
+            holder => holder == Some(initiator),
+        }
+    }
+
+    fn allows(&self, initiator: u64, writes: bool) -> bool {
+        let registrants = self.kind >= 5 && self.registered.contains(&initiator);
+        let reads_freely = matches!(self.kind, 1 | 5 | 7);
+        self.holder.is_none() || self.holds(initiator) || registrants || !writes && reads_freely
+    }
+
+    fn unregister(&mut self, initiator: u64) {
+        let held = self.holds(initiator);
+        self.registered.remove(&initiator);
+        if held {
+            self.holder = self.registered.first().copied().filter(|_| self.is_held_by_all());
+        }
+    }
+
+    fn preempt(&mut self, initiator: u64, victim: u64) -> Said {
+        if !self.registered.remove(&victim) {
+            return Said::Conflict;
+        }
+        self.holder = self.holder.map(|holder| if holder == victim { initiator } else { holder });
+        Said::Allowed
     }
 }
 
 impl Object for Reservation {
     /// From whom, and what.
     type Command = (u64, Ask);
-    /// False is RESERVATION CONFLICT.
-    type Answer = bool;
+    type Answer = Said;
 
-    fn carry_out(&mut self, &(initiator, ask): &(u64, Ask)) -> bool {
-        let registered = self.registered.contains(&initiator);
-        let holds = self.holder == Some(initiator);
-        let may_write = self.holder.is_none() || holds || self.kind == 5 && registered;
+    fn carry_out(&mut self, &(initiator, ask): &(u64, Ask)) -> Said {
+        let said = |allowed| if allowed { Said::Allowed } else { Said::Conflict };
         match ask {
-            Ask::Read => return may_write || self.kind != 3,
-            Ask::Write => return may_write,
-            Ask::Register => drop(self.registered.insert(initiator)),
-            Ask::Unregister => {
-                self.registered.remove(&initiator);
-                self.holder = self.holder.filter(|_| !holds);
+            Ask::Read => return said(self.allows(initiator, false)),
+            Ask::Write => return said(self.allows(initiator, true)),
+            Ask::Keys => return Said::Keys(self.registered.clone()),
+            Ask::Holder => {
+                let (holder, by_all) = (self.holder, self.holder.is_some() && self.is_held_by_all());
+                return Said::Held { holder: holder.filter(|_| !by_all), by_all };
             }
-            _ if !registered => return false,
-            Ask::Reserve if self.holder.is_some() => return holds,
+            Ask::Register { persists } => {
+                self.registered.insert(initiator);
+                self.persists = persists;
+            }
+            Ask::Unregister { persists } => {
+                self.unregister(initiator);
+                self.persists = persists;
+            }
+            _ if !self.registered.contains(&initiator) => return Said::Conflict,
+            Ask::Reserve if self.holder.is_some() => return said(self.holds(initiator)),
             Ask::Reserve => self.holder = Some(initiator),
-            Ask::Release => self.holder = self.holder.filter(|_| !holds),
+            Ask::Release => self.holder = self.holder.filter(|_| !self.holds(initiator)),
             Ask::Clear => (self.registered, self.holder) = (BTreeSet::new(), None),
-            Ask::Preempt(victim) => {
-                if !self.registered.remove(&victim) {
-                    return false;
-                }
-                self.holder = self.holder.map(|holder| if holder == victim { initiator } else { holder });
-            }
+            Ask::Preempt(victim) => return self.preempt(initiator, victim),
         }
-        true
+        Said::Allowed
     }
 }
 
@@ -233,25 +351,52 @@ mod tests {
     }
 
     #[test]
+    fn bits_that_were_set_stay() {
+        let mut history = History::new(Bits(1));
+        let (one, two) = (history.begin(Set(2)), history.begin(Set(4)));
+        assert!(history.answered(one, &0) && history.answered(two, &0));
+        let read = history.begin(Set(0));
+        assert!(!history.answered(read, &5), "one of them is lost");
+    }
+
+    #[test]
     fn a_reservation_keeps_others_out_until_it_is_taken_over() {
         let mut unit = Reservation::new(1);
+        let register = Ask::Register { persists: true };
         let all = [
             ((1, Ask::Reserve), false),
-            ((1, Ask::Register), true),
+            ((1, register), true),
             ((1, Ask::Reserve), true),
             ((2, Ask::Write), false),
             ((2, Ask::Read), true),
-            ((2, Ask::Register), true),
+            ((2, register), true),
             ((2, Ask::Reserve), false),
             ((2, Ask::Preempt(1)), true),
             ((1, Ask::Write), false),
             ((1, Ask::Release), false),
             ((2, Ask::Write), true),
-            ((2, Ask::Unregister), true),
-            ((1, Ask::Write), true),
         ];
-        for (command, answer) in all {
-            assert_eq!(unit.carry_out(&command), answer, "{command:?}");
+        for (command, allowed) in all {
+            assert_eq!(unit.carry_out(&command) == Said::Allowed, allowed, "{command:?}");
         }
+        assert_eq!(unit.carry_out(&(1, Ask::Keys)), Said::Keys([2].into()));
+        assert_eq!(unit.kept(), ([2].into(), Some(2)));
+        assert_eq!(unit.carry_out(&(2, Ask::Unregister { persists: false })), Said::Allowed);
+        assert_eq!((unit.carry_out(&(1, Ask::Write)), unit.kept()), (Said::Allowed, Kept::default()));
+    }
+
+    #[test]
+    fn who_is_registered_holds_what_all_hold() {
+        let mut unit = Reservation::new(8);
+        for initiator in [1, 2] {
+            unit.carry_out(&(initiator, Ask::Register { persists: false }));
+        }
+        unit.carry_out(&(1, Ask::Reserve));
+        assert_eq!(unit.carry_out(&(3, Ask::Read)), Said::Conflict);
+        unit.carry_out(&(1, Ask::Unregister { persists: false }));
+        assert_eq!(unit.carry_out(&(3, Ask::Read)), Said::Conflict, "the other holds it still");
+        assert_eq!(unit.carry_out(&(1, Ask::Holder)), Said::Held { holder: None, by_all: true });
+        unit.carry_out(&(2, Ask::Unregister { persists: false }));
+        assert_eq!(unit.carry_out(&(3, Ask::Read)), Said::Allowed);
     }
 }

@@ -10,7 +10,7 @@ pub type Sector = [u8; SECTOR_BYTES];
 
 const PAGE_SECTORS: u64 = 8;
 const PAGE_BYTES: usize = SECTOR_BYTES * PAGE_SECTORS as usize;
-const CHUNK_PAGES: u64 = 64;
+const CHUNK_PAGES: u64 = 512;
 
 /// `None` is zeroes.
 type Page = Option<Rc<[u8; PAGE_BYTES]>>;
@@ -82,6 +82,13 @@ impl Image {
     pub fn has_pages(&self, sectors: Range<u64>) -> bool {
         let mut pages = sectors.start / PAGE_SECTORS..sectors.end.div_ceil(PAGE_SECTORS);
         pages.all(|page| self.chunks[(page / CHUNK_PAGES) as usize][(page % CHUNK_PAGES) as usize].is_some())
+    }
+
+    /// The first word of each sector, but for zeroes.
+    pub fn first_words(&self) -> impl Iterator<Item = u64> {
+        let pages = self.chunks.iter().flat_map(|chunk| chunk.iter().flatten());
+        let words = pages.flat_map(|page| page.chunks_exact(SECTOR_BYTES));
+        words.map(|sector| u64::from_le_bytes(*sector.first_chunk().expect("eight bytes"))).filter(|word| *word != 0)
     }
 
     /// Everything, as a file would hold it.

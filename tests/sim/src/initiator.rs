@@ -1,5 +1,5 @@
-//! An initiator: iSCSI over a simulated connection, one command at a time. Every command must be answered once, and only
-//! by what the protocol allows.
+//! An initiator: iSCSI over a simulated connection. Every command must be answered once, and only by what the protocol
+//! allows.
 
 use crate::net::{Port, SimReader, SimWriter, Wire};
 use embedded_io_async::{Read, Write};
@@ -25,6 +25,12 @@ pub struct Broken;
 /// Data segments that we take.
 const SEGMENT_BYTES: u32 = 256 << 10;
 
+/// What a command that asks for parameters takes of them.
+const PARAMETERS_BYTES: u32 = 1024;
+
+/// "Force unit access".
+const FUA: u8 = 8;
+
 /// What a command is told after a roll-back: MEDIUM MAY HAVE CHANGED, CAPACITY DATA HAS CHANGED.
 const EXCHANGED: [Outcome; 2] = [Outcome::Check(6, 0x28, 0), Outcome::Check(6, 0x2a, 9)];
 
@@ -47,19 +53,86 @@ fn cdb_16(opcode: u8, flags: u8, sector: u64, sectors: u32) -> [u8; 16] {
     cdb
 }
 
-fn write_cdb(sector: u64, data: &[u8], fua: bool) -> [u8; 16] {
-    cdb_16(0x8a, if fua { 8 } else { 0 }, sector, (data.len() / 512) as u32)
+/// A command with the data that it takes.
+#[derive(Clone)]
+pub struct Command {
+    cdb: [u8; 16],
+    data: Vec<u8>,
+    /// Bytes that it reads.
+    read_bytes: u32,
 }
 
-/// UNMAP of one range, with its parameter list.
-fn unmap_cdb(sector: u64, sectors: u32) -> ([u8; 16], [u8; 24]) {
-    let mut cdb = [0; 16];
-    (cdb[0], cdb[8]) = (0x42, 24);
-    let mut list = [0; 24];
-    (list[1], list[3]) = (22, 16);
-    list[8..16].copy_from_slice(&sector.to_be_bytes());
-    list[16..20].copy_from_slice(&sectors.to_be_bytes());
-    (cdb, list)
+impl Command {
+    fn of(cdb: [u8; 16], data: &[u8]) -> Command {
+        Command { cdb, data: data.to_vec(), read_bytes: 0 }
+    }
+
+    pub fn read(sector: u64, sectors: u32) -> Command {
+        Command { cdb: cdb_16(0x88, 0, sector, sectors), data: Vec::new(), read_bytes: sectors * 512 }
+    }
+
+    pub fn write(sector: u64, data: &[u8], fua: bool) -> Command {
+        Command::of(cdb_16(0x8a, if fua { FUA } else { 0 }, sector, (data.len() / 512) as u32), data)
+    }
+
+    /// SYNCHRONIZE CACHE of all.
+    pub fn flush() -> Command {
+        Command::of(cdb_16(0x91, 0, 0, 0), &[])
+    }
+
+    /// UNMAP of one range.
+    pub fn unmap(sector: u64, sectors: u32) -> Command {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[8]) = (0x42, 24);
+        let mut list = [0; 24];
+        (list[1], list[3]) = (22, 16);
+        list[8..16].copy_from_slice(&sector.to_be_bytes());
+        list[16..20].copy_from_slice(&sectors.to_be_bytes());
+        Command::of(cdb, &list)
+    }
+
+    /// ORWRITE.
+    pub fn or_write(sector: u64, data: &[u8], fua: bool) -> Command {
+        Command::of(cdb_16(0x8b, if fua { FUA } else { 0 }, sector, (data.len() / 512) as u32), data)
+    }
+
+    /// COMPARE AND WRITE: the second half of `data` where the first is.
+    pub fn compare_and_write(sector: u64, data: &[u8], fua: bool) -> Command {
+        let mut cdb = cdb_16(0x89, if fua { FUA } else { 0 }, sector, 0);
+        cdb[13] = (data.len() / 1024) as u8;
+        Command::of(cdb, data)
+    }
+
+    /// PERSISTENT RESERVE OUT of this service action and reservation type; with `persists` a registration outlives restarts.
+    pub fn persistent_reserve_out(action: u8, kind: u8, keys: [u64; 2], persists: bool) -> Command {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[1], cdb[2], cdb[8]) = (0x5f, action, kind, 24);
+        let list = [&keys[0].to_be_bytes()[..], &keys[1].to_be_bytes(), &[0, 0, 0, 0, u8::from(persists), 0, 0, 0]];
+        Command::of(cdb, &list.concat())
+    }
+
+    /// PERSISTENT RESERVE IN of this service action.
+    pub fn persistent_reserve_in(action: u8) -> Command {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[1], cdb[7]) = (0x5e, action, (PARAMETERS_BYTES >> 8) as u8);
+        Command { cdb, data: Vec::new(), read_bytes: PARAMETERS_BYTES }
+    }
+
+    /// SANITIZE with BLOCK ERASE; `immediate` is answered once it has begun.
+    pub fn sanitize(immediate: bool) -> Command {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[1]) = (0x48, if immediate { 0x82 } else { 0x02 });
+        Command::of(cdb, &[])
+    }
+
+    pub fn test_unit_ready() -> Command {
+        Command::of([0; 16], &[])
+    }
+
+    /// WRITE SAME of a sector.
+    pub fn write_same(sector: u64, sectors: u32, data: &[u8]) -> Command {
+        Command::of(cdb_16(0x93, 0, sector, sectors), data)
+    }
 }
 
 /// What a SCSI response says of a command that has read this.
@@ -71,6 +144,12 @@ fn outcome(bhs: &Bhs, payload: &[u8], read: Vec<u8>) -> Outcome {
         (status, _) => Outcome::Status(status),
     }
 }
+
+/// What a command is told of a volume that is being sanitized.
+pub const SANITIZING: Outcome = Outcome::Check(2, 4, 0x1b);
+
+/// What it is told when that has failed.
+pub const SANITIZE_FAILED: Outcome = Outcome::Check(3, 0x31, 3);
 
 impl Session {
     /// Logs in to a volume. The error is the target's status class and detail.
@@ -99,52 +178,13 @@ impl Session {
             session.segment_bytes = segment.parse().expect("a number of bytes");
         }
         // The first command of a session is told that there was a power-on.
-        let first = session.command([0; 16], &[], 0).await?;
+        let first = session.command(Command::test_unit_ready()).await?;
         assert_eq!(first, Outcome::Check(6, 0x29, 0), "the first command of a session");
         Ok(Ok(session))
     }
 
     pub async fn read(&mut self, sector: u64, sectors: u32) -> Result<Outcome, Broken> {
-        self.command(cdb_16(0x88, 0, sector, sectors), &[], sectors * 512).await
-    }
-
-    pub async fn write(&mut self, sector: u64, data: &[u8], fua: bool) -> Result<Outcome, Broken> {
-        self.command(write_cdb(sector, data, fua), data, 0).await
-    }
-
-    pub async fn flush(&mut self) -> Result<Outcome, Broken> {
-        self.command(cdb_16(0x91, 0, 0, 0), &[], 0).await
-    }
-
-    pub async fn unmap(&mut self, sector: u64, sectors: u32) -> Result<Outcome, Broken> {
-        let (cdb, list) = unmap_cdb(sector, sectors);
-        self.command(cdb, &list, 0).await
-    }
-
-    /// Writes the second half of `data` where the first is.
-    pub async fn compare_and_write(&mut self, sector: u64, data: &[u8]) -> Result<Outcome, Broken> {
-        let mut cdb = cdb_16(0x89, 0, sector, 0);
-        cdb[13] = (data.len() / 1024) as u8;
-        self.command(cdb, data, 0).await
-    }
-
-    /// PERSISTENT RESERVE OUT of this service action and reservation type.
-    pub async fn persistent_reserve_out(
-        &mut self,
-        action: u8,
-        kind: u8,
-        key: u64,
-        action_key: u64,
-    ) -> Result<Outcome, Broken> {
-        let mut cdb = [0; 16];
-        (cdb[0], cdb[1], cdb[2], cdb[8]) = (0x5f, action, kind, 24);
-        let list = [&key.to_be_bytes()[..], &action_key.to_be_bytes(), &[0; 8]].concat();
-        self.command(cdb, &list, 0).await
-    }
-
-    /// WRITE SAME(16) of zeroes.
-    pub async fn write_zeroes(&mut self, sector: u64, sectors: u32) -> Result<Outcome, Broken> {
-        self.command(cdb_16(0x93, 0, sector, sectors), &[0; 512], 0).await
+        self.command(Command::read(sector, sectors)).await
     }
 
     /// Ends the session in order.
@@ -159,59 +199,50 @@ impl Session {
         Ok(())
     }
 
-    /// Sends a write of little and an unmap, and then waits for the answers to both.
-    pub async fn write_and_unmap(
-        &mut self,
-        sector: u64,
-        data: &[u8],
-        first: u64,
-        sectors: u32,
-    ) -> Result<(Outcome, Outcome), Broken> {
-        let write = self.send_command(write_cdb(sector, data, false), data, 0).await?;
-        let (cdb, list) = unmap_cdb(first, sectors);
-        let unmap = self.send_command(cdb, &list, 0).await?;
-        let mut outcomes = BTreeMap::new();
-        while outcomes.len() < 2 {
-            let (bhs, payload) = self.receive().await?;
-            let tag = bhs.task_tag.get();
-            assert!(tag == write || tag == unmap, "an answer to a command that is not under way: {bhs:?}");
-            assert_eq!(bhs.operation(), opcode::SCSI_RESPONSE, "all data was sent with the command");
-            let before = outcomes.insert(tag, outcome(&bhs, &payload, Vec::new()));
-            assert_eq!(before, None, "two answers to one command");
-        }
-        let mut answer = |tag| outcomes.remove(&tag).expect("both were answered");
-        let (mut written, mut unmapped) = (answer(write), answer(unmap));
-        if EXCHANGED.contains(&written) {
-            written = self.write(sector, data, false).await?;
-        }
-        if EXCHANGED.contains(&unmapped) {
-            unmapped = self.unmap(first, sectors).await?;
-        }
-        Ok((written, unmapped))
+    /// Carries out a command.
+    pub async fn command(&mut self, command: Command) -> Result<Outcome, Broken> {
+        let mut ended = None;
+        self.all(&[command], |_, outcome| ended = Some(outcome)).await?;
+        Ok(ended.expect("it was answered"))
     }
 
-    /// Carries out a command. One that is told that all of the volume was exchanged was not carried out, and is sent again.
-    async fn command(&mut self, cdb: [u8; 16], data: &[u8], read_bytes: u32) -> Result<Outcome, Broken> {
-        loop {
-            let outcome = self.try_command(cdb, data, read_bytes).await?;
-            if !EXCHANGED.contains(&outcome) {
-                return Ok(outcome);
+    /// Carries out commands at once; the number and the outcome of each is told when its answer comes. One that is told that
+    /// all of the volume was exchanged was not carried out, and is sent again.
+    pub async fn all(&mut self, commands: &[Command], mut ended: impl FnMut(usize, Outcome)) -> Result<(), Broken> {
+        let mut under_way = BTreeMap::new();
+        for (number, command) in commands.iter().enumerate() {
+            under_way.insert(self.send_command(command).await?, (number, Vec::new()));
+        }
+        while !under_way.is_empty() {
+            let (tag, outcome) = self.next_outcome(commands, &mut under_way).await?;
+            let (number, _) = under_way.remove(&tag).expect("an answer to a command that is under way");
+            if EXCHANGED.contains(&outcome) {
+                under_way.insert(self.send_command(&commands[number]).await?, (number, Vec::new()));
+            } else {
+                ended(number, outcome);
             }
         }
+        Ok(())
     }
 
-    async fn try_command(&mut self, cdb: [u8; 16], data: &[u8], read_bytes: u32) -> Result<Outcome, Broken> {
-        let tag = self.send_command(cdb, data, read_bytes).await?;
-        let mut read = Vec::new();
+    /// Moves data until one of the commands under way, each with what it has read, has ended: its tag and how it ended.
+    async fn next_outcome(
+        &mut self,
+        commands: &[Command],
+        under_way: &mut BTreeMap<u32, (usize, Vec<u8>)>,
+    ) -> Result<(u32, Outcome), Broken> {
         loop {
             let (bhs, payload) = self.receive().await?;
-            assert_eq!(bhs.task_tag.get(), tag, "an answer to a command that is not under way: {bhs:?}");
+            let tag = bhs.task_tag.get();
+            let Some((number, read)) = under_way.get_mut(&tag) else {
+                panic!("an answer to a command that is not under way: {bhs:?}")
+            };
             match bhs.operation() {
                 opcode::R2T => {
                     let r2t = R2t::of(&bhs);
                     let from = r2t.offset_bytes.get() as usize;
-                    let asked =
-                        data.get(from..from + r2t.desired_bytes.get() as usize).expect("an R2T for what we have");
+                    let to = from + r2t.desired_bytes.get() as usize;
+                    let asked = commands[*number].data.get(from..to).expect("an R2T for what we have");
                     self.send_data(tag, r2t.transfer_tag.get(), from, asked).await?;
                 }
                 opcode::DATA_IN => {
@@ -219,19 +250,21 @@ impl Session {
                     assert_eq!(pdu.offset_bytes.get() as usize, read.len(), "Data-In in order");
                     read.extend(payload);
                     if pdu.flags & 1 != 0 {
+                        let read = std::mem::take(read);
                         let good = pdu.status == 0;
-                        return Ok(if good { Outcome::Good(read) } else { Outcome::Status(pdu.status) });
+                        return Ok((tag, if good { Outcome::Good(read) } else { Outcome::Status(pdu.status) }));
                     }
                 }
-                opcode::SCSI_RESPONSE => return Ok(outcome(&bhs, &payload, read)),
+                opcode::SCSI_RESPONSE => return Ok((tag, outcome(&bhs, &payload, std::mem::take(read)))),
                 other => panic!("opcode {other:#04x} answers a command"),
             }
         }
     }
 
     /// Sends a command with as much of its data as may go with it; returns its tag.
-    async fn send_command(&mut self, cdb: [u8; 16], data: &[u8], read_bytes: u32) -> Result<u32, Broken> {
-        let direction = if read_bytes > 0 {
+    async fn send_command(&mut self, command: &Command) -> Result<u32, Broken> {
+        let Command { cdb, data, read_bytes } = command;
+        let direction = if *read_bytes > 0 {
             0x40
         } else if data.is_empty() {
             0
@@ -241,9 +274,9 @@ impl Session {
         let mut bytes = [0; 48];
         bytes[..2].copy_from_slice(&[opcode::SCSI_COMMAND, 0x81 | direction]);
         bytes[16..20].copy_from_slice(&self.task_tag.to_be_bytes());
-        bytes[20..24].copy_from_slice(&read_bytes.max(data.len() as u32).to_be_bytes());
+        bytes[20..24].copy_from_slice(&(*read_bytes).max(data.len() as u32).to_be_bytes());
         bytes[24..28].copy_from_slice(&self.command_sn.to_be_bytes());
-        bytes[32..].copy_from_slice(&cdb);
+        bytes[32..].copy_from_slice(cdb);
         let tag = self.task_tag;
         self.task_tag += 1;
         self.command_sn = self.command_sn.wrapping_add(1);

@@ -15,7 +15,7 @@ use crate::world::World;
 use platform::Runtime;
 use platform::block::Disk;
 use platform::sync::Notify;
-use platform::time::Duration;
+use platform::time::{Duration, Instant};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -37,6 +37,10 @@ pub struct Life {
     pub reading: Cell<bool>,
     /// The manager is to take a read-only snapshot.
     pub snapshot_wanted: Cell<bool>,
+    /// The manager is to have a transaction fail.
+    pub failure_wanted: Cell<bool>,
+    /// Until then nobody asks for anything new.
+    rests_until: Cell<Instant>,
 }
 
 impl Life {
@@ -56,11 +60,21 @@ impl Life {
             troubled: Cell::new(shape.tight || shape.faults.disks() || shape.faults.network),
             reading: Cell::default(),
             snapshot_wanted: Cell::default(),
+            failure_wanted: Cell::default(),
+            rests_until: Cell::default(),
         }
     }
 
-    /// Counts a request; false if the life is over.
-    pub fn goes_on(&self) -> bool {
+    /// Has everybody rest for a while.
+    pub async fn rest(&self, time: Duration) {
+        let timers = &self.runtime.timers;
+        self.rests_until.set(timers.now() + time);
+        timers.sleep(time).await;
+    }
+
+    /// Waits while everybody is to rest, and counts a request; false if the life is over.
+    pub async fn goes_on(&self) -> bool {
+        self.runtime.timers.sleep_until(self.rests_until.get()).await;
         let left = self.left.get();
         self.left.set(left.saturating_sub(1));
         if left == 1 {
@@ -105,6 +119,7 @@ pub fn set_faults(world: &World, meta: &SimDisk, data: &SimDisk, faults: &Faults
     }
     if faults.slow {
         data.set_faults(|f| f.slow = 10);
+        meta.set_faults(|f| f.slow = 50);
     }
     for disk in [meta, data].into_iter().filter(|_| faults.full) {
         disk.set_faults(|f| f.full_after = Some(1 + world.below(400)));

@@ -63,7 +63,7 @@ pub async fn snapshots(life: &Rc<Life>, count: u64) {
 /// Manages until the life is over.
 pub async fn work(life: Rc<Life>) {
     let mut worker = Worker::new(life.clone());
-    while life.goes_on() {
+    while life.goes_on().await {
         let in_doubt = life.model.borrow().needs_check.known() != Some(&false);
         if in_doubt && life.world.once_in(3) {
             worker.recover().await;
@@ -75,20 +75,23 @@ pub async fn work(life: Rc<Life>) {
         if life.snapshot_wanted.take() {
             worker.snapshot(true).await;
         }
+        if life.failure_wanted.take() {
+            worker.spoil().await;
+        }
         match life.world.below(116) {
             0..12 => worker.create(life.shape.volume_blocks - life.world.below(life.shape.volume_blocks / 2)).await,
-            12..24 => worker.snapshot(life.world.once_in(4)).await,
-            24..34 => worker.snapshot_by_message().await,
-            34..50 => worker.delete().await,
-            50..58 => worker.resize().await,
-            58..66 => worker.reserve().await,
-            66..74 => worker.release().await,
-            74..78 => worker.set_transaction_id().await,
-            78..84 => worker.grow().await,
-            84..88 => worker.export().await,
-            88..94 => worker.look().await,
-            94..100 => worker.spoil(),
-            100..107 => worker.snapshots_at_once().await,
+            12..22 => worker.snapshot(life.world.once_in(4)).await,
+            22..38 => worker.snapshot_by_message().await,
+            38..54 => worker.delete().await,
+            54..60 => worker.resize().await,
+            60..66 => worker.reserve().await,
+            66..72 => worker.release().await,
+            72..75 => worker.set_transaction_id().await,
+            75..80 => worker.grow().await,
+            80..83 => worker.export().await,
+            83..87 => worker.look().await,
+            87..94 => worker.spoil().await,
+            94..107 => worker.snapshots_at_once().await,
             _ => worker.roll_back().await,
         }
         let micros = life.world.below(3000);
@@ -443,11 +446,17 @@ impl Worker {
         }
     }
 
-    /// Has the next flush of the data disk fail, which may well be that of a commit.
-    fn spoil(&mut self) {
-        if self.life.shape.aborts {
-            self.life.troubled.set(true);
-            self.life.data.set_faults(|faults| faults.failing_flush = Some(0));
+    /// Has the next flush of the data disk fail, which may well be that of a commit; often that of the next change, after
+    /// which the pool is given back to use at once: sessions have lost something, and may not notice.
+    async fn spoil(&mut self) {
+        if !self.life.shape.aborts {
+            return;
+        }
+        self.life.troubled.set(true);
+        self.life.data.set_faults(|faults| faults.failing_flush = Some(0));
+        if self.life.world.once_in(2) {
+            self.set_transaction_id().await;
+            self.recover().await;
         }
     }
 

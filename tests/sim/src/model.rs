@@ -6,15 +6,23 @@
 mod contents;
 mod exchange;
 mod moment;
+mod reading;
+mod sanitize;
 
 use crate::faults;
+use crate::history::{History, Kept, Reservation};
 use crate::recover::FoundVolume;
 use crate::streams::Snapshot;
 use contents::{Contents, Known, Version, forget_loss};
 pub use exchange::Whole;
 use moment::Moment;
+use reading::Expected;
+pub use reading::Reading;
+pub use sanitize::Sanitizing;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::rc::{Rc, Weak};
 
 /// Sectors in a data block of every pool here.
 pub const BLOCK: u64 = 128;
@@ -109,8 +117,15 @@ pub struct Volume {
     pub had_known_contents: bool,
     /// When contents were exchanged last.
     exchanged_at: u64,
-    /// Sectors on which somebody works.
-    claims: Vec<Range<u64>>,
+    /// It never shared blocks with others, nor got any of a stream.
+    alone: bool,
+    pub sanitizing: Sanitizing,
+    /// When that was over last.
+    sanitized_at: u64,
+    /// When it was made, in this life, as what it holds.
+    made_at: Option<u64>,
+    /// Reads under way.
+    readings: Vec<Weak<Expected>>,
     /// It is being made as a snapshot of this one.
     follows: Option<String>,
 }
@@ -147,6 +162,8 @@ pub struct Streams {
     /// Of these, the rest of one that broke off.
     pub resumed: u64,
     pub not_received: u64,
+    /// Volumes sanitized.
+    pub sanitized: u64,
 }
 
 /// A transfer that may have broken off and can be gone on with then.
@@ -179,6 +196,10 @@ pub struct Model {
     lost_at: u64,
     /// Snapshots of several volumes.
     moments: Vec<Moment>,
+    /// Words that no sector of the data disk may hold any more: a volume that was alone had them, and was sanitized.
+    erased: BTreeSet<Word>,
+    /// Who has reserved a volume, by its name.
+    reservations: BTreeMap<String, Rc<RefCell<History<Reservation>>>>,
 }
 
 /// A write under way.
@@ -186,7 +207,7 @@ pub struct Write {
     pub volume: String,
     pub sectors: Range<u64>,
     pub number: u64,
-    begun: u64,
+    pub begun: u64,
 }
 
 impl Model {
@@ -207,6 +228,8 @@ impl Model {
             clock: 0,
             lost_at: 0,
             moments: Vec::new(),
+            erased: BTreeSet::new(),
+            reservations: BTreeMap::new(),
         }
     }
 
@@ -220,20 +243,31 @@ impl Model {
         self.clock
     }
 
-    /// Keeps others away from some sectors of a volume; false if somebody is there.
-    pub fn claim(&mut self, name: &str, sectors: &Range<u64>) -> bool {
-        let claims = &mut self.volume(name).claims;
-        let free = claims.iter().all(|claim| claim.end <= sectors.start || sectors.end <= claim.start);
-        if free {
-            claims.push(sectors.clone());
-        }
-        free
+    /// What is in these sectors is for others to judge.
+    pub fn give_up(&mut self, name: &str, sectors: Range<u64>) {
+        self.volume(name).all_contents().for_each(|contents| contents.unknown = Some(sectors.clone()));
     }
 
-    pub fn release(&mut self, name: &str, sectors: &Range<u64>) {
-        if let Some(volume) = self.volumes.get_mut(name) {
-            volume.claims.retain(|claim| claim != sectors);
-        }
+    /// A volume is reserved like this.
+    pub fn reserve(&mut self, name: &str, reservation: Rc<RefCell<History<Reservation>>>) {
+        self.reservations.insert(name.to_owned(), reservation);
+    }
+
+    /// What a restart may leave of the reservation of a volume; nothing if it never was reserved.
+    pub fn reservations_of(&self, name: &str) -> BTreeSet<Reservation> {
+        let Some(reservation) = self.reservations.get(name) else { return BTreeSet::new() };
+        reservation.borrow_mut().possible().iter().map(Reservation::restarted).collect()
+    }
+
+    /// Why this cannot be what is kept of the reservation of a volume, or whether it keeps strangers from reading.
+    pub fn objection_to_reservation(&self, name: &str, kept: Option<&Kept>, closed: Option<bool>) -> Option<String> {
+        let possible = self.reservations_of(name);
+        let explains = |reservation: &Reservation| {
+            kept.is_none_or(|kept| reservation.kept() == *kept)
+                && closed.is_none_or(|closed| reservation.is_closed_to_strangers() == closed)
+        };
+        let explained = possible.is_empty() && closed != Some(true) || possible.iter().any(explains);
+        (!explained).then(|| format!("of who is registered and who holds it {kept:?}, closed {closed:?}; {possible:?}"))
     }
 
     /// A write of words of its own, or of zeroes, is about to be sent.
@@ -243,13 +277,16 @@ impl Model {
         for (own, volume) in &mut self.volumes {
             // A snapshot on its way may have it or not, and so has a volume that is exchanged while it is used.
             let (own, follows) = (own == name, |follows: &Option<String>| follows.as_deref() == Some(name));
+            if own {
+                volume.expect_write(&sectors, |sector| if zeroes { 0 } else { word(number, sector) });
+            }
             let contents = (own || follows(&volume.follows)).then_some(&mut volume.contents);
             let other = volume.other.as_mut().filter(|other| own || follows(&other.follows));
             for contents in contents.into_iter().chain(other.map(|other| &mut other.contents)) {
                 for sector in sectors.clone() {
                     let word = if zeroes { 0 } else { word(number, sector) };
-                    let (ended, done, known) = (None, None, Known::Sent);
-                    contents.push(sector, Version { word, write: number, begun, ended, done, known });
+                    let (ended, done, known, before) = (None, None, Known::Sent, None);
+                    contents.push(sector, Version { word, write: number, begun, ended, done, known, before });
                 }
             }
         }
@@ -369,10 +406,17 @@ impl Model {
             other: None,
             had_known_contents: false,
             exchanged_at: 0,
-            claims: Vec::new(),
+            alone: of.is_none(),
+            sanitizing: Sanitizing::Not,
+            sanitized_at: 0,
+            made_at: None,
+            readings: Vec::new(),
             follows: of.map(str::to_owned),
         };
         self.volumes.insert(name.to_owned(), volume);
+        if let Some(origin) = of.and_then(|of| self.volumes.get_mut(of)) {
+            origin.alone = false;
+        }
         begun
     }
 
@@ -380,7 +424,7 @@ impl Model {
     pub fn volume_made(&mut self, name: &str, begun: u64) {
         let now = self.now();
         let volume = self.volume(name);
-        volume.presence = Presence::There;
+        (volume.presence, volume.made_at) = (Presence::There, Some(now));
         volume.contents.versions().for_each(|version| version.ended = Some(version.ended.unwrap_or(now)));
         if let Some(origin) = volume.follows.take() {
             self.volume(&origin).contents.committed(begun);
@@ -398,6 +442,17 @@ impl Model {
     /// It is not there.
     pub fn volume_gone(&mut self, name: &str) {
         self.volumes.remove(name);
+    }
+
+    /// Blocks about which there is doubt.
+    pub fn doubtful_blocks(&self, name: &str) -> Vec<u64> {
+        self.volumes[name].contents.blocks().0.into_iter().collect()
+    }
+
+    /// The volume of these that was made last, in this life.
+    pub fn youngest<'n>(&self, names: &[&'n String]) -> Option<&'n String> {
+        let made = names.iter().filter_map(|name| Some((self.volumes[*name].made_at?, *name)));
+        made.max().map(|(_, name)| name)
     }
 
     /// What a sector may hold while the appliance runs.
@@ -439,7 +494,12 @@ impl Model {
     pub fn settle_volume(&mut self, name: &str, seen: &FoundVolume) {
         let volume = self.volume(name);
         volume.presence = if seen.deleting { Presence::Going } else { Presence::There };
-        volume.settle_exchange(seen.size_sectors(), seen.mapped_blocks, &seen.blocks);
+        if seen.sanitizing {
+            volume.settle_on_the_way(seen.size_sectors(), &seen.blocks);
+        } else {
+            volume.settle_exchange(seen.size_sectors(), seen.mapped_blocks, &seen.blocks);
+            (volume.sanitizing, volume.busy) = (Sanitizing::Not, false);
+        }
         volume.size_sectors.settle(seen.size_sectors());
         volume.exported.settle(seen.exported);
         volume.known_as = seen.known_as.clone().or(volume.known_as.take());
@@ -458,8 +518,9 @@ impl Model {
     /// A new life of the appliance: nobody works on anything.
     pub fn restarted(&mut self) {
         for volume in self.volumes.values_mut() {
-            (volume.users, volume.sessions, volume.follows, volume.busy) = (0, 0, None, false);
-            volume.claims.clear();
+            (volume.users, volume.sessions, volume.follows) = (0, 0, None);
+            volume.busy &= volume.sanitizing != Sanitizing::Not;
+            volume.made_at = None;
         }
         self.moments.clear();
     }

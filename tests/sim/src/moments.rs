@@ -7,7 +7,7 @@ use crate::model::Volume;
 use serde_json::json;
 
 /// Members of a group, at most.
-const MEMBERS_MAX: u64 = 4;
+const MEMBERS_MAX: u64 = 6;
 
 /// EBUSY: a session that the network broke still has the volume, or it is being deleted.
 const BUSY: u16 = 409;

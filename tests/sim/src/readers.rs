@@ -24,7 +24,7 @@ const META_BLOCK: u64 = 8;
 const HELD_ROOT_AT: usize = 56;
 
 /// Who may hold a view.
-const HOLDERS: [&str; 3] = ["check", "space accounting", "a stream"];
+const HOLDERS: [&str; 4] = ["check", "space accounting", "a stream", "erasing a device"];
 
 /// Of so many copies of the metadata snapshot `thin_check` is shown one.
 const THIN_CHECK_ONE_IN: u64 = 8;
@@ -32,7 +32,7 @@ const THIN_CHECK_ONE_IN: u64 = 8;
 /// Reads until the life is over.
 pub async fn work(life: Rc<Life>) {
     let mut worker = Worker::new(life.clone());
-    while life.goes_on() {
+    while life.goes_on().await {
         match life.world.below(10) {
             0..3 => worker.check().await,
             3..5 => worker.views().await,

@@ -1,14 +1,17 @@
 //! What a power cut left, looked at from outside: by the checker, by a pool opened over it, by a whole appliance.
 
+use crate::contest;
+use crate::history::{self, EVERYBODY};
 use crate::http::Manager;
 use crate::image::Image;
-use crate::initiator::{Outcome, Session};
+use crate::initiator::{Command, Outcome, SANITIZE_FAILED, SANITIZING, Session};
 use crate::manager;
-use crate::model::{BLOCK, MIXED, Model, Presence, UNSET, Word, Words};
+use crate::model::{BLOCK, MIXED, Model, Presence, Sanitizing, UNSET, Word, Words};
 use crate::quick::QuickDisk;
 use crate::site::{self, Instance, Site};
 use crate::world::World;
 use appliance::catalog::{Catalog, Edit, VolumeRecord};
+use appliance::reservations::Nexus;
 use platform::Runtime;
 use platform::block::{Bufs, Disk};
 use platform::time::Duration;
@@ -67,9 +70,15 @@ pub struct FoundVolume {
     /// Its record says that it is being deleted.
     pub deleting: bool,
     pub mapped_blocks: u64,
+    /// Its record says that it is being sanitized.
+    pub sanitizing: bool,
     /// What was wanted could be read; else the volume cannot be logged in to.
     pub readable: bool,
     pub blocks: Vec<(u64, Words)>,
+    /// What is kept of its persistent reservation, if that was looked at.
+    kept: Option<history::Kept>,
+    /// Whether that keeps strangers from reading, if somebody tried.
+    closed: Option<bool>,
 }
 
 impl FoundVolume {
@@ -204,7 +213,29 @@ fn found_volume(record: &VolumeRecord, mapped_blocks: u64, blocks: Vec<(u64, Wor
     let (size_bytes, exported, deleting) = (record.size_bytes, record.export.is_some(), record.deleting);
     let identity = record.identity.iter().map(|byte| format!("{byte:02x}")).collect();
     let known_as = (record.identity != UNKNOWN).then(|| (record.device.into(), identity));
-    FoundVolume { known_as, size_bytes, exported, deleting, mapped_blocks, readable: true, blocks }
+    let (kept, closed) = (Some(kept_of(record)), None);
+    FoundVolume {
+        known_as,
+        size_bytes,
+        exported,
+        deleting,
+        mapped_blocks,
+        sanitizing: record.sanitize.is_some(),
+        readable: true,
+        blocks,
+        kept,
+        closed,
+    }
+}
+
+/// The persistent reservation in a record.
+fn kept_of(record: &VolumeRecord) -> history::Kept {
+    let Some(kept) = &record.reservations else { return history::Kept::default() };
+    let number = |nexus: &Nexus| contest::number_of(&nexus.initiator);
+    let registered = kept.registrations.iter().map(|registration| number(&registration.nexus));
+    let all = |code| matches!(code, 7 | 8);
+    let holder = kept.held.as_ref().map(|held| if all(held.code) { EVERYBODY } else { number(&held.holder) });
+    (registered.collect(), holder)
 }
 
 async fn read_kept(runtime: &Runtime, pool: &Pool, id: DeviceId, record: &VolumeRecord) -> Kept {
@@ -277,7 +308,7 @@ pub fn by_appliance(remains: Remains, seed: u64, wanted: Wanted) -> Found {
         let (site, ended) = Site::start(&runtime, &inside, site::pool(meta.clone(), data), CACHE_BLOCKS, instance);
         site.ready(&runtime).await.expect("the appliance serves the pool");
         if !found.blank {
-            look_at_appliance(&site, &wanted, &mut found).await;
+            look_at_appliance(&runtime, &site, &wanted, &mut found).await;
         }
         if wanted.hidden {
             // Time is not what it lacks: nothing waits for a disk.
@@ -299,7 +330,7 @@ pub fn by_appliance(remains: Remains, seed: u64, wanted: Wanted) -> Found {
     found
 }
 
-async fn look_at_appliance(site: &Site, wanted: &Wanted, found: &mut Found) {
+async fn look_at_appliance(runtime: &Runtime, site: &Site, wanted: &Wanted, found: &mut Found) {
     let mut manager = Manager::connect(&site.http).expect("the appliance takes connections");
     let pool = manager.ask("GET", "/v1/pool", None).await.expect("an answer").body;
     let number = |name: &str| pool[name].as_u64().unwrap_or_else(|| panic!("{name} in {pool}"));
@@ -324,28 +355,60 @@ async fn look_at_appliance(site: &Site, wanted: &Wanted, found: &mut Found) {
         // Where it is smaller than it may have been nothing can be read.
         let end = size_bytes.unwrap_or_default() / (BLOCK * 512);
         let blocks: Vec<u64> = wanted.of(&name).iter().copied().filter(|block| *block < end).collect();
-        let read = if exported { read_over_network(site, &name, &blocks).await } else { Some(Vec::new()) };
+        let (read, closed) =
+            if exported { read_over_network(runtime, site, &name, &blocks).await } else { (Some(Vec::new()), None) };
         let mapped_blocks = mapped_bytes.expect("mapped_bytes") / (BLOCK * 512);
         // A volume that was being deleted is shown until that is done, and cannot be logged in to.
         let (readable, blocks) = (read.is_some(), read.unwrap_or_default());
         let known_as = manager::known_as(volume);
         assert!(known_as.is_some(), "who {volume} is");
-        let volume = FoundVolume { known_as, size_bytes, exported, deleting: false, mapped_blocks, readable, blocks };
+        let (deleting, kept) = (false, None);
+        let volume = FoundVolume {
+            known_as,
+            size_bytes,
+            exported,
+            deleting,
+            mapped_blocks,
+            sanitizing: false,
+            readable,
+            blocks,
+            kept,
+            closed,
+        };
         found.volumes.insert(name, volume);
     }
 }
 
-async fn read_over_network(site: &Site, name: &str, wanted: &[u64]) -> Option<Vec<(u64, Words)>> {
-    let mut session = Session::login(&site.iscsi, "recovery", 1, name).await.expect("a network that works").ok()?;
-    let mut blocks = Vec::new();
+/// What some blocks hold, and whether a reservation had to be ended to read them; nothing if nobody can log in.
+async fn read_over_network(
+    runtime: &Runtime,
+    site: &Site,
+    name: &str,
+    wanted: &[u64],
+) -> (Option<Vec<(u64, Words)>>, Option<bool>) {
+    let login = Session::login(&site.iscsi, "recovery", 1, name).await.expect("a network that works");
+    let Ok(mut session) = login else { return (None, None) };
+    // The start goes on with what was being sanitized.
+    while session.command(Command::test_unit_ready()).await.expect("a network that works") == SANITIZING {
+        runtime.timers.sleep(Duration::from_millis(1)).await;
+    }
+    let (mut blocks, mut closed) = (Vec::new(), None);
     for block in wanted {
-        match session.read(block * BLOCK, BLOCK as u32).await.expect("a network that works") {
+        let mut outcome = session.read(block * BLOCK, BLOCK as u32).await.expect("a network that works");
+        let conflicts = outcome == contest::CONFLICT;
+        if *closed.get_or_insert(conflicts) && conflicts {
+            contest::end_reservation(&mut session).await;
+            outcome = session.read(block * BLOCK, BLOCK as u32).await.expect("a network that works");
+        }
+        match outcome {
             Outcome::Good(bytes) => blocks.push((*block, words(&bytes))),
+            // It is for the model to say whether it was to be sanitized.
+            SANITIZE_FAILED => return (None, closed),
             other => panic!("block {block} of {name} cannot be read: {other:?}"),
         }
     }
     session.logout().await.expect("a network that works");
-    Some(blocks)
+    (Some(blocks), closed)
 }
 
 /// What was found is what the model allows.
@@ -385,6 +448,13 @@ pub fn judge(model: &Model, found: &Found) {
         if volume.presence == Presence::Going && partly {
             continue;
         }
+        let sanitizing = volume.sanitizing != Sanitizing::Not;
+        if sanitizing && (seen.sanitizing || !seen.readable) {
+            let objection = volume.objection_on_the_way(&seen.blocks);
+            assert!(objection.is_none(), "volume {name}: {}", objection.unwrap_or_default());
+            continue;
+        }
+        assert!(!seen.sanitizing, "volume {name} is being sanitized, which nobody asked for");
         // That a volume with known contents is used from now on cannot be written down in a read-only pool.
         if found.needs_check && !seen.readable && (volume.had_known_contents || volume.may_be_exchanged()) {
             continue;
@@ -419,6 +489,8 @@ fn judge_volume(model: &Model, name: &str, seen: &FoundVolume) {
     assert!(volume.exported.allows(&seen.exported), "volume {name} is exported: {}", seen.exported);
     let same = volume.known_as.is_none() || seen.known_as.is_none() || volume.known_as == seen.known_as;
     assert!(same, "volume {name} is {:?}, which was {:?}", seen.known_as, volume.known_as);
+    let reservation = model.objection_to_reservation(name, seen.kept.as_ref(), seen.closed);
+    assert!(reservation.is_none(), "the reservation of volume {name}: {}", reservation.unwrap_or_default());
     if let Some(objection) = volume.objection(seen.size_sectors(), seen.mapped_blocks, &seen.blocks) {
         panic!("volume {name}: {objection}");
     }

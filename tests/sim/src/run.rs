@@ -318,11 +318,12 @@ fn tell(sum: &Sum, time: Duration) {
     }
     let Tally { points, by_appliance, thin_checked, after_lies, in_repairs, ref deeds, .. } = sum.tally;
     println!("{in_repairs:>9} power cuts during repairs");
-    let Streams { received, increments, resumed, not_received } = sum.tally.streams;
+    let Streams { received, increments, resumed, not_received, sanitized } = sum.tally.streams;
     println!(
         "{received:>9} streams received, {increments} of them increments, {resumed} gone on with after they had broken off; \
          {not_received} not received"
     );
+    println!("{sanitized:>9} volumes sanitized");
     println!("{after_lies:>9} power cuts after a disk lied; done to disks: {}", faults::tell(deeds));
     let (runs, seconds) = (sum.runs, time.as_secs_f64());
     println!(

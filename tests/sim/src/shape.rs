@@ -13,7 +13,7 @@ pub struct Faults {
     pub network: bool,
     /// Disks become full.
     pub full: bool,
-    /// Some requests of the data disk are slow.
+    /// Some requests of both disks are slow.
     pub slow: bool,
     /// A disk says that it did what it did not. Nobody can keep a promise then.
     pub lie: Option<Lie>,
@@ -103,7 +103,7 @@ const SHAPES: [Shape; 9] = [
     // Transactions are lost.
     Shape { volume_blocks: 16, cache_blocks: 16, aborts: true, ..USUAL },
     // Hardly any data.
-    Shape { metadata_blocks: 200, data_blocks: 40, tight: true, ..USUAL },
+    Shape { metadata_blocks: 200, data_blocks: 32, volume_blocks: 12, tight: true, ..USUAL },
     // Hardly any metadata: deletes and releases take several steps.
     Shape {
         metadata_blocks: 130,
@@ -146,8 +146,8 @@ impl Lie {
     }
 }
 
-/// Indices into them: what is rare and cheap more often.
-const OFTEN: [usize; 20] = [0, 4, 6, 1, 3, 8, 7, 4, 6, 2, 5, 0, 4, 6, 1, 3, 8, 7, 4, 6];
+/// Indices into them: what is cheap, or has much to find, more often.
+const OFTEN: [usize; 20] = [0, 7, 1, 8, 5, 4, 7, 3, 1, 0, 7, 8, 5, 2, 6, 1, 7, 0, 4, 8];
 
 impl Shape {
     /// The shape of the run of a seed. Seeds that follow one another have all kinds in turn.
@@ -157,7 +157,7 @@ impl Shape {
             return shape;
         }
         if shape.contest {
-            let faults = Faults { network: !world.once_in(4), slow: world.once_in(2), ..NO_FAULTS };
+            let faults = Faults { network: !world.once_in(4), slow: !world.once_in(4), ..NO_FAULTS };
             return Shape { faults, ..shape };
         }
         let vary = |n: u64| n - n / 8 + world.below(n / 4 + 1);
@@ -167,7 +167,7 @@ impl Shape {
             network: world.once_in(4),
             full: world.once_in(12),
             // Where blocks are soon used again it matters most.
-            slow: shape.tight || world.once_in(3),
+            slow: shape.tight || world.once_in(2),
             lie: None,
         };
         let lie = world.once_in(8).then(|| Lie::of(world));
@@ -176,6 +176,7 @@ impl Shape {
             metadata_blocks: vary(shape.metadata_blocks),
             data_blocks: vary(shape.data_blocks),
             volume_blocks: vary(shape.volume_blocks),
+            aborts: shape.aborts || world.once_in(if shape.clients == 1 { 2 } else { 4 }),
             ..shape
         }
     }

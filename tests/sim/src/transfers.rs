@@ -18,6 +18,12 @@ const KEPT: usize = 6;
 /// Larger ones are left to others: they take too long here.
 const MAPPED_MAX: u64 = 48;
 
+/// The appliance makes no two checkpoints of a transfer within a second.
+const CHECKPOINT_PERIOD: Duration = Duration::from_millis(1100);
+
+/// The manager has had a transaction fail by then, mostly.
+const FAILURE_TIME: Duration = Duration::from_millis(6);
+
 /// A stream to be sent.
 struct Parcel {
     name: String,
@@ -39,7 +45,7 @@ struct Parcel {
 /// Works until the life is over.
 pub async fn work(life: Rc<Life>) {
     let mut worker = Worker::new(life.clone());
-    while life.goes_on() {
+    while life.goes_on().await {
         match life.world.below(10) {
             0..3 => worker.keep().await,
             3 => worker.fetch_increment().await,
@@ -337,9 +343,18 @@ impl Worker {
             let (now, later) = rest.split_at((1 + self.life.world.below(200_000) as usize).min(rest.len()));
             line.upload(now).await?;
             rest = later;
+            if self.life.shape.aborts && self.life.world.once_in(8) {
+                // What was received may be lost before it is verified.
+                self.life.failure_wanted.set(true);
+                self.life.runtime.timers.sleep(FAILURE_TIME).await;
+            }
             // Between two checkpoints there is a second.
-            let micros = if self.life.world.once_in(400) { 1_100_000 } else { self.life.world.below(1500) };
-            self.life.runtime.timers.sleep(Duration::from_micros(micros)).await;
+            if self.life.world.once_in(8) {
+                self.life.rest(CHECKPOINT_PERIOD).await;
+            } else {
+                let micros = self.life.world.below(1500);
+                self.life.runtime.timers.sleep(Duration::from_micros(micros)).await;
+            }
         }
         Ok(())
     }

@@ -17,6 +17,8 @@ pub(super) struct Version {
     /// When that said that it is done, of one that came while snapshots of several volumes were taken.
     pub done: Option<u64>,
     pub known: Known,
+    /// This write came into the sector after it: somebody has read so.
+    pub before: Option<u64>,
 }
 
 /// What is known of a version.
@@ -38,14 +40,18 @@ impl Version {
     }
 
     /// What was there before a write began that is sure.
-    pub fn is_over(&self, sure_begun: u64) -> bool {
+    fn is_over(&self, sure_begun: u64) -> bool {
         self.ended.is_some_and(|ended| ended < sure_begun)
     }
 }
 
-/// When the last of the versions began that are as they should be.
-fn last_begun(versions: &[Version], fits: impl Fn(&Version) -> bool) -> u64 {
-    versions.iter().filter(|version| fits(version)).map(|version| version.begun).max().unwrap_or(0)
+/// Which of the versions may be there, if those that are `sure` came into the sector.
+fn left(versions: &[Version], sure: impl Fn(&Version) -> bool) -> impl Iterator<Item = &Version> {
+    let last_begun = versions.iter().filter(|version| sure(version)).map(|version| version.begun).max().unwrap_or(0);
+    versions.iter().filter(move |version| {
+        let later = || versions.iter().any(|later| Some(later.write) == version.before && sure(later));
+        !version.is_over(last_begun) && !(version.before.is_some() && later())
+    })
 }
 
 /// The contents of a volume.
@@ -55,6 +61,8 @@ pub(super) struct Contents {
     pub base: BTreeMap<u64, Rc<Words>>,
     /// By sector, what it may hold; of writes that were under way at once, in any order.
     pub doubtful: BTreeMap<u64, Vec<Version>>,
+    /// Sectors that others know of.
+    pub unknown: Option<Range<u64>>,
 }
 
 impl Contents {
@@ -69,7 +77,7 @@ impl Contents {
 
     pub fn push(&mut self, sector: u64, version: Version) {
         let (word, known) = (self.base(sector), Known::Durable);
-        let base = Version { word, write: 0, begun: 0, ended: Some(0), done: None, known };
+        let base = Version { word, write: 0, begun: 0, ended: Some(0), done: None, known, before: None };
         self.doubtful.entry(sector).or_insert_with(|| vec![base]).push(version);
     }
 
@@ -80,6 +88,9 @@ impl Contents {
 
     /// What a sector may hold after a power cut, for people; nothing if it may hold this.
     pub fn objection(&self, sector: u64, found: Word) -> Option<String> {
+        if self.unknown.as_ref().is_some_and(|unknown| unknown.contains(&sector)) {
+            return None;
+        }
         match self.doubtful.get(&sector) {
             Some(versions) if versions.iter().any(|version| version.word == found) => None,
             Some(versions) => Some(format!("{versions:x?}")),
@@ -88,11 +99,33 @@ impl Contents {
         }
     }
 
+    /// The first sector of a block that may not hold this after a power cut, and what it may hold, for people.
+    pub fn objection_to_block(&self, block: u64, found: &Words) -> Option<(u64, String)> {
+        let first = block * BLOCK;
+        let base = self.base.get(&block).map_or(&[0; BLOCK as usize], |words| &**words);
+        let mut doubtful = self.doubtful.range(first..first + BLOCK).peekable();
+        (first..).zip(base.iter().zip(found)).find_map(|(sector, (base, word))| {
+            let versions = doubtful.next_if(|(at, _)| **at == sector).map(|(_, versions)| versions);
+            let allowed =
+                versions.map_or(base == word, |versions| versions.iter().any(|version| version.word == *word));
+            if allowed { None } else { self.objection(sector, *word).map(|objection| (sector, objection)) }
+        })
+    }
+
     /// What a sector may hold while the appliance runs.
     pub fn may_read(&self, sector: u64, found: Word) -> bool {
+        if self.unknown.as_ref().is_some_and(|unknown| unknown.contains(&sector)) {
+            return true;
+        }
         let Some(versions) = self.doubtful.get(&sector) else { return self.base(sector) == found };
-        let last = last_begun(versions, Version::is_sure);
-        versions.iter().any(|version| version.word == found && !version.is_over(last))
+        left(versions, Version::is_sure).any(|version| version.word == found)
+    }
+
+    /// All that a sector may hold while the appliance runs.
+    pub fn readable(&self, sector: u64) -> impl Iterator<Item = Word> {
+        let doubtful = self.doubtful.get(&sector).map_or(&[][..], Vec::as_slice);
+        let base = doubtful.is_empty().then(|| self.base(sector));
+        left(doubtful, Version::is_sure).map(|version| version.word).chain(base)
     }
 
     /// Blocks with sectors in doubt, and those without that may hold something.
@@ -106,6 +139,12 @@ impl Contents {
     pub fn surely_mapped(&self) -> BTreeSet<u64> {
         let (_, sure) = self.blocks();
         sure.into_iter().filter(|block| self.base[block].iter().any(|word| *word != 0)).collect()
+    }
+
+    /// What is in the sectors about which there is no doubt, other than zeroes.
+    pub fn sure_words(&self) -> impl Iterator<Item = Word> {
+        let sectors = self.base.iter().flat_map(|(block, words)| (block * BLOCK..).zip(words.iter().copied()));
+        sectors.filter(|(sector, word)| *word != 0 && !self.doubtful.contains_key(sector)).map(|(_, word)| word)
     }
 
     /// Blocks that can be mapped, at most.
@@ -130,8 +169,10 @@ impl Contents {
         let mut settled = Vec::new();
         for (sector, versions) in self.doubtful.range_mut(sectors) {
             versions.iter_mut().filter(|version| covered(version)).for_each(|version| version.known = Known::Durable);
-            let last = last_begun(versions, |version| version.known == Known::Durable);
-            versions.retain(|version| !version.is_over(last));
+            let sure = |version: &Version| version.known == Known::Durable;
+            if left(versions, sure).count() < versions.len() {
+                *versions = left(versions, sure).copied().collect();
+            }
             if let [only] = versions[..] {
                 settled.push((*sector, only.word));
             }

@@ -2,7 +2,7 @@
 //! that, the volume is wholly the one or wholly the other.
 
 use super::contents::{Contents, Known};
-use super::{Maybe, Model, Volume, Words};
+use super::{Maybe, Model, Sanitizing, Volume, Words};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -19,8 +19,22 @@ pub struct Whole {
 impl Whole {
     /// What is known to the last sector: blocks, all others hold zeroes.
     pub fn known(size_sectors: u64, blocks: &BTreeMap<u64, Rc<Words>>) -> Whole {
-        let contents = Contents { base: blocks.clone(), doubtful: BTreeMap::new() };
+        let contents = Contents { base: blocks.clone(), ..Contents::default() };
         Whole { contents, size_sectors, mapped_before: 0, follows: None }
+    }
+
+    /// Zeroes only.
+    pub(super) fn empty(size_sectors: u64) -> Whole {
+        Whole::known(size_sectors, &BTreeMap::new())
+    }
+
+    /// What is under way in the contents before may come after it.
+    pub(super) fn take_under_way(&mut self, before: &Contents) {
+        for (sector, versions) in &before.doubtful {
+            for version in versions.iter().filter(|version| version.ended.is_none()) {
+                self.contents.push(*sector, *version);
+            }
+        }
     }
 
     pub(super) fn most_mapped(&self) -> u64 {
@@ -52,7 +66,10 @@ impl Volume {
     /// Why it cannot have been found like this: of this size, with so many mapped blocks and these contents of some.
     pub fn objection(&self, size_sectors: u64, mapped_blocks: u64, blocks: &[(u64, Words)]) -> Option<String> {
         let most = self.contents.most_mapped() + self.mapped_before;
-        let before = objection(&self.contents, &self.size_sectors, most, (size_sectors, mapped_blocks, blocks))?;
+        let before = match self.sanitizing {
+            Sanitizing::Begun => "it is being sanitized".to_owned(),
+            _ => objection(&self.contents, &self.size_sectors, most, (size_sectors, mapped_blocks, blocks))?,
+        };
         let Some(other) = &self.other else { return Some(before) };
         let most = other.most_mapped();
         let size = Maybe::is(other.size_sectors);
@@ -63,7 +80,7 @@ impl Volume {
     fn exchange(&mut self, other: Whole, at: u64) {
         self.size_sectors.settle(other.size_sectors);
         (self.contents, self.mapped_before) = (other.contents, other.mapped_before);
-        (self.exchanged_at, self.had_known_contents) = (at, true);
+        (self.exchanged_at, self.had_known_contents, self.made_at) = (at, true, None);
     }
 
     /// What was found after a power cut is one or the other.
@@ -87,12 +104,11 @@ fn objection(
     if mapped_blocks > most {
         return Some(format!("it has {mapped_blocks} mapped blocks, at most {most} were written"));
     }
-    for (sector, word) in blocks.iter().flat_map(|(block, words)| (block * super::BLOCK..).zip(words)) {
-        if let Some(allowed) = contents.objection(sector, *word) {
-            return Some(format!("sector {sector} holds {word:x} after a power cut, not {allowed}"));
-        }
-    }
-    None
+    blocks.iter().find_map(|(block, words)| {
+        let (sector, allowed) = contents.objection_to_block(*block, words)?;
+        let word = words[(sector % super::BLOCK) as usize];
+        Some(format!("sector {sector} holds {word:x} after a power cut, not {allowed}"))
+    })
 }
 
 impl Model {
@@ -107,12 +123,8 @@ impl Model {
             follows: Some(to.to_owned()),
         };
         let volume = self.volume(name);
-        // What is under way may come after it.
-        for (sector, versions) in &volume.contents.doubtful {
-            for version in versions.iter().filter(|version| version.ended.is_none()) {
-                other.contents.push(*sector, *version);
-            }
-        }
+        other.take_under_way(&volume.contents);
+        volume.alone = false;
         volume.other = Some(other);
         self.hidden = true;
         begun
@@ -127,6 +139,7 @@ impl Model {
     /// All that a volume holds may be this from now on.
     pub fn begin_exchange(&mut self, name: &str, other: Whole) {
         self.hidden = true;
+        self.volume(name).alone = false;
         self.volume(name).other = Some(other);
     }
 
@@ -143,6 +156,7 @@ impl Model {
         let begun = self.begin_volume(name, whole.size_sectors, None);
         let volume = self.volume(name);
         (volume.contents, volume.busy, volume.had_known_contents) = (whole.contents, true, true);
+        volume.alone = false;
         begun
     }
 
