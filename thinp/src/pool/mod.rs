@@ -291,9 +291,11 @@ impl Pool {
         .await
     }
 
-    /// Takes a metadata snapshot and returns the metadata block of its superblock (reference 6.7).
+    /// Takes a metadata snapshot and returns the metadata block of its superblock (reference 6.7). [`Error::Erasing`] while a
+    /// device is being erased.
     pub async fn reserve_metadata_snap(&self) -> Result<u64, Error> {
         self.control(Needs::Space, async move |inner: Rc<Inner>| {
+            inner.check_none_erasing()?;
             let _held = inner.commits.hold().await;
             let result = inner.metadata.reserve_metadata_snap(async || inner.data.flush().await).await;
             let block = inner.changed(result).await?;

@@ -64,11 +64,13 @@ fn what_others_map_is_not_erased() {
         let erasing = Some(Error::Erasing(id(0)));
         assert_eq!(thin.begin_erasure().await.err(), erasing);
         assert_eq!(pool.create_snap(id(9), id(0)).await.err(), erasing);
+        assert_eq!(pool.reserve_metadata_snap().await.err(), erasing);
         assert_eq!(other.share(0, &thin, 0, BLOCK).await.err(), erasing);
         assert_eq!(thin.share(0, &other, 0, BLOCK).await.err(), erasing);
         world.expect(&thin, 0, BLOCK, 0x22).await;
         drop(erasure);
         pool.create_snap(id(9), id(0)).await.unwrap();
+        pool.reserve_metadata_snap().await.unwrap();
     });
 }
 

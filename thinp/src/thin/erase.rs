@@ -11,8 +11,8 @@ use alloc::rc::Rc;
 /// Most sectors that are overwritten in one step, between which other I/O goes on; but at least a block.
 const STEP_SECTORS: u64 = 32 << 10;
 
-/// A device that is being erased. Until this is dropped no snapshot is taken of it, and no block of it shared: what is
-/// overwritten is its own.
+/// A device that is being erased. Until this is dropped no snapshot is taken of it, no metadata snapshot either, and no block
+/// of it shared: what is overwritten is its own.
 pub struct Erasure {
     device: Rc<Device>,
 }
@@ -90,6 +90,11 @@ impl Device {
 }
 
 impl Inner {
+    /// A metadata snapshot would share their blocks.
+    pub(crate) fn check_none_erasing(&self) -> Result<(), Error> {
+        self.erasing.borrow().first().map_or(Ok(()), |device| Err(Error::Erasing(*device)))
+    }
+
     /// Its blocks may be shared.
     pub(crate) fn check_not_erasing(&self, device: DeviceId) -> Result<(), Error> {
         if self.erasing.borrow().contains(&device) { Err(Error::Erasing(device)) } else { Ok(()) }
