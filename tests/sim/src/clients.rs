@@ -1,5 +1,6 @@
 //! Clients that read and write volumes, and judge every answer by the model.
 
+use crate::events::{self, Event};
 use crate::faults;
 use crate::initiator::{Broken, Command, Outcome, SANITIZE_FAILED, SANITIZING, Session};
 use crate::life::{Life, PATIENCE};
@@ -184,6 +185,7 @@ impl Client {
             return Ok(self.life.model.borrow_mut().volume(volume).is_settled());
         }
         let immediate = self.life.world.once_in(2);
+        let _asked = events::asked(Event::Sanitize);
         let outcome = session.command(Command::sanitize(immediate)).await?;
         match outcome {
             Outcome::Good(_) if immediate => {

@@ -202,12 +202,12 @@ impl Fighter {
 
     async fn act(&mut self, session: &mut Session) -> Result<(), Broken> {
         match self.below(100) {
-            0..26 => self.read(session).await,
-            26..42 => self.write(session).await,
-            42..60 => self.compare_and_write(session).await,
-            60..68 => self.bits(session).await,
-            68..72 => self.unmap(session).await,
-            72..78 => self.flush(session).await,
+            0..24 => self.read(session).await,
+            24..38 => self.write(session).await,
+            38..58 => self.compare_and_write(session).await,
+            58..66 => self.bits(session).await,
+            66..74 => self.unmap(session).await,
+            74..79 => self.flush(session).await,
             _ => self.reserve(session).await,
         }
     }

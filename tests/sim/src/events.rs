@@ -21,10 +21,11 @@ pub enum Event {
     RollBack,
     Receive,
     EndOfReceive,
+    Sanitize,
 }
 
 /// All of them, with their names.
-pub const EVENTS: [(Event, &str); 15] = [
+pub const EVENTS: [(Event, &str); 16] = [
     (Event::Split, "a split"),
     (Event::Merge, "a merge"),
     (Event::OverflowCount, "an overflow count"),
@@ -40,6 +41,7 @@ pub const EVENTS: [(Event, &str); 15] = [
     (Event::RollBack, "a roll-back"),
     (Event::Receive, "a receive"),
     (Event::EndOfReceive, "the end of a receive"),
+    (Event::Sanitize, "a sanitize"),
 ];
 
 /// So many times each.

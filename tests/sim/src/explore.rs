@@ -6,7 +6,7 @@ use crate::events::{self, Counts, EVENTS, Event};
 use crate::faults;
 use crate::judge;
 use crate::lies;
-use crate::model::{Model, Streams};
+use crate::model::{Model, Sanitizing, Streams};
 use crate::recover::{self, Found, Remains, Wanted};
 use crate::world::mix;
 use std::cell::{Cell, RefCell};
@@ -279,7 +279,8 @@ impl Explorer {
             (name.clone(), blocks.into_iter().collect())
         });
         let blocks = wanted.collect::<BTreeMap<_, _>>();
-        Wanted { blocks, transfers: model.transfers.keys().cloned().collect(), hidden: model.hidden }
+        let sanitizing = model.volumes.values().any(|volume| volume.sanitizing != Sanitizing::Not);
+        Wanted { blocks, transfers: model.transfers.keys().cloned().collect(), hidden: model.hidden, sanitizing }
     }
 }
 

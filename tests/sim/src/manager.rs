@@ -76,7 +76,7 @@ pub async fn work(life: Rc<Life>) {
             worker.snapshot(true).await;
         }
         if life.failure_wanted.take() {
-            worker.spoil().await;
+            worker.lose_transaction().await;
         }
         match life.world.below(116) {
             0..12 => worker.create(life.shape.volume_blocks - life.world.below(life.shape.volume_blocks / 2)).await,
@@ -90,7 +90,8 @@ pub async fn work(life: Rc<Life>) {
             75..80 => worker.grow().await,
             80..83 => worker.export().await,
             83..87 => worker.look().await,
-            87..94 => worker.spoil().await,
+            87..91 => worker.spoil(),
+            91..94 => worker.lose_transaction().await,
             94..107 => worker.snapshots_at_once().await,
             _ => worker.roll_back().await,
         }
@@ -301,11 +302,13 @@ impl Worker {
     async fn delete_volume(&mut self, name: &str) {
         self.life.model.borrow_mut().volume(name).presence = Presence::Going;
         let answer = self.ask("DELETE", &format!("/v1/volumes/{name}"), None).await;
-        if answer.status == 404 || answer.is_ok() {
+        // A device whose record the start could not write, for a disk failed, is shown to nobody until the next start.
+        let hidden = answer.status == 404 && self.life.shape.faults.disks();
+        if answer.is_ok() || answer.status == 404 && !hidden {
             return self.life.model.borrow_mut().volume_gone(name);
         }
         // A deletion that a power cut interrupted goes on by itself, and is EBUSY meanwhile.
-        assert!(answer.status == 409 || self.life.troubled.get(), "a delete fails for no reason: {answer:?}");
+        assert!(hidden || answer.status == 409 || self.life.troubled.get(), "a delete fails for no reason: {answer:?}");
         if self.volume(name).await == Some(None) && self.can_be_seen(&answer) {
             self.life.model.borrow_mut().volume_gone(name);
         }
@@ -446,15 +449,18 @@ impl Worker {
         }
     }
 
-    /// Has the next flush of the data disk fail, which may well be that of a commit; often that of the next change, after
-    /// which the pool is given back to use at once: sessions have lost something, and may not notice.
-    async fn spoil(&mut self) {
-        if !self.life.shape.aborts {
-            return;
+    /// Has the next flush of the data disk fail, which may well be that of a commit.
+    fn spoil(&mut self) {
+        if self.life.shape.aborts {
+            self.life.troubled.set(true);
+            self.life.data.set_faults(|faults| faults.failing_flush = Some(0));
         }
-        self.life.troubled.set(true);
-        self.life.data.set_faults(|faults| faults.failing_flush = Some(0));
-        if self.life.world.once_in(2) {
+    }
+
+    /// The same, commits, and gives the pool back to use at once: who has lost something may not have noticed.
+    async fn lose_transaction(&mut self) {
+        if self.life.shape.aborts {
+            self.spoil();
             self.set_transaction_id().await;
             self.recover().await;
         }

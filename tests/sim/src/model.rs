@@ -7,10 +7,11 @@ mod contents;
 mod exchange;
 mod moment;
 mod reading;
+mod reservation;
 mod sanitize;
 
 use crate::faults;
-use crate::history::{History, Kept, Reservation};
+use crate::history::{History, Reservation};
 use crate::recover::FoundVolume;
 use crate::streams::Snapshot;
 use contents::{Contents, Known, Version, forget_loss};
@@ -243,33 +244,6 @@ impl Model {
         self.clock
     }
 
-    /// What is in these sectors is for others to judge.
-    pub fn give_up(&mut self, name: &str, sectors: Range<u64>) {
-        self.volume(name).all_contents().for_each(|contents| contents.unknown = Some(sectors.clone()));
-    }
-
-    /// A volume is reserved like this.
-    pub fn reserve(&mut self, name: &str, reservation: Rc<RefCell<History<Reservation>>>) {
-        self.reservations.insert(name.to_owned(), reservation);
-    }
-
-    /// What a restart may leave of the reservation of a volume; nothing if it never was reserved.
-    pub fn reservations_of(&self, name: &str) -> BTreeSet<Reservation> {
-        let Some(reservation) = self.reservations.get(name) else { return BTreeSet::new() };
-        reservation.borrow_mut().possible().iter().map(Reservation::restarted).collect()
-    }
-
-    /// Why this cannot be what is kept of the reservation of a volume, or whether it keeps strangers from reading.
-    pub fn objection_to_reservation(&self, name: &str, kept: Option<&Kept>, closed: Option<bool>) -> Option<String> {
-        let possible = self.reservations_of(name);
-        let explains = |reservation: &Reservation| {
-            kept.is_none_or(|kept| reservation.kept() == *kept)
-                && closed.is_none_or(|closed| reservation.is_closed_to_strangers() == closed)
-        };
-        let explained = possible.is_empty() && closed != Some(true) || possible.iter().any(explains);
-        (!explained).then(|| format!("of who is registered and who holds it {kept:?}, closed {closed:?}; {possible:?}"))
-    }
-
     /// A write of words of its own, or of zeroes, is about to be sent.
     pub fn begin_write(&mut self, name: &str, sectors: Range<u64>, zeroes: bool) -> Write {
         self.writes += 1;
@@ -439,9 +413,11 @@ impl Model {
         volume.known_as = told.or(volume.known_as.take());
     }
 
-    /// It is not there.
+    /// It is not there. One that gets its name later is another.
     pub fn volume_gone(&mut self, name: &str) {
         self.volumes.remove(name);
+        let orphans = self.volumes.values_mut().filter(|volume| volume.snapshot_of.as_deref() == Some(name));
+        orphans.for_each(|volume| volume.snapshot_of = None);
     }
 
     /// Blocks about which there is doubt.

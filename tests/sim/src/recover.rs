@@ -59,6 +59,8 @@ pub struct Wanted {
     pub transfers: Vec<String>,
     /// Hidden volumes may be there.
     pub hidden: bool,
+    /// Volumes may be on the way of being sanitized.
+    pub sanitizing: bool,
 }
 
 /// A volume as it was found.
@@ -301,6 +303,14 @@ pub fn by_appliance(remains: Remains, seed: u64, wanted: Wanted) -> Found {
     let world = World::new(seed);
     let inside = world.clone();
     let found = world.run(BUFS_BYTES * 4, async move |runtime| {
+        let mut found = Found::default();
+        if wanted.sanitizing {
+            let (meta, data) = (QuickDisk::new(remains.meta.clone()), QuickDisk::new(remains.data.clone()));
+            let pool = Pool::open(&runtime, Disk::new(meta), Disk::new(data), PoolOptions::default()).await;
+            look_at_pool(&runtime, &pool.expect("the pool opens"), &Wanted::default(), &mut found).await;
+        }
+        let on_the_way = found.volumes.into_iter().filter(|(_, volume)| volume.sanitizing).map(|(name, _)| name);
+        let on_the_way: BTreeSet<String> = on_the_way.collect();
         let (meta, data) = (Disk::new(QuickDisk::new(remains.meta)), Disk::new(QuickDisk::new(remains.data)));
         let mut found = Found { blank: is_blank(&runtime, &meta).await, ..Found::default() };
         // Whoever had the pool is dead.
@@ -309,6 +319,10 @@ pub fn by_appliance(remains: Remains, seed: u64, wanted: Wanted) -> Found {
         site.ready(&runtime).await.expect("the appliance serves the pool");
         if !found.blank {
             look_at_appliance(&runtime, &site, &wanted, &mut found).await;
+            for name in &on_the_way {
+                let left = found.volumes[name].blocks.iter().any(|(_, words)| words.iter().any(|word| *word != 0));
+                assert!(!left, "volume {name} was to be sanitized, and is served with what it held");
+            }
         }
         if wanted.hidden {
             // Time is not what it lacks: nothing waits for a disk.

@@ -28,6 +28,12 @@ const META_BLOCK: u64 = 8;
 /// What was written over a damaged block.
 const RUBBISH: u8 = 0x5A;
 
+/// Blocks of the appliance's cache, half of which is the memory that a repair takes: enough for all that there is here.
+const CACHE_BLOCKS: usize = 4096;
+
+/// ENOMEM, and that there is no pool.
+const UNAVAILABLE: u16 = 503;
+
 /// Power cuts after each request.
 const CUTS: usize = 4;
 
@@ -105,12 +111,13 @@ pub fn repair(world: &World, mut remains: Remains, seen: Option<&Seen>, tally: &
     let (inside, new, data_blocks) = (world.clone(), target.clone(), remains.data.size_sectors() / BLOCK);
     let repaired = world.run(BUFS_BYTES * 4, async move |runtime| {
         let disks = [("meta", source), ("data", data), ("meta-new", new)].map(|(name, disk)| (name, Disk::new(disk)));
-        let (site, ended) = Site::start(&runtime, &inside, disks, 64, Instance::default());
+        let (site, ended) = Site::start(&runtime, &inside, disks, CACHE_BLOCKS, Instance::default());
         site.ready(&runtime).await.expect_err("a pool without a superblock is not served");
         let body = format!(r#"{{"data_block_sectors":{BLOCK},"data_blocks":{data_blocks}}}"#);
         let mut manager = Manager::connect(&site.http).expect("the appliance takes connections");
         let answer = manager.ask("POST", "/v1/pool/repair", Some(&body)).await.expect("an answer");
         assert!(answer.is_ok() || !answer.body["message"].is_null(), "a repair fails and does not say why: {answer:?}");
+        assert!(answer.status != UNAVAILABLE, "a repair is not even tried: {answer:?}");
         site.power_off().await;
         ended.await.expect("the appliance ends");
         answer.is_ok()

@@ -231,7 +231,7 @@ impl Sum {
     /// Each kind of event was hit as often as CI wants it.
     fn has_hit_all(&self, ci: Option<u32>) -> bool {
         let wanted = CI_HITS * u64::from(ci.unwrap_or(0));
-        table(&self.tally).all(|(_, hit)| hit >= wanted)
+        self.tally.in_repairs >= wanted && table(&self.tally).all(|(_, hit)| hit >= wanted)
     }
 
     fn is_enough(&self, options: &Options, begun: Instant) -> bool {
@@ -339,6 +339,7 @@ fn judge(sum: &Sum, effort: u64) -> bool {
         ("a_seed_decides_everything", sum.runs >= CI_REPEATED),
         ("there_are_enough_crash_points", sum.tally.points >= CI_POINTS * effort),
     ];
+    tests.push(("power cuts during repairs", sum.tally.in_repairs >= CI_HITS * effort));
     tests.extend(table(&sum.tally).map(|(name, hit)| (name, hit >= CI_HITS * effort)));
     for (name, good) in &tests {
         println!("test sim::{} ... {}", name.replace(' ', "_"), if *good { "ok" } else { "FAILED" });

@@ -147,7 +147,7 @@ impl Lie {
 }
 
 /// Indices into them: what is cheap, or has much to find, more often.
-const OFTEN: [usize; 20] = [0, 7, 1, 8, 5, 4, 7, 3, 1, 0, 7, 8, 5, 2, 6, 1, 7, 0, 4, 8];
+const OFTEN: [usize; 20] = [0, 7, 1, 8, 5, 4, 7, 3, 1, 0, 7, 8, 5, 2, 6, 1, 7, 3, 4, 8];
 
 impl Shape {
     /// The shape of the run of a seed. Seeds that follow one another have all kinds in turn.

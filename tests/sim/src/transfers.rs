@@ -22,7 +22,7 @@ const MAPPED_MAX: u64 = 48;
 const CHECKPOINT_PERIOD: Duration = Duration::from_millis(1100);
 
 /// The manager has had a transaction fail by then, mostly.
-const FAILURE_TIME: Duration = Duration::from_millis(6);
+const FAILURE_TIME: Duration = Duration::from_millis(12);
 
 /// A stream to be sent.
 struct Parcel {
@@ -343,7 +343,7 @@ impl Worker {
             let (now, later) = rest.split_at((1 + self.life.world.below(200_000) as usize).min(rest.len()));
             line.upload(now).await?;
             rest = later;
-            if self.life.shape.aborts && self.life.world.once_in(8) {
+            if self.life.shape.aborts && self.life.world.once_in(4) {
                 // What was received may be lost before it is verified.
                 self.life.failure_wanted.set(true);
                 self.life.runtime.timers.sleep(FAILURE_TIME).await;
