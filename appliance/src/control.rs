@@ -97,10 +97,9 @@ impl Control for Manager {
 
     async fn space(&self) -> Result<Vec<VolumeSpace>, ControlError> {
         let served = self.service.served()?;
-        let of_device: BTreeMap<_, _> =
-            self.service.space.get(&served).await?.iter().map(|space| (space.device, *space)).collect();
+        let (volumes, found) = self.service.space.get(&self.service).await?;
+        let of_device: BTreeMap<_, _> = found.iter().map(|space| (space.device, *space)).collect();
         let block_bytes = served.pool.data_block_sectors().saturating_mul(SECTOR_BYTES as u64);
-        let catalog = served.catalog();
         let describe = |record: &VolumeRecord| {
             let space = of_device.get(&DeviceId::new(record.device.into())?)?;
             Some(VolumeSpace {
@@ -111,14 +110,18 @@ impl Control for Manager {
                 shared_bytes: space.shared_blocks().saturating_mul(block_bytes),
             })
         };
-        Ok(catalog.by_name(None, usize::MAX).filter_map(describe).collect())
+        Ok(volumes.iter().filter_map(describe).collect())
     }
 
     async fn freed_by(&self, deletion: &Deletion) -> Result<u64, ControlError> {
         let served = self.service.served()?;
-        let devices: Result<Vec<_>, _> = deletion.volumes.iter().map(|name| device_of(&served, name)).collect();
-        let view = served.pool.open_view("space accounting", None).await.map_err(ServiceError::Pool)?;
-        let blocks = served.pool.freed_by(&view, &devices?).await.map_err(ServiceError::Pool)?;
+        // The numbers of the volumes at the moment of the view: later they may be given to others.
+        let at_once = self.service.alone(async |served| {
+            let devices = deletion.volumes.iter().map(|name| device_of(served, name)).collect::<Result<Vec<_>, _>>()?;
+            Ok((devices, served.pool.open_view("space accounting", None).await?))
+        });
+        let (devices, view) = at_once.await?;
+        let blocks = served.pool.freed_by(&view, &devices).await.map_err(ServiceError::Pool)?;
         Ok(blocks.saturating_mul(served.pool.data_block_sectors()).saturating_mul(SECTOR_BYTES as u64))
     }
 

@@ -1,6 +1,7 @@
 //! Space accounting, kept until the pool changes.
 
-use crate::service::{Served, ServiceError};
+use crate::catalog::VolumeRecord;
+use crate::service::{Service, ServiceError};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -21,16 +22,21 @@ impl Default for SpaceCache {
 }
 
 impl SpaceCache {
-    /// What each device maps, and what it has alone: now, or what was found before if nothing changed since.
-    pub async fn get(&self, served: &Served) -> Result<Rc<Vec<DeviceSpace>>, ServiceError> {
+    /// What each device maps, and what it has alone: now, or what was found before if nothing changed since. With the volumes of
+    /// the same moment, by name: later their numbers may be given to others.
+    pub async fn get(&self, service: &Service) -> Result<(Vec<VolumeRecord>, Rc<Vec<DeviceSpace>>), ServiceError> {
         let _turn = self.turns.acquire(1).await;
+        let changes = service.changes().await;
+        let served = service.served()?;
+        let volumes = served.catalog().by_name(None, usize::MAX).cloned().collect();
         let known = |state| self.found.borrow().as_ref().filter(|(of, _)| *of == state).map(|(_, found)| found.clone());
         if let Some(found) = served.pool.committed_state().and_then(known) {
-            return Ok(found);
+            return Ok((volumes, found));
         }
         let view = served.pool.open_view("space accounting", None).await?;
+        drop(changes);
         let found = Rc::new(served.pool.space(&view).await?);
         *self.found.borrow_mut() = Some((view.commit(), found.clone()));
-        Ok(found)
+        Ok((volumes, found))
     }
 }
