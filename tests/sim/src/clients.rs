@@ -206,6 +206,9 @@ impl Client {
             match session.command(Command::test_unit_ready()).await? {
                 Outcome::Good(_) => break,
                 SANITIZING => self.pause(2000).await,
+                SANITIZE_FAILED if self.life.model.borrow_mut().volume(volume).may_fail_to_be_sanitized() => {
+                    return Ok(false);
+                }
                 other => return Ok(self.is_good("a sanitize", &other)),
             }
         }

@@ -118,7 +118,7 @@ pub fn set_faults(world: &World, meta: &SimDisk, data: &SimDisk, faults: &Faults
         meta.set_faults(|f| (f.flipped_reads, f.flipped_sectors) = (60, 200));
     }
     if faults.slow {
-        data.set_faults(|f| f.slow = 10);
+        data.set_faults(|f| f.slow = 7);
         meta.set_faults(|f| f.slow = 50);
     }
     for disk in [meta, data].into_iter().filter(|_| faults.full) {

@@ -121,6 +121,7 @@ pub struct Volume {
     /// It never shared blocks with others, nor got any of a stream.
     alone: bool,
     pub sanitizing: Sanitizing,
+    lost_while_sanitized: bool,
     /// When that was over last.
     sanitized_at: u64,
     /// When it was made, in this life, as what it holds.
@@ -351,6 +352,7 @@ impl Model {
         self.lost_at = self.now();
         self.needs_check.may_become(true);
         for volume in self.volumes.values_mut() {
+            volume.lost_while_sanitized |= volume.sanitizing != Sanitizing::Not;
             volume.contents.versions().for_each(|version| version.done = None);
             for version in volume.contents.versions().filter(|version| version.known == Known::Done) {
                 version.known = Known::Shaken(self.lost_at);
@@ -382,6 +384,7 @@ impl Model {
             exchanged_at: 0,
             alone: of.is_none(),
             sanitizing: Sanitizing::Not,
+            lost_while_sanitized: false,
             sanitized_at: 0,
             made_at: None,
             readings: Vec::new(),

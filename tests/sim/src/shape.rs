@@ -88,7 +88,7 @@ const USUAL: Shape = Shape {
     volumes: 8,
     filled_blocks: 0,
     clients: 4,
-    requests: 300,
+    requests: 450,
     lives: 3,
     tight: false,
     premade: false,
@@ -133,7 +133,7 @@ const SHAPES: [Shape; 9] = [
     // Two hosts: the volumes are full.
     Shape { volume_blocks: 12, filled_blocks: 12, rivals: true, lives: 1, ..USUAL },
     // Several initiators on one volume.
-    Shape { volume_blocks: 6, volumes: 6, contest: true, requests: 400, ..USUAL },
+    Shape { volume_blocks: 6, volumes: 6, contest: true, requests: 1200, ..USUAL },
     // Streams of small volumes.
     Shape { data_blocks: 400, volume_blocks: 8, volumes: 12, clients: 1, requests: 500, ..USUAL },
 ];

@@ -6,7 +6,7 @@ use crate::faults;
 use crate::http::{Answer, Broken, Manager};
 use crate::life::Life;
 use crate::manager::{UNANSWERED, Worker};
-use crate::model::{BLOCK, Transfer, Volume, Whole};
+use crate::model::{BLOCK, Presence, Transfer, Volume, Whole};
 use crate::streams::Snapshot;
 use platform::time::Duration;
 use std::rc::Rc;
@@ -266,7 +266,11 @@ impl Worker {
             }
             let token = answer.body["resume"].as_str().and_then(|text| text.parse().ok());
             if !faults::lied() {
-                self.life.model.borrow_mut().transfers.insert(name.to_owned(), Transfer { sure: token.is_some() });
+                let mut model = self.life.model.borrow_mut();
+                // All was sent, and nobody knows yet whether the volume has it: then there is nothing to go on with.
+                let decided = |volume: &Volume| volume.presence == Presence::There && !volume.may_be_exchanged();
+                let sure = token.is_some() && model.volumes.get(name).is_none_or(decided);
+                model.transfers.insert(name.to_owned(), Transfer { sure });
             }
             return token;
         }

@@ -50,7 +50,7 @@ fn left(versions: &[Version], sure: impl Fn(&Version) -> bool) -> impl Iterator<
     let last_begun = versions.iter().filter(|version| sure(version)).map(|version| version.begun).max().unwrap_or(0);
     versions.iter().filter(move |version| {
         let later = || versions.iter().any(|later| Some(later.write) == version.before && sure(later));
-        !version.is_over(last_begun) && !(version.before.is_some() && later())
+        !(version.is_over(last_begun) || version.before.is_some() && later())
     })
 }
 

@@ -1,7 +1,7 @@
 //! Reads while the appliance runs: what one may find that overlaps writes, and what it tells of those.
 
 use super::contents::{Known, Version};
-use super::{Model, Volume, Word};
+use super::{BLOCK, Model, Volume, Word, Words};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -71,6 +71,20 @@ impl Model {
         let expected = Rc::new(Expected { words: RefCell::new(words.collect()), sectors });
         volume.readings.push(Rc::downgrade(&expected));
         Reading { begun, expected }
+    }
+
+    /// Of what was found in blocks of a volume, that which it got as a snapshot, and has for good since it was made: when that
+    /// was, the sectors about which there is doubt and their words.
+    pub fn inherited(&self, name: &str, found: &[(u64, Words)]) -> impl Iterator<Item = (u64, u64, Word)> {
+        let volume = self.volumes.get(name).filter(|volume| !volume.may_be_exchanged());
+        let made = volume.and_then(|volume| Some((volume, volume.made_at?)));
+        made.into_iter().flat_map(move |(volume, made_at)| {
+            let sectors = found.iter().flat_map(|(block, words)| (block * BLOCK..).zip(words.iter().copied()));
+            sectors.filter_map(move |(sector, word)| {
+                let versions = volume.contents.doubtful.get(&sector)?;
+                versions.iter().all(|version| version.begun < made_at).then_some((made_at, sector, word))
+            })
+        })
     }
 
     /// Why a read cannot have found this. What it found is known from now on.

@@ -40,6 +40,11 @@ impl Volume {
         })
     }
 
+    /// A transaction was lost meanwhile: it may have failed, and fail again with the next start, for others share blocks since.
+    pub fn may_fail_to_be_sanitized(&self) -> bool {
+        self.sanitizing != Sanitizing::Not && self.lost_while_sanitized
+    }
+
     /// It was found on the way.
     pub(super) fn settle_on_the_way(&mut self, size_sectors: u64, blocks: &[(u64, Words)]) {
         (self.sanitizing, self.other) = (Sanitizing::Begun, Some(Whole::empty(size_sectors)));
@@ -90,6 +95,7 @@ impl Model {
         let now = self.now();
         let volume = self.volume(name);
         (volume.busy, volume.sanitizing, volume.sanitized_at) = (false, Sanitizing::Not, now);
+        volume.lost_while_sanitized = false;
     }
 
     /// Of these words, which are on the data disk, one that is to be there no more.
@@ -123,7 +129,10 @@ mod tests {
     fn a_volume_is_erased_as_a_whole_once_its_record_tells_of_nothing() {
         let (mut model, number) = model();
         let old = [word(number, 0), word(number, 1)];
-        let whole = |model: &Model, words| model.volumes["v"].objection(1000, 1, &found(words)).is_none();
+        let whole = |model: &Model, words: [Word; 2]| {
+            let mapped_blocks = u64::from(words != [0, 0]);
+            model.volumes["v"].objection(1000, mapped_blocks, &found(words)).is_none()
+        };
         let half = |model: &Model, words| model.volumes["v"].objection_on_the_way(&found(words)).is_none();
         assert!(!half(&model, old), "nobody asked for it");
         assert!(model.begin_sanitize("v") && !model.begin_sanitize("v"));
