@@ -14,8 +14,10 @@ use crate::{mutants, process, survivors};
 const USAGE: &str = "\
 usage: cargo xtask mutants NAME              build the image of a mutant
        cargo xtask mutants --sim [NAME...]   have the simulator find mutants: these, or all
-       cargo xtask mutants --source K/N      have the tests of pdata and thinp find small changes: part K of N
-  --some N   only N of them, others from minute to minute";
+       cargo xtask mutants --source [TEXT...]  have the tests of pdata and thinp find small changes: all, or those in whose
+                                             place or name one of the texts is, such as `pdata/src/btree`
+  --some N     only N of the mutants, others from minute to minute
+  --part K/N   only the changes of the K-th of N parts of the source; the first is 0";
 
 /// A mutant must be found within a tenth of the crash points of a CI run.
 const POINTS: u64 = 10_000;
@@ -43,19 +45,19 @@ pub fn run(root: &Path, arguments: impl IntoIterator<Item = OsString>) -> Result
 
 /// `cargo xtask mutants`; false if a mutant was not found.
 pub fn mutants(root: &Path, parser: &mut lexopt::Parser) -> Result<bool> {
-    let (mut hunt, mut some, mut source, mut chosen) = (false, None, None, Vec::new());
+    let (mut hunt, mut source, mut some, mut part, mut chosen) = (false, false, None, None, Vec::new());
     while let Some(argument) = parser.next()? {
         match argument {
             Long("sim") => hunt = true,
             Long("some") => some = Some(parser.value()?.parse()?),
-            Long("source") => source = Some(parser.value()?.string()?),
+            Long("source") => source = true,
+            Long("part") => part = Some(parser.value()?.parse_with(survivors::part)?),
             Value(name) => chosen.push(name.string()?),
             _ => bail!("{USAGE}"),
         }
     }
-    if let Some(part) = source {
-        let (part, parts) = part.split_once('/').context(USAGE)?;
-        return survivors::run(root, part.parse()?, parts.parse()?);
+    if source {
+        return survivors::run(root, &survivors::Chosen { part, texts: chosen });
     }
     let known = mutants::names(root)?;
     let unknown = chosen.iter().find(|name| !known.contains(name));

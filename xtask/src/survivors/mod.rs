@@ -1,0 +1,191 @@
+//! `cargo xtask mutants --source`: cargo-mutants' changes to `pdata` and `thinp`, one small thing each, which their tests must
+//! notice. A change that they do not notice is a test that is missing, or is listed with the reason in
+//! `tests/mutants/survivors.txt`.
+//!
+//! cargo-mutants itself builds and tests every change, which takes days. Here it only lists them: [`weave`] puts all into one copy of
+//! the source, [`build`] builds that once, and [`trial`] runs for each change the tests that reach it.
+
+mod build;
+mod trial;
+mod weave;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{mutants, process};
+use trial::{Outcome, Tests};
+use weave::Change;
+
+/// Other versions make other changes.
+const VERSION: &str = "27.1.0";
+
+const INSTALL_LIMIT: Duration = Duration::from_secs(1800);
+const LIST_LIMIT: Duration = Duration::from_secs(300);
+
+const PACKAGES: [&str; 2] = ["pdata", "thinp"];
+
+/// Which changes to try.
+#[derive(Debug, Clone, Default)]
+pub struct Chosen {
+    /// Only the functions of this part of so many.
+    pub part: Option<(usize, usize)>,
+    /// Only changes whose place and name contain one of these, if there are any.
+    pub texts: Vec<String>,
+}
+
+impl Chosen {
+    fn of(&self, changes: Vec<Change>) -> Vec<Change> {
+        let mut functions: Vec<_> = changes.iter().map(Change::function).collect();
+        functions.sort();
+        functions.dedup();
+        let number = |change: &Change| functions.partition_point(|function| *function < change.function());
+        let keeps: Vec<bool> = changes
+            .iter()
+            .map(|change| {
+                self.part.is_none_or(|(part, parts)| number(change) % parts == part)
+                    && (self.texts.is_empty() || self.texts.iter().any(|text| change.place.contains(text)))
+            })
+            .collect();
+        changes.into_iter().zip(keeps).filter_map(|(change, keeps)| keeps.then_some(change)).collect()
+    }
+}
+
+/// Reads `K/N`.
+pub fn part(text: &str) -> Result<(usize, usize)> {
+    let (part, parts) = text.split_once('/').context("not K/N")?;
+    let (part, parts) = (part.parse()?, parts.parse()?);
+    ensure!(part < parts, "part {part} of {parts}: the first is 0");
+    Ok((part, parts))
+}
+
+/// Tries the chosen changes; each that survives without a reason fails.
+pub fn run(root: &Path, chosen: &Chosen) -> Result<bool> {
+    let begun = Instant::now();
+    let folder = mutants::target(root).join("mutants/source");
+    let tree = folder.join("tree");
+    mutants::copy_tree(root, &tree)?;
+    let all = list(&program(&folder)?, &tree)?;
+    let reasons = fs::read_to_string(root.join("tests/mutants/survivors.txt"))?;
+    let explained = explained(&reasons)?;
+    let nothing = explained.keys().find(|name| !all.iter().any(|change| change.name == **name));
+    ensure!(nothing.is_none(), "survivors.txt explains what is no change any more: {}", nothing.unwrap_or(&""));
+    let changes = chosen.of(all);
+    let (known, changes): (Vec<Change>, Vec<Change>) =
+        changes.into_iter().partition(|change| explained.contains_key(change.name.as_str()));
+    println!("survivors: {} changes, {} more are explained", changes.len(), known.len());
+    let built = build::build(&tree, &folder.join("target"), &changes)?;
+    println!(
+        "survivors: built after {:.0} s: {} do not compile, {} cannot be chosen at run time",
+        begun.elapsed().as_secs_f64(),
+        built.unviable.len(),
+        built.apart.len()
+    );
+    let mut tests = Tests::find(&built.programs, &folder.join("reached.txt"))?;
+    let (count, time) = tests.extent();
+    println!(
+        "survivors: {count} tests take {:.0} s; left out, for they fail so: {:?}",
+        time.as_secs_f64(),
+        tests.broken
+    );
+    let mut tally = Tally::default();
+    let mut outcomes = fs::File::create(folder.join("outcomes.txt"))?;
+    for change in &changes {
+        if built.apart.contains(&change.number) {
+            writeln!(outcomes, "apart\t{}\t{}", change.place, change.name)?;
+        }
+        let Some(function) = built.functions.get(&change.number) else { continue };
+        let outcome = tests.try_change(change.number, *function)?;
+        writeln!(outcomes, "{outcome}\t{}\t{}", change.place, change.name)?;
+        match outcome {
+            Outcome::Noticed(_) => tally.noticed += 1,
+            Outcome::Endless(_) => tally.endless += 1,
+            Outcome::Survived(reaching) => {
+                tally.survived += 1;
+                println!("test survivors::{} ... FAILED: {reaching} tests reach it", change.place.replace(' ', "_"));
+            }
+        }
+    }
+    let Tally { noticed, endless, survived } = tally;
+    println!(
+        "survivors: {noticed} noticed, {endless} ran for ever, {survived} survived, {} explained; \
+         {} do not compile, {} not tried; {:.0} s",
+        known.len(),
+        built.unviable.len(),
+        built.apart.len(),
+        begun.elapsed().as_secs_f64()
+    );
+    let (result, passed) = (if survived == 0 { "ok" } else { "FAILED" }, noticed + endless + known.len());
+    println!("test result: {result}. {passed} passed; {survived} failed; 0 ignored; 0 measured; 0 filtered out");
+    Ok(survived == 0)
+}
+
+/// How many changes came to which end.
+#[derive(Default)]
+struct Tally {
+    noticed: usize,
+    endless: usize,
+    survived: usize,
+}
+
+/// All changes that cargo-mutants can make to the tree.
+fn list(program: &Path, tree: &Path) -> Result<Vec<Change>> {
+    let mut list = Command::new(program);
+    list.args(["mutants", "--list", "--json"]).args(PACKAGES.iter().flat_map(|package| ["--package", package]));
+    let listed = process::succeed(list.current_dir(tree), LIST_LIMIT)?;
+    weave::changes(&String::from_utf8(listed.stdout)?, |file| {
+        fs::read_to_string(tree.join(file)).with_context(|| file.to_owned())
+    })
+}
+
+/// Installs cargo-mutants below the target directory, if it is not there.
+fn program(folder: &Path) -> Result<PathBuf> {
+    let program = folder.join("bin/cargo-mutants");
+    if !program.is_file() {
+        let mut install = Command::new("cargo");
+        install.args(["install", "--quiet", "--locked", "--version", VERSION, "cargo-mutants", "--root"]).arg(folder);
+        install.env("CARGO_TARGET_DIR", folder.join("build"));
+        process::succeed(&mut install, INSTALL_LIMIT)?;
+    }
+    Ok(program)
+}
+
+/// The changes that may survive, each with the reason: `FILE: CHANGE  # REASON`.
+fn explained(text: &str) -> Result<BTreeMap<&str, &str>> {
+    let mut explained = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (change, reason) =
+            line.split_once("  # ").with_context(|| format!("no reason in survivors.txt: {line}"))?;
+        ensure!(explained.insert(change, reason).is_none(), "twice in survivors.txt: {change}");
+    }
+    Ok(explained)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_survivor_in_the_list_has_a_reason() {
+        let listed = explained("# why\n\na.rs: replace < with <= in pick (2)  # the same\n").unwrap();
+        assert_eq!(listed.get("a.rs: replace < with <= in pick (2)"), Some(&"the same"));
+        assert!(explained("a.rs: replace < with <= in pick").is_err());
+        assert!(explained("a  # b\na  # c").is_err());
+    }
+
+    #[test]
+    fn a_part_is_one_of_so_many() {
+        assert_eq!(part("0/3").unwrap(), (0, 3));
+        assert!(["3/3", "1", "a/b", "0/0"].iter().all(|text| part(text).is_err()));
+    }
+
+    #[test]
+    fn every_survivor_in_the_list_has_a_reason() {
+        explained(&fs::read_to_string(crate::root().join("tests/mutants/survivors.txt")).unwrap()).unwrap();
+    }
+}

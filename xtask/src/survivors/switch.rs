@@ -1,0 +1,28 @@
+//! Which change is on. `cargo xtask mutants --source` puts this file into its copy of `pdata`; nothing else has it.
+
+extern crate std as outside;
+
+use outside::io::Write as _;
+use outside::sync::OnceLock;
+use outside::sync::atomic::{AtomicBool, Ordering};
+
+/// No change: tell which functions are reached.
+const RECORD: u32 = u32::MAX;
+
+/// More than there are changes.
+static REACHED: [AtomicBool; 1 << 16] = [const { AtomicBool::new(false) }; 1 << 16];
+
+/// The number of the change that is on, asked in the function whose first change is `function`.
+pub fn on(function: u32) -> u32 {
+    static NUMBER: OnceLock<u32> = OnceLock::new();
+    let number = *NUMBER.get_or_init(|| match outside::env::var("SURVIVORS_CHANGE") {
+        Ok(number) => number.parse().unwrap(),
+        Err(_) => RECORD,
+    });
+    if number == RECORD && !REACHED[function as usize].swap(true, Ordering::Relaxed) {
+        let path = outside::env::var_os("SURVIVORS_REACHED").unwrap();
+        let mut file = outside::fs::File::options().create(true).append(true).open(path).unwrap();
+        outside::writeln!(file, "{function}").unwrap();
+    }
+    number
+}

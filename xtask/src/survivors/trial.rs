@@ -1,0 +1,239 @@
+//! The tests of the tree with all changes in it: what each reaches, and whether those that reach a change notice it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::process;
+
+/// Of one test without a change.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Tests that take less share a process.
+const SHORT: Duration = Duration::from_millis(100);
+
+/// A changed test may take so many times as long as it does, and this.
+const PATIENCE: u32 = 4;
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Who waits for ever uses no time of the processor; on a busy machine others do.
+const WAITING: u32 = 5;
+
+/// The address space of a process, in KiB.
+const SPACE: u64 = 3 << 20;
+
+/// `SIGXCPU`, at the limit of the processor's time.
+const OUT_OF_TIME: i32 = 24;
+
+/// Random tests take the same way each time.
+const SEED: &str = "1";
+
+/// A test, as it is without a change.
+#[derive(Debug, Clone)]
+pub struct Test {
+    program: PathBuf,
+    folder: PathBuf,
+    name: String,
+    takes: Duration,
+    /// The first change of each function that it calls.
+    reaches: BTreeSet<u32>,
+}
+
+/// What became of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// This test failed, or the program broke in it.
+    Noticed(String),
+    /// A test took far longer than it does.
+    Endless(String),
+    /// No test noticed; so many reach its function.
+    Survived(usize),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Noticed(test) => write!(f, "noticed by {test}"),
+            Outcome::Endless(test) => write!(f, "for ever in {test}"),
+            Outcome::Survived(reaching) => write!(f, "survived {reaching} tests"),
+        }
+    }
+}
+
+/// All tests that pass without a change, the fastest first.
+#[derive(Debug)]
+pub struct Tests {
+    tests: Vec<Test>,
+    /// Those that fail even without a change.
+    pub broken: Vec<String>,
+    /// By function: the test that noticed its last change will often notice the next.
+    noticed: BTreeMap<u32, String>,
+}
+
+impl Tests {
+    /// Runs each test of the programs by itself; `scratch` is the name of a file that may be written.
+    pub fn find(programs: &[(PathBuf, PathBuf)], scratch: &Path) -> Result<Tests> {
+        let (mut tests, mut broken) = (Vec::new(), Vec::new());
+        for (program, folder) in programs {
+            let listed = process::succeed(Command::new(program).args(["--list", "--format", "terse"]), LIMIT)?;
+            for name in String::from_utf8(listed.stdout)?.lines().filter_map(|line| line.strip_suffix(": test")) {
+                let _ = fs::remove_file(scratch);
+                let begun = Instant::now();
+                let mut command = command(program, folder, [name], LIMIT);
+                let ended = process::run(command.env("SURVIVORS_REACHED", scratch), LIMIT * WAITING)?;
+                let takes = begun.elapsed();
+                if !ended.status.success() {
+                    broken.push(name.to_owned());
+                    continue;
+                }
+                let reached = fs::read_to_string(scratch).unwrap_or_default();
+                let reaches = reached.lines().map(str::parse).collect::<Result<_, _>>().context("what was reached")?;
+                let (program, folder) = (program.clone(), folder.clone());
+                tests.push(Test { program, folder, name: name.to_owned(), takes, reaches });
+            }
+        }
+        tests.sort_by_key(|test| test.takes);
+        Ok(Tests { tests, broken, noticed: BTreeMap::new() })
+    }
+
+    /// How many there are and how long all of them take.
+    pub fn extent(&self) -> (usize, Duration) {
+        (self.tests.len(), self.tests.iter().map(|test| test.takes).sum())
+    }
+
+    /// Tries the change of this number, in the function whose first change is `function`.
+    pub fn try_change(&mut self, number: u32, function: u32) -> Result<Outcome> {
+        let reaching: Vec<&Test> = self.tests.iter().filter(|test| test.reaches.contains(&function)).collect();
+        let noticed = self.noticed.get(&function);
+        let first = reaching.iter().find(|test| Some(&test.name) == noticed).map(|test| vec![*test]);
+        for batch in first.into_iter().chain(batches(&reaching)) {
+            let outcome = run(number, &batch)?;
+            if let Outcome::Noticed(name) = &outcome {
+                self.noticed.insert(function, name.clone());
+            }
+            if !matches!(outcome, Outcome::Survived(_)) {
+                return Ok(outcome);
+            }
+        }
+        Ok(Outcome::Survived(reaching.len()))
+    }
+}
+
+/// Short tests of the same program together, then the others one by one.
+fn batches<'a>(tests: &[&'a Test]) -> Vec<Vec<&'a Test>> {
+    let (short, long): (Vec<&Test>, Vec<&Test>) = tests.iter().partition(|test| test.takes < SHORT);
+    let mut batches: BTreeMap<&Path, Vec<&Test>> = BTreeMap::new();
+    short.into_iter().for_each(|test| batches.entry(&test.program).or_default().push(test));
+    batches.into_values().chain(long.into_iter().map(|test| vec![test])).collect()
+}
+
+/// A program of tests that runs only these, and may use so much time of the processor.
+fn command<'a>(program: &Path, folder: &Path, names: impl IntoIterator<Item = &'a str>, time: Duration) -> Command {
+    let mut command = process::tied("sh");
+    let limits = format!("ulimit -v {SPACE}; ulimit -S -t {}; exec \"$@\"", time.as_secs() + 1);
+    command.args(["-c", &limits, "sh"]).arg(program).args(["--exact", "--test-threads", "1"]).args(names);
+    command.current_dir(folder).env("SEED", SEED).env("GOSSAMER_SHARED", crate::shared());
+    command.env("RUST_BACKTRACE", "0").env("RUST_MIN_STACK", (16 << 20).to_string());
+    command
+}
+
+/// Runs tests of one program with a change, to the first that fails.
+fn run(number: u32, tests: &[&Test]) -> Result<Outcome> {
+    let takes: Duration = tests.iter().map(|test| test.takes).sum();
+    let limit = takes * PATIENCE + GRACE;
+    let names = tests.iter().map(|test| test.name.as_str());
+    let mut command = command(&tests[0].program, &tests[0].folder, names, limit);
+    command.env("SURVIVORS_CHANGE", number.to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().with_context(|| process::describe(&command))?;
+    let said = BufReader::new(child.stdout.take().context("no output")?);
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || said.split(b'\n').map_while(Result::ok).try_for_each(|line| tell.send(line)));
+    let (end, mut last) = (Instant::now() + limit * WAITING, tests[0].name.clone());
+    loop {
+        match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                let Some((name, result)) = line.strip_prefix("test ").and_then(|test| test.split_once(" ... ")) else {
+                    continue;
+                };
+                last = name.trim_end_matches(" - should panic").to_owned();
+                if result == "FAILED" {
+                    process::end(&mut child)?;
+                    return Ok(Outcome::Noticed(last));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                process::end(&mut child)?;
+                return Ok(Outcome::Endless(last));
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let status = child.wait()?;
+    ensure!(status.code() != Some(126) && status.code() != Some(127), "{}: {status}", process::describe(&command));
+    Ok(match status.signal() {
+        Some(OUT_OF_TIME) => Outcome::Endless(last),
+        _ if status.success() => Outcome::Survived(tests.len()),
+        _ => Outcome::Noticed(last),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program that says what a program of tests does.
+    fn program(name: &str, script: &str) -> Test {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = std::env::temp_dir().join(format!("survivors-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let program = folder.join(name);
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let (name, takes) = (name.to_owned(), Duration::ZERO);
+        Test { program, folder, name, takes, reaches: BTreeSet::from([7]) }
+    }
+
+    #[test]
+    fn what_becomes_of_a_change() {
+        let ok = program("ok", r#"echo "test ok ... ok""#);
+        let fails = program("fails", r#"[ $SURVIVORS_CHANGE = 8 ] || echo "test fails ... FAILED"; exec sleep 60"#);
+        let breaks = program("breaks", r#"echo "test a ... ok"; kill -ABRT $$"#);
+        let spins = program("spins", "while :; do :; done");
+        assert_eq!(run(9, &[&ok]).unwrap(), Outcome::Survived(1));
+        assert_eq!(run(9, &[&fails]).unwrap(), Outcome::Noticed("fails".into()));
+        assert_eq!(run(9, &[&breaks]).unwrap(), Outcome::Noticed("a".into()));
+        assert_eq!(run(9, &[&spins]).unwrap(), Outcome::Endless("spins".into()));
+        let tests = vec![ok, fails];
+        let mut tests = Tests { tests, broken: Vec::new(), noticed: BTreeMap::new() };
+        assert_eq!(tests.try_change(9, 7).unwrap(), Outcome::Noticed("fails".into()));
+        assert_eq!(tests.noticed[&7], "fails");
+        assert_eq!(tests.try_change(9, 6).unwrap(), Outcome::Survived(0), "nothing reaches it");
+    }
+
+    #[test]
+    fn short_tests_share_a_process() {
+        let test = |program: &str, name: &str, takes| Test {
+            program: program.into(),
+            folder: PathBuf::new(),
+            name: name.into(),
+            takes: Duration::from_millis(takes),
+            reaches: BTreeSet::new(),
+        };
+        let tests = [test("a", "1", 1), test("b", "2", 2), test("a", "3", 3), test("a", "4", 200), test("a", "5", 300)];
+        let batches = batches(&tests.iter().collect::<Vec<_>>());
+        let names: Vec<Vec<&str>> =
+            batches.iter().map(|batch| batch.iter().map(|test| test.name.as_str()).collect()).collect();
+        assert_eq!(names, [vec!["1", "3"], vec!["2"], vec!["4"], vec!["5"]]);
+    }
+}
