@@ -17,7 +17,8 @@ usage: cargo xtask mutants NAME              build the image of a mutant
        cargo xtask mutants --source [TEXT...]  have the tests of pdata and thinp find small changes: all, or those in whose
                                              place or name one of the texts is, such as `pdata/src/btree`
   --some N     only N of the mutants, others from minute to minute
-  --part K/N   only the changes of the K-th of N parts of the source; the first is 0";
+  --part K/N   only the changes of the K-th of N parts of the source; the first is 0
+  --tests TEXT only the tests in whose name this is";
 
 /// A mutant must be found within a tenth of the crash points of a CI run.
 const POINTS: u64 = 10_000;
@@ -45,19 +46,21 @@ pub fn run(root: &Path, arguments: impl IntoIterator<Item = OsString>) -> Result
 
 /// `cargo xtask mutants`; false if a mutant was not found.
 pub fn mutants(root: &Path, parser: &mut lexopt::Parser) -> Result<bool> {
-    let (mut hunt, mut source, mut some, mut part, mut chosen) = (false, false, None, None, Vec::new());
+    let (mut hunt, mut source, mut some, mut chosen) = (false, false, None, Vec::new());
+    let mut changes = survivors::Chosen::default();
     while let Some(argument) = parser.next()? {
         match argument {
             Long("sim") => hunt = true,
             Long("some") => some = Some(parser.value()?.parse()?),
             Long("source") => source = true,
-            Long("part") => part = Some(parser.value()?.parse_with(survivors::part)?),
+            Long("part") => changes.part = Some(parser.value()?.parse_with(survivors::part)?),
+            Long("tests") => changes.tests = parser.value()?.string()?,
             Value(name) => chosen.push(name.string()?),
             _ => bail!("{USAGE}"),
         }
     }
     if source {
-        return survivors::run(root, &survivors::Chosen { part, texts: chosen });
+        return survivors::run(root, &survivors::Chosen { texts: chosen, ..changes });
     }
     let known = mutants::names(root)?;
     let unknown = chosen.iter().find(|name| !known.contains(name));

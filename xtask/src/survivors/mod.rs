@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::{mutants, process};
+use build::Built;
 use trial::{Outcome, Tests};
 use weave::Change;
 
@@ -37,6 +38,8 @@ pub struct Chosen {
     pub part: Option<(usize, usize)>,
     /// Only changes whose place and name contain one of these, if there are any.
     pub texts: Vec<String>,
+    /// Only tests whose name contains this.
+    pub tests: String,
 }
 
 impl Chosen {
@@ -86,35 +89,22 @@ pub fn run(root: &Path, chosen: &Chosen) -> Result<bool> {
         built.unviable.len(),
         built.apart.len()
     );
-    let mut tests = Tests::find(&built.programs, &folder.join("reached.txt"))?;
+    let mut tests = Tests::find(&built.programs, &chosen.tests, &folder.join("reached.txt"))?;
+    fs::write(folder.join("tests.txt"), tests.table())?;
     let (count, time) = tests.extent();
     println!(
         "survivors: {count} tests take {:.0} s; left out, for they fail so: {:?}",
         time.as_secs_f64(),
         tests.broken
     );
-    let mut tally = Tally::default();
     let mut outcomes = fs::File::create(folder.join("outcomes.txt"))?;
-    for change in &changes {
-        if built.apart.contains(&change.number) {
-            writeln!(outcomes, "apart\t{}\t{}", change.place, change.name)?;
-        }
-        let Some(function) = built.functions.get(&change.number) else { continue };
-        let outcome = tests.try_change(change.number, *function)?;
-        writeln!(outcomes, "{outcome}\t{}\t{}", change.place, change.name)?;
-        match outcome {
-            Outcome::Noticed(_) => tally.noticed += 1,
-            Outcome::Endless(_) => tally.endless += 1,
-            Outcome::Survived(reaching) => {
-                tally.survived += 1;
-                println!("test survivors::{} ... FAILED: {reaching} tests reach it", change.place.replace(' ', "_"));
-            }
-        }
+    for change in changes.iter().filter(|change| built.apart.contains(&change.number)) {
+        writeln!(outcomes, "not tried\t{}\t{}", change.place, change.name)?;
     }
+    let tally = try_all(&changes, &built, &mut tests, outcomes)?;
     let Tally { noticed, endless, survived } = tally;
     println!(
-        "survivors: {noticed} noticed, {endless} ran for ever, {survived} survived, {} explained; \
-         {} do not compile, {} not tried; {:.0} s",
+        "survivors: {noticed} noticed, {endless} ran for ever, {survived} survived, {} explained; {} do not compile, {} not tried; {:.0} s",
         known.len(),
         built.unviable.len(),
         built.apart.len(),
@@ -123,6 +113,30 @@ pub fn run(root: &Path, chosen: &Chosen) -> Result<bool> {
     let (result, passed) = (if survived == 0 { "ok" } else { "FAILED" }, noticed + endless + known.len());
     println!("test result: {result}. {passed} passed; {survived} failed; 0 ignored; 0 measured; 0 filtered out");
     Ok(survived == 0)
+}
+
+/// Tries what was built, and tells what survives and, in a file, what became of each.
+fn try_all(changes: &[Change], built: &Built, tests: &mut Tests, mut outcomes: fs::File) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let mut left: Vec<(&Change, usize)> = changes.iter().map(|change| (change, 0)).collect();
+    for long in [false, true] {
+        for (change, reached) in std::mem::take(&mut left) {
+            let Some(function) = built.functions.get(&change.number) else { continue };
+            let outcome = tests.try_change(change.number, *function, long)?;
+            match outcome {
+                Outcome::Noticed(_) => tally.noticed += 1,
+                Outcome::Endless(_) => tally.endless += 1,
+                Outcome::Survived(reaching) if long => {
+                    let (place, reaching) = (change.place.replace(' ', "_"), reached + reaching);
+                    println!("test survivors::{place} ... FAILED: {reaching} tests call its function");
+                    tally.survived += 1;
+                }
+                Outcome::Survived(reaching) => left.push((change, reaching)),
+            }
+            writeln!(outcomes, "{outcome}\t{}\t{}", change.place, change.name)?;
+        }
+    }
+    Ok(tally)
 }
 
 /// How many changes came to which end.

@@ -21,12 +21,18 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Tests that take less share a process.
 const SHORT: Duration = Duration::from_millis(100);
 
+/// Tests that take more meet only what all others do not notice, when those are through.
+const LONG: Duration = Duration::from_secs(2);
+
 /// A changed test may take so many times as long as it does, and this.
 const PATIENCE: u32 = 4;
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Who waits for ever uses no time of the processor; on a busy machine others do.
-const WAITING: u32 = 5;
+/// Who uses no time of the processor for so long, and is not kept from it, waits for ever.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Without a change nothing is expected to hang: only so much slower can a busy machine be.
+const BUSY: u32 = 5;
 
 /// The address space of a process, in KiB.
 const SPACE: u64 = 3 << 20;
@@ -51,9 +57,9 @@ pub struct Test {
 /// What became of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// This test failed, or the program broke in it.
+    /// This test failed, or the program broke after it.
     Noticed(String),
-    /// A test took far longer than it does.
+    /// The test after this one took far longer than it does.
     Endless(String),
     /// No test noticed; so many reach its function.
     Survived(usize),
@@ -63,7 +69,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outcome::Noticed(test) => write!(f, "noticed by {test}"),
-            Outcome::Endless(test) => write!(f, "for ever in {test}"),
+            Outcome::Endless(test) => write!(f, "for ever after {test}"),
             Outcome::Survived(reaching) => write!(f, "survived {reaching} tests"),
         }
     }
@@ -80,16 +86,18 @@ pub struct Tests {
 }
 
 impl Tests {
-    /// Runs each test of the programs by itself; `scratch` is the name of a file that may be written.
-    pub fn find(programs: &[(PathBuf, PathBuf)], scratch: &Path) -> Result<Tests> {
+    /// Runs each test of the programs in whose name `text` is, by itself; `scratch` is the name of a file that may be written.
+    pub fn find(programs: &[(PathBuf, PathBuf)], text: &str, scratch: &Path) -> Result<Tests> {
         let (mut tests, mut broken) = (Vec::new(), Vec::new());
         for (program, folder) in programs {
             let listed = process::succeed(Command::new(program).args(["--list", "--format", "terse"]), LIMIT)?;
-            for name in String::from_utf8(listed.stdout)?.lines().filter_map(|line| line.strip_suffix(": test")) {
+            let listed = String::from_utf8(listed.stdout)?;
+            let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+            for name in names.filter(|name| name.contains(text)) {
                 let _ = fs::remove_file(scratch);
                 let begun = Instant::now();
                 let mut command = command(program, folder, [name], LIMIT);
-                let ended = process::run(command.env("SURVIVORS_REACHED", scratch), LIMIT * WAITING)?;
+                let ended = process::run(command.env("SURVIVORS_REACHED", scratch), LIMIT * BUSY)?;
                 let takes = begun.elapsed();
                 if !ended.status.success() {
                     broken.push(name.to_owned());
@@ -110,13 +118,21 @@ impl Tests {
         (self.tests.len(), self.tests.iter().map(|test| test.takes).sum())
     }
 
-    /// Tries the change of this number, in the function whose first change is `function`.
-    pub fn try_change(&mut self, number: u32, function: u32) -> Result<Outcome> {
-        let reaching: Vec<&Test> = self.tests.iter().filter(|test| test.reaches.contains(&function)).collect();
+    /// What each takes and reaches, a line each.
+    pub fn table(&self) -> String {
+        let line =
+            |test: &Test| format!("{:>9.3} s {:>5} {}\n", test.takes.as_secs_f64(), test.reaches.len(), test.name);
+        self.tests.iter().map(line).collect()
+    }
+
+    /// Tries the change of this number, in the function whose first change is `function`, with the long tests or with the others.
+    pub fn try_change(&mut self, number: u32, function: u32, long: bool) -> Result<Outcome> {
+        let reaching = self.tests.iter().filter(|test| test.reaches.contains(&function));
+        let reaching: Vec<&Test> = reaching.filter(|test| (test.takes > LONG) == long).collect();
         let noticed = self.noticed.get(&function);
         let first = reaching.iter().find(|test| Some(&test.name) == noticed).map(|test| vec![*test]);
         for batch in first.into_iter().chain(batches(&reaching)) {
-            let outcome = run(number, &batch)?;
+            let outcome = run(number, &batch, IDLE)?;
             if let Outcome::Noticed(name) = &outcome {
                 self.noticed.insert(function, name.clone());
             }
@@ -146,8 +162,8 @@ fn command<'a>(program: &Path, folder: &Path, names: impl IntoIterator<Item = &'
     command
 }
 
-/// Runs tests of one program with a change, to the first that fails.
-fn run(number: u32, tests: &[&Test]) -> Result<Outcome> {
+/// Runs tests of one program with a change, to the first that fails; `idle` as [`IDLE`].
+fn run(number: u32, tests: &[&Test], idle: Duration) -> Result<Outcome> {
     let takes: Duration = tests.iter().map(|test| test.takes).sum();
     let limit = takes * PATIENCE + GRACE;
     let names = tests.iter().map(|test| test.name.as_str());
@@ -158,9 +174,9 @@ fn run(number: u32, tests: &[&Test]) -> Result<Outcome> {
     let said = BufReader::new(child.stdout.take().context("no output")?);
     let (tell, told) = mpsc::channel();
     thread::spawn(move || said.split(b'\n').map_while(Result::ok).try_for_each(|line| tell.send(line)));
-    let (end, mut last) = (Instant::now() + limit * WAITING, tests[0].name.clone());
+    let (mut used, mut last) = (None, "the start".to_owned());
     loop {
-        match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match told.recv_timeout(idle) {
             Ok(line) => {
                 let line = String::from_utf8_lossy(&line).into_owned();
                 let Some((name, result)) = line.strip_prefix("test ").and_then(|test| test.split_once(" ... ")) else {
@@ -173,8 +189,11 @@ fn run(number: u32, tests: &[&Test]) -> Result<Outcome> {
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                process::end(&mut child)?;
-                return Ok(Outcome::Endless(last));
+                let before = std::mem::replace(&mut used, used_ticks(child.id()));
+                if used.is_some() && used == before {
+                    process::end(&mut child)?;
+                    return Ok(Outcome::Endless(last));
+                }
             }
             Err(RecvTimeoutError::Disconnected) => break,
         }
@@ -188,9 +207,33 @@ fn run(number: u32, tests: &[&Test]) -> Result<Outcome> {
     })
 }
 
+/// The time of the processor that a process has used; none if it was stopped, waits for its turn, or has just ended.
+fn used_ticks(id: u32) -> Option<u64> {
+    for task in fs::read_dir(format!("/proc/{id}/task")).ok()? {
+        let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+        state_and_ticks(&stat).filter(|(state, _)| *state == "S")?;
+    }
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    state_and_ticks(&stat).map(|(_, ticks)| ticks)
+}
+
+/// The state of a process and the time that it has used, from its line in `/proc`: behind its name, which may hold spaces.
+fn state_and_ticks(stat: &str) -> Option<(&str, u64)> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    Some((fields.first()?, ticks(11)? + ticks(12)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_process_has_used_stands_behind_its_name() {
+        let stat = "42 (a b) c) S 1 42 42 0 -1 4194560 2000 0 0 0 15 7 0 0 20 0 2 0 100 1 2 3";
+        assert_eq!(state_and_ticks(stat), Some(("S", 22)));
+        assert_eq!(state_and_ticks("42 (a"), None);
+    }
 
     /// A program that says what a program of tests does.
     fn program(name: &str, script: &str) -> Test {
@@ -209,16 +252,19 @@ mod tests {
         let ok = program("ok", r#"echo "test ok ... ok""#);
         let fails = program("fails", r#"[ $SURVIVORS_CHANGE = 8 ] || echo "test fails ... FAILED"; exec sleep 60"#);
         let breaks = program("breaks", r#"echo "test a ... ok"; kill -ABRT $$"#);
+        let sleeps = program("sleeps", "exec sleep 100");
         let spins = program("spins", "while :; do :; done");
-        assert_eq!(run(9, &[&ok]).unwrap(), Outcome::Survived(1));
-        assert_eq!(run(9, &[&fails]).unwrap(), Outcome::Noticed("fails".into()));
-        assert_eq!(run(9, &[&breaks]).unwrap(), Outcome::Noticed("a".into()));
-        assert_eq!(run(9, &[&spins]).unwrap(), Outcome::Endless("spins".into()));
+        assert_eq!(run(9, &[&ok], SHORT).unwrap(), Outcome::Survived(1));
+        assert_eq!(run(9, &[&fails], SHORT).unwrap(), Outcome::Noticed("fails".into()));
+        assert_eq!(run(9, &[&breaks], SHORT).unwrap(), Outcome::Noticed("a".into()));
+        assert_eq!(run(9, &[&spins], SHORT).unwrap(), Outcome::Endless("the start".into()));
+        assert_eq!(run(9, &[&sleeps], SHORT).unwrap(), Outcome::Endless("the start".into()));
         let tests = vec![ok, fails];
         let mut tests = Tests { tests, broken: Vec::new(), noticed: BTreeMap::new() };
-        assert_eq!(tests.try_change(9, 7).unwrap(), Outcome::Noticed("fails".into()));
+        assert_eq!(tests.try_change(9, 7, false).unwrap(), Outcome::Noticed("fails".into()));
         assert_eq!(tests.noticed[&7], "fails");
-        assert_eq!(tests.try_change(9, 6).unwrap(), Outcome::Survived(0), "nothing reaches it");
+        assert_eq!(tests.try_change(9, 7, true).unwrap(), Outcome::Survived(0), "none is long");
+        assert_eq!(tests.try_change(9, 6, false).unwrap(), Outcome::Survived(0), "nothing reaches it");
     }
 
     #[test]
