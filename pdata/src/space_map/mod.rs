@@ -67,6 +67,15 @@ mod tests {
     use super::ChangeCost;
 
     #[test]
+    fn a_change_takes_what_it_touches_but_nothing_twice() {
+        let cost = ChangeCost { nr_blocks: 40_000, bitmaps: 3, overflow_leaves: 2, index_blocks: 1 };
+        assert_eq!([0, 1, 2, 1000].map(|changes| cost.blocks(changes)), [0, 3, 5, 6]);
+        // A split makes a leaf, and perhaps a root above it; no more counts rise than there are blocks.
+        assert!(cost.new_leaves(1) >= 2 && cost.new_leaves(10_000) >= 2 + 10_000 / 252);
+        assert_eq!(cost.new_leaves(u64::MAX), cost.new_leaves(40_000));
+    }
+
+    #[test]
     fn no_map_takes_more_than_the_most() {
         let largest = u64::MAX;
         let cost = ChangeCost { nr_blocks: largest, bitmaps: largest, overflow_leaves: largest, index_blocks: largest };

@@ -1,8 +1,8 @@
 //! Messages and status lines, word for word (reference 7.2, 7.3, 6.2).
 
 use super::{BLOCK, id, run_blank};
-use crate::control::Errno;
-use crate::{Features, Pool, PoolOptions};
+use crate::control::{DiskBlocks, Errno, Mode};
+use crate::{Error, Features, Pool, PoolOptions};
 use std::string::ToString;
 
 async fn errno(pool: &Pool, message: &str) -> Option<Errno> {
@@ -87,6 +87,10 @@ fn read_only_pools_take_no_messages() {
         for message in ["create_thin 1", "delete 0", "reserve_metadata_snap", "nonsense"] {
             assert_eq!(errno(&pool, message).await, Some(Errno::EOPNOTSUPP), "{message}");
         }
+        // By their functions, too.
+        assert_eq!(pool.create_thin(id(1)).await, Err(Error::MessageRefused(Mode::ReadOnly)));
+        assert_eq!(pool.delete(id(0)).await, Err(Error::MessageRefused(Mode::ReadOnly)));
+        assert_eq!(pool.committed_status().await, Ok(pool.status()), "there is nothing to commit");
         let thin = pool.open_thin(id(0), None).await.unwrap();
         world.expect(&thin, 0, BLOCK, 0x11).await;
         world.write(&thin, 0, 1, 0x22).await.unwrap();
@@ -96,5 +100,39 @@ fn read_only_pools_take_no_messages() {
         world.expect(&thin, 1, BLOCK - 1, 0x11).await;
         thin.flush().await.unwrap();
         assert!(pool.status().to_string().contains(" ro discard_passdown queue_if_no_space - "));
+    });
+}
+
+/// `dmsetup status` commits, and shows what it committed.
+#[test]
+fn a_status_query_makes_what_it_shows_durable() {
+    let disks = run_blank(7, 32, async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        world.write(&thin, 0, 3 * BLOCK, 0x11).await.unwrap();
+        let status = pool.committed_status().await.unwrap();
+        assert_eq!((status.data_used_blocks, pool.data_block_sectors()), (3, BLOCK));
+        world.cut()
+    });
+    super::run(8, disks.0, disks.1, async |world| {
+        let pool = world.open().await;
+        assert_eq!((pool.status().data_used_blocks, pool.data_block_sectors()), (3, BLOCK));
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.expect(&thin, 0, 3 * BLOCK, 0x11).await;
+    });
+}
+
+#[test]
+fn a_pool_grows_to_both_of_its_disks() {
+    run_blank(9, 32, async |world| {
+        let pool = world.open().await;
+        world.meta.resize(600 * 8);
+        world.data.resize(40 * BLOCK + 1);
+        let sizes = DiskBlocks { metadata: 600, data: 40 };
+        assert_eq!(pool.disk_blocks(), sizes);
+        for _ in 0..2 {
+            pool.grow().await.unwrap();
+            let status = pool.status();
+            assert_eq!((status.metadata_total_blocks, status.data_total_blocks), (sizes.metadata, sizes.data));
+        }
     });
 }

@@ -256,7 +256,110 @@ fn low_water_is_told_once() {
         pool.commit().await.unwrap();
         world.runtime.timers.sleep(Duration::from_secs(1)).await;
         world.write(&thin, 0, 4 * BLOCK, 0x11).await.unwrap();
-        assert_eq!(pool.events(), seen + 2, "armed again");
+        assert_eq!(pool.event_after(seen).await, seen + 2, "armed again");
+    });
+}
+
+/// By creating devices: each takes a metadata block for good, and a few until its commit.
+#[test]
+fn low_water_of_metadata_is_told_once() {
+    run_blank(15, 16, async |world| {
+        let pool = world.open().await;
+        let mut devices = 0;
+        let mut create = async |until: &dyn Fn(u64) -> bool| {
+            while !until(pool.0.metadata.free_metadata_blocks()) {
+                pool.create_thin(id(devices)).await.unwrap();
+                devices += 1;
+            }
+        };
+        let mark = pool.status().metadata_low_water_blocks;
+        create(&|free| free <= mark + 20).await;
+        assert_eq!(pool.events(), 0);
+        create(&|free| free + 10 <= mark).await;
+        let told = pool.events();
+        create(&|free| free + 30 <= mark).await;
+        assert!(told > 0 && pool.events() == told);
+    });
+}
+
+/// Only space ends a lack of space.
+#[test]
+fn a_commit_without_space_leaves_the_mode_as_it_is() {
+    run_blank(16, 8, async |world| {
+        let (pool, thin) = full_pool(&world, true).await;
+        assert_eq!(world.write(&thin, 8 * BLOCK, 1, 0x22).await, Err(Error::NoDataSpace));
+        let seen = pool.events();
+        pool.create_thin(id(1)).await.unwrap();
+        pool.commit().await.unwrap();
+        assert_eq!((pool.status().mode, pool.events()), (Mode::OutOfDataSpace, seen));
+    });
+    run_blank(17, 8, async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        // The commit of the last one that there is room for tells at once that there is no more.
+        let mut devices = 1;
+        while pool.status().mode == Mode::Write {
+            pool.create_thin(id(devices)).await.unwrap();
+            devices += 1;
+        }
+        let seen = pool.events();
+        assert_eq!(pool.status().mode, Mode::OutOfMetadataSpace);
+        pool.commit().await.unwrap();
+        thin.discard(0, BLOCK).await.unwrap();
+        assert_eq!((pool.status().mode, pool.events()), (Mode::OutOfMetadataSpace, seen));
+        assert_eq!(pool.create_thin(id(devices)).await, Err(Error::MessageRefused(Mode::OutOfMetadataSpace)));
+    });
+}
+
+/// Who is not to wait for space does not, whatever the pool's other users do.
+#[test]
+fn a_device_that_never_queues_fails_at_once() {
+    run_blank(18, 8, async |world| {
+        let (pool, thin) = full_pool(&world, false).await;
+        pool.create_thin(id(1)).await.unwrap();
+        let hasty = pool.open_thin(id(1), None).await.unwrap();
+        hasty.never_queue();
+        let before = world.runtime.timers.now();
+        assert_eq!(world.write(&hasty, 0, 1, 0x22).await, Err(Error::NoDataSpace));
+        assert!((world.runtime.timers.now() - before).as_secs() < 1);
+        assert_eq!(world.write(&thin, 8 * BLOCK, 1, 0x22).await, Err(Error::NoDataSpace));
+        assert!((world.runtime.timers.now() - before).as_secs() >= 60, "the others wait");
+    });
+}
+
+/// Blocks that a lost transaction would have freed are held for nobody.
+#[test]
+fn what_a_lost_transaction_freed_can_be_freed_again() {
+    run_blank(19, 8, async |world| {
+        let (meta, data) = (Rule::default(), Rule::default());
+        let (pool, thin) = failing_pool(&world, &meta, &data).await;
+        world.write(&thin, 0, 8 * BLOCK, 0x11).await.unwrap();
+        thin.flush().await.unwrap();
+        thin.discard(0, 3 * BLOCK).await.unwrap();
+        *data.borrow_mut() = Some(|request| request.op == Op::Flush);
+        thin.flush().await.unwrap_err();
+        *data.borrow_mut() = None;
+        pool.clear_needs_check().await.unwrap();
+        assert_eq!((pool.status().mode, pool.status().data_used_blocks), (Mode::Write, 8));
+        world.expect(&thin, 0, 8 * BLOCK, 0x11).await;
+        thin.discard(0, 3 * BLOCK).await.unwrap();
+        world.write(&thin, 8 * BLOCK, 3 * BLOCK, 0x22).await.unwrap();
+        assert_eq!((pool.status().mode, pool.status().data_used_blocks), (Mode::Write, 8));
+    });
+}
+
+/// After the end of the pool every request is told so, and nobody waits.
+#[test]
+fn a_closed_pool_answers_that_it_is_closed() {
+    run_blank(20, 8, async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        let (waiter, seen) = (pool.clone(), pool.events());
+        let waiting = world.runtime.spawner.spawn(async move { waiter.event_after(seen).await });
+        pool.close().await.unwrap();
+        assert_eq!(waiting.await.unwrap(), seen);
+        assert_eq!(pool.create_thin(id(1)).await, Err(Error::Closed));
+        assert_eq!(pool.devices().await.err(), Some(Error::Closed));
+        assert_eq!(world.write(&thin, 0, 1, 0x11).await, Err(Error::Closed));
+        assert_eq!(thin.flush().await, Err(Error::Closed));
     });
 }
 

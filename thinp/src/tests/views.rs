@@ -81,3 +81,23 @@ fn a_view_that_was_ended_is_shown_until_its_reads_have_ended() {
         assert_eq!(pool.status().mode, Mode::OutOfMetadataSpace);
     });
 }
+
+/// Who knows what a view showed knows by the commit's number whether another one would show the same.
+#[test]
+fn a_view_is_of_the_last_commit() {
+    run(3, MemDisk::new(400 * 8), MemDisk::new(64 * BLOCK), async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        let (first, same) = (pool.open_view("a", None).await.unwrap(), pool.open_view("b", None).await.unwrap());
+        assert_eq!((pool.committed_state(), first.commit()), (Some(first.commit()), same.commit()));
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        assert_eq!(pool.committed_state(), None);
+        thin.flush().await.unwrap();
+        let next = pool.committed_state().unwrap();
+        assert!(next > first.commit());
+        world.write(&thin, BLOCK, BLOCK, 0x11).await.unwrap();
+        let view = pool.open_view("c", None).await.unwrap();
+        assert!(view.commit() > next && pool.committed_state() == Some(view.commit()));
+        let limits = world.data_disk().limits();
+        assert_eq!(pool.data_transfer_bytes_max(), limits.transfer_sectors_max.max(1).saturating_mul(512));
+    });
+}

@@ -406,6 +406,21 @@ fn zeroes_keep_blocks_mapped_and_provision_nothing() {
     });
 }
 
+/// A run is of the device's sectors, wherever its blocks lie on the data disk.
+#[test]
+fn a_mapped_run_ends_where_nothing_is_mapped() {
+    run_blank(21, 32, async |world| {
+        let (_, thin) = world.pool_with_device(PoolOptions::default()).await;
+        for block in [0, 2, 1, 3, 6, 5] {
+            world.write(&thin, block * BLOCK, 1, 0x11).await.unwrap();
+        }
+        assert_eq!(thin.mapped_run(0, u64::MAX).await, Ok((true, 4 * BLOCK)));
+        assert_eq!(thin.mapped_run(BLOCK + 1, BLOCK).await, Ok((true, BLOCK)));
+        assert_eq!(thin.mapped_run(4 * BLOCK + 7, u64::MAX >> 1).await, Ok((false, BLOCK - 7)));
+        assert_eq!(thin.mapped_run(5 * BLOCK + 1, 9 * BLOCK).await, Ok((true, 2 * BLOCK - 1)));
+    });
+}
+
 #[test]
 fn small_limits_and_short_memory_only_take_longer() {
     run_blank(18, 40, async |mut world| {

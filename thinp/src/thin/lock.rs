@@ -35,8 +35,7 @@ fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
 impl RangeLocks {
     /// Somebody holds or waits for a range with this block in it.
     pub fn busy(&self, block: u64) -> bool {
-        let tickets = self.tickets.borrow();
-        !tickets.is_empty() && tickets.iter().any(|t| t.range.contains(&block))
+        self.tickets.borrow().iter().any(|t| t.range.contains(&block))
     }
 
     /// Waits for the range.
