@@ -38,6 +38,7 @@ pub mod survivors;
 pub mod thin_dump;
 pub mod tidy;
 pub mod tools;
+mod woven;
 
 use std::env;
 use std::path::{Path, PathBuf};

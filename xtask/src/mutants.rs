@@ -38,7 +38,7 @@ pub fn prepare(root: &Path, name: &str) -> Result<PathBuf> {
 
 /// As [`prepare`], with the copy in `tree`, where another mutant may have been before.
 pub fn prepare_in(root: &Path, name: &str, tree: &Path) -> Result<PathBuf> {
-    let patch = root.join("tests/mutants").join(format!("{name}.patch"));
+    let patch = patch(root, name);
     copy_tree(root, tree)?;
     let mut apply = Command::new("git");
     // The copy lies inside a repository, which is not the one to patch.
@@ -54,6 +54,10 @@ pub fn target(root: &Path) -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
+fn patch(root: &Path, name: &str) -> PathBuf {
+    root.join("tests/mutants").join(format!("{name}.patch"))
+}
+
 fn folder(root: &Path, name: &str) -> PathBuf {
     target(root).join("mutants").join(name)
 }
@@ -61,14 +65,9 @@ fn folder(root: &Path, name: &str) -> PathBuf {
 /// Makes `tree` hold the files that git knows or would add, and no others. A file that is the same already is left
 /// alone, so that cargo does not build it again.
 pub fn copy_tree(root: &Path, tree: &Path) -> Result<()> {
-    let mut list = Command::new("git");
-    list.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(root);
-    let listed = process::succeed(&mut list, GIT_LIMIT)?;
-    let listed = String::from_utf8(listed.stdout)?;
-    let files: Vec<&Path> =
-        listed.split_terminator('\0').map(Path::new).filter(|file| root.join(file).is_file()).collect();
+    let files = files(root)?;
     remove_others(tree, tree, &files)?;
-    for file in files {
+    for file in &files {
         let (from, to) = (root.join(file), tree.join(file));
         let contents = fs::read(&from).with_context(|| from.display().to_string())?;
         if fs::read(&to).is_ok_and(|old| old == contents) {
@@ -80,13 +79,37 @@ pub fn copy_tree(root: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-fn remove_others(tree: &Path, folder: &Path, files: &[&Path]) -> Result<()> {
+/// The files that a mutant changes, prepared in `tree`: path, text before, text after. `None` if it adds or removes some.
+pub fn changed(root: &Path, name: &str, tree: &Path) -> Result<Option<Vec<(String, String, String)>>> {
+    if fs::read_to_string(patch(root, name))?.contains("/dev/null") {
+        return Ok(None);
+    }
+    let mut changed = Vec::new();
+    for file in files(root)? {
+        let (before, after) = (fs::read(root.join(&file))?, fs::read(tree.join(&file))?);
+        if before != after {
+            changed.push((file, String::from_utf8(before)?, String::from_utf8(after)?));
+        }
+    }
+    Ok(Some(changed))
+}
+
+/// The files of the tree that git knows or would add.
+fn files(root: &Path) -> Result<Vec<String>> {
+    let mut list = Command::new("git");
+    list.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(root);
+    let listed = String::from_utf8(process::succeed(&mut list, GIT_LIMIT)?.stdout)?;
+    let files = listed.split_terminator('\0').filter(|file| root.join(file).is_file());
+    Ok(files.map(str::to_owned).collect())
+}
+
+fn remove_others(tree: &Path, folder: &Path, files: &[String]) -> Result<()> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
     for entry in entries {
         let path = entry?.path();
         if path.is_dir() {
             remove_others(tree, &path, files)?;
-        } else if !path.strip_prefix(tree).is_ok_and(|inside| files.contains(&inside)) {
+        } else if !path.strip_prefix(tree).is_ok_and(|inside| files.iter().any(|file| inside == Path::new(file))) {
             fs::remove_file(&path)?;
         }
     }
@@ -104,7 +127,7 @@ mod tests {
         for name in names(&root).unwrap() {
             let mut check = Command::new("git");
             check.args(["apply", "--check", "--whitespace=nowarn"]).current_dir(&root);
-            check.arg(root.join("tests/mutants").join(format!("{name}.patch")));
+            check.arg(patch(&root, &name));
             process::succeed(&mut check, GIT_LIMIT).unwrap();
         }
     }

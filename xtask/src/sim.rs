@@ -1,14 +1,16 @@
 //! `cargo xtask sim`: the simulator; and `cargo xtask mutants --sim`: whether it finds planted bugs.
 
-use std::env;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 use lexopt::prelude::*;
 
+use crate::woven::{self, Weft};
 use crate::{mutants, process, survivors};
 
 const USAGE: &str = "\
@@ -27,7 +29,7 @@ const POINTS: u64 = 10_000;
 const LIMIT: Duration = Duration::from_secs(1800);
 
 /// A build of a whole copy of the tree.
-const BUILD_LIMIT: Duration = Duration::from_secs(900);
+const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 
 /// Builds the simulator of a tree and returns the program.
 fn build(tree: &Path, target: &Path) -> Result<PathBuf> {
@@ -88,9 +90,12 @@ fn in_turn(mut names: Vec<String>, some: usize) -> Vec<String> {
 /// Each of the mutants, as a test that passes if the simulator finds it.
 fn hunt_all(root: &Path, names: &[String]) -> Result<bool> {
     let mut missed = 0;
+    let begun = Instant::now();
+    let bred = breed(root, names)?;
+    println!("mutants: {} in one build, after {:.0} s", bred.together.len(), begun.elapsed().as_secs_f64());
     for name in names {
         let begun = Instant::now();
-        let found = hunt_one(root, name)?;
+        let found = hunt_one(root, name, &bred)?;
         let seconds = begun.elapsed().as_secs_f64();
         match found {
             Some(line) => println!("{line}\ntest mutants::{name} ... ok ({seconds:.0} s)"),
@@ -105,13 +110,47 @@ fn hunt_all(root: &Path, names: &[String]) -> Result<bool> {
     Ok(missed == 0)
 }
 
-/// What the simulator says of a mutant; `None` if it finds nothing.
-fn hunt_one(root: &Path, name: &str) -> Result<Option<String>> {
-    // One copy for all: what a patch does not touch is built once.
+/// Mutants that are ready to be hunted.
+struct Bred {
+    program: PathBuf,
+    /// The numbers by which the program knows those that are in it.
+    together: BTreeMap<String, u32>,
+}
+
+/// Builds a simulator with all of the mutants that change nothing but bodies of functions.
+fn breed(root: &Path, names: &[String]) -> Result<Bred> {
     let folder = mutants::target(root).join("mutants/sim");
-    let tree = mutants::prepare_in(root, name, &folder.join("tree"))?;
-    let program = build(&tree, &folder.join("target"))?;
-    let ended = process::run(Command::new(&program).args(["--stop", "--points", &POINTS.to_string()]), LIMIT)?;
+    let tree = folder.join("tree");
+    let (mut weft, mut together) = (Weft::default(), BTreeMap::new());
+    for (number, name) in (1..).zip(names) {
+        mutants::prepare_in(root, name, &tree)?;
+        let changed = mutants::changed(root, name, &tree)?;
+        if changed.is_some_and(|changed| weft.take(number, &changed)) {
+            together.insert(name.clone(), number);
+        }
+    }
+    mutants::copy_tree(root, &tree)?;
+    weft.write(&tree)?;
+    let program = folder.join("together");
+    fs::copy(build(&tree, &folder.join("target"))?, &program)?;
+    Ok(Bred { program, together })
+}
+
+/// What the simulator says of a mutant; `None` if it finds nothing.
+fn hunt_one(root: &Path, name: &str, bred: &Bred) -> Result<Option<String>> {
+    let mut simulator = match bred.together.get(name) {
+        Some(number) => {
+            let mut simulator = Command::new(&bred.program);
+            simulator.env(woven::VARIABLE, number.to_string());
+            simulator
+        }
+        None => {
+            let folder = mutants::target(root).join("mutants/sim");
+            let tree = mutants::prepare_in(root, name, &folder.join("tree"))?;
+            Command::new(build(&tree, &folder.join("target"))?)
+        }
+    };
+    let ended = process::run(simulator.args(["--stop", "--points", &POINTS.to_string()]), LIMIT)?;
     let text = ended.text();
     let line = text.lines().find(|line| line.starts_with("sim: FAILED")).map(str::to_owned);
     ensure!(ended.status.success() || line.is_some(), "the simulator broke: {text}");

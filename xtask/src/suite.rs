@@ -166,14 +166,14 @@ fn kernel_comparison(options: &Options) -> Result<Stage> {
     Ok(Stage { name: "kernel comparison".into(), commands: vec![command] })
 }
 
-/// The simulator's crash points, and whether it finds planted bugs: three of them in turn, or all.
+/// The simulator's crash points, and whether it finds planted bugs: eight of them in turn, or all.
 fn simulator(options: &Options, soak: bool) -> Result<[Stage; 2]> {
     let mut crashes = process::tied(std::env::current_exe()?.with_file_name("sim"));
     crashes.args(["--ci", "--jobs", &options.jobs, "--effort", &options.effort.to_string()]);
     let mut mutants = process::tied(std::env::current_exe()?.with_file_name("xtask"));
     mutants.args(["mutants", "--sim"]);
     if !soak {
-        mutants.args(["--some", "3"]);
+        mutants.args(["--some", "8"]);
     }
     Ok([("simulator", crashes), ("mutants", mutants)]
         .map(|(name, command)| Stage { name: name.into(), commands: vec![command] }))
