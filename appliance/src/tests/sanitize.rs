@@ -4,10 +4,13 @@ use super::{BLOCK, Disks, World, errno, name, run};
 use crate::units::Unit;
 use export::{LogicalUnit, Sanitize, UnitError};
 use mgmt::*;
-use platform::block::Bufs;
+use platform::block::{Bufs, Disk};
 use platform::random::Seeded;
+use platform::simulated;
+use platform::task::Executor;
 use std::rc::Rc;
 use std::vec;
+use thinp::{Pool, PoolOptions};
 
 const BLOCKS: u64 = 600;
 
@@ -154,11 +157,19 @@ fn one_that_failed_is_known_after_a_restart() {
     let cut = run(9, disks, async |world| {
         let unit = world.login("v").await.unwrap();
         unit.begin_sanitize(true).await.unwrap();
-        world.manager.reserve_metadata_snapshot().await.unwrap();
+        assert_eq!(errno(world.manager.reserve_metadata_snapshot().await), "EBUSY");
         world.manager.service.served().unwrap().pool.commit().await.unwrap();
         (world.disks.fork(), unit.sanitize())
     });
     assert!(matches!(cut.1, Some(Sanitize::Running { .. })));
+    // Another host takes one before the restart.
+    let (meta, data) = (cut.0.meta.clone(), cut.0.data.clone());
+    simulated::run(&Executor::new(), Rc::new(Seeded::from_u64(12)), 32 << 20, async move |runtime| {
+        let (meta, data) = (Disk::new(meta), Disk::new(data));
+        let pool = Pool::open(&runtime, meta, data, PoolOptions::default()).await.unwrap();
+        pool.reserve_metadata_snap().await.unwrap();
+        pool.close().await.unwrap();
+    });
     let failed = Some(Sanitize::Failed { unrestricted: true });
     let first = cut.0.clone();
     run(10, first, async move |world| {
