@@ -40,7 +40,7 @@ enum Sent {
 }
 
 /// Of so many sessions one begins with sanitizing its volume.
-const SANITIZE_ONE_IN: u64 = 12;
+const SANITIZE_ONE_IN: u64 = 7;
 
 /// COMMAND SEQUENCE ERROR: what a SANITIZE is told while others share blocks with the volume.
 const SHARES: Outcome = Outcome::Check(5, 0x2c, 0);
@@ -190,13 +190,17 @@ impl Client {
         match outcome {
             Outcome::Good(_) if immediate => {
                 self.life.model.borrow_mut().sanitize_begun(volume);
-                return self.sanitized(session, volume).await;
+                if !self.sanitized(session, volume).await? {
+                    return Ok(false);
+                }
             }
             Outcome::Good(_) => self.life.model.borrow_mut().sanitized(volume),
             SHARES => self.life.model.borrow_mut().not_sanitized(volume),
             // Nobody knows how far it came.
             other => return Ok(self.is_good("a sanitize", &other)),
         }
+        // What it left on the disk matters now.
+        self.pause(1000).await;
         Ok(true)
     }
 

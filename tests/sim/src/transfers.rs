@@ -393,7 +393,11 @@ impl Worker {
             false if self.life.shape.faults.disks() => return,
             false => match self.volume(name).await {
                 None => return,
-                Some(found) => found.is_some_and(|found| found["contents"] == parcel.snapshot.identity.to_string()),
+                // It may have held the same before, with another size.
+                Some(found) => found.is_some_and(|found| {
+                    found["contents"] == parcel.snapshot.identity.to_string()
+                        && found["size_bytes"] == parcel.snapshot.size_sectors * 512
+                }),
             },
         };
         self.settle_received(parcel, begun, may, taken, answer).await;
