@@ -73,14 +73,8 @@ pub fn run(root: &Path, chosen: &Chosen) -> Result<bool> {
     let folder = mutants::target(root).join("mutants/source");
     let tree = folder.join("tree");
     mutants::copy_tree(root, &tree)?;
-    let all = list(&program(&folder)?, &tree)?;
     let reasons = fs::read_to_string(root.join("tests/mutants/survivors.txt"))?;
-    let explained = explained(&reasons)?;
-    let nothing = explained.keys().find(|name| !all.iter().any(|change| change.name == **name));
-    ensure!(nothing.is_none(), "survivors.txt explains what is no change any more: {}", nothing.unwrap_or(&""));
-    let changes = chosen.of(all);
-    let (known, changes): (Vec<Change>, Vec<Change>) =
-        changes.into_iter().partition(|change| explained.contains_key(change.name.as_str()));
+    let (known, changes) = split(list(&program(&folder)?, &tree)?, &explained(&reasons)?, chosen)?;
     println!("survivors: {} changes, {} more are explained", changes.len(), known.len());
     let built = build::build(&tree, &folder.join("target"), &changes)?;
     println!(
@@ -92,6 +86,7 @@ pub fn run(root: &Path, chosen: &Chosen) -> Result<bool> {
     let mut tests = Tests::find(&built.programs, &chosen.tests, &folder.join("reached.txt"))?;
     fs::write(folder.join("tests.txt"), tests.table())?;
     let (count, time) = tests.extent();
+    ensure!(count > 0, "no test passes");
     println!(
         "survivors: {count} tests take {:.0} s; left out, for they fail so: {:?}",
         time.as_secs_f64(),
@@ -113,6 +108,13 @@ pub fn run(root: &Path, chosen: &Chosen) -> Result<bool> {
     let (result, passed) = (if survived == 0 { "ok" } else { "FAILED" }, noticed + endless + known.len());
     println!("test result: {result}. {passed} passed; {survived} failed; 0 ignored; 0 measured; 0 filtered out");
     Ok(survived == 0)
+}
+
+/// The chosen changes that are explained, and the others.
+fn split(all: Vec<Change>, explained: &BTreeMap<&str, &str>, chosen: &Chosen) -> Result<(Vec<Change>, Vec<Change>)> {
+    let nothing = explained.keys().find(|name| !all.iter().any(|change| change.name == **name));
+    ensure!(nothing.is_none(), "survivors.txt explains what is no change any more: {}", nothing.unwrap_or(&""));
+    Ok(chosen.of(all).into_iter().partition(|change| explained.contains_key(change.name.as_str())))
 }
 
 /// Tries what was built, and tells what survives and, in a file, what became of each.
