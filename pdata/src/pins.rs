@@ -259,3 +259,80 @@ fn set(bits: &mut [u32], block: u64, value: bool) {
 fn ones(bits: &[u32]) -> u64 {
     bits.iter().map(|word| u64::from(word.count_ones())).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::collections::BTreeSet;
+    use alloc::vec;
+    use platform::random::{Random, Seeded};
+
+    const BLOCKS: u64 = 100;
+
+    type Blocks = BTreeSet<u64>;
+
+    fn bits(blocks: &Blocks) -> Bits {
+        let mut bits = vec![0; BLOCKS.div_ceil(PER_WORD) as usize];
+        blocks.iter().for_each(|block| set(&mut bits, *block, true));
+        bits
+    }
+
+    fn below(dice: &Seeded, limit: u64) -> u64 {
+        let mut bytes = [0; 8];
+        dice.fill(&mut bytes);
+        u64::from_le_bytes(bytes) % limit
+    }
+
+    /// What is pinned, and what of it is held back, while blocks are taken and freed, commits are made and lost, and pins come
+    /// and go.
+    #[test]
+    fn pins_agree_with_sets_of_blocks() {
+        for seed in 0..8 {
+            let dice = Seeded::from_u64(seed);
+            let pins = Pins::default();
+            let (mut now, mut committed, mut commits) = (Blocks::new(), Blocks::new(), 0);
+            let mut open: Vec<(Rc<Pin>, Blocks)> = Vec::new();
+            for step in 0..400 {
+                match below(&dice, 12) {
+                    0 => {
+                        now.clone_from(&committed);
+                        pins.reopened(&bits(&committed));
+                        commits += 1;
+                    }
+                    change @ 1..=2 => {
+                        committed.clone_from(&now);
+                        pins.committed();
+                        commits += 1;
+                        if change == 2 {
+                            open.push((pins.pin(Rc::new(bits(&now))), now.clone()));
+                        }
+                    }
+                    3 if !open.is_empty() => drop(open.remove(below(&dice, open.len() as u64) as usize)),
+                    _ => {
+                        let (block, count) = (below(&dice, BLOCKS), below(&dice, 4) as u32);
+                        if count > 0 {
+                            now.insert(block)
+                        } else {
+                            now.remove(&block)
+                        };
+                        pins.changed(block, count);
+                    }
+                }
+                let told = (seed, step);
+                let all: Blocks = open.iter().flat_map(|(_, used)| used.iter().copied()).collect();
+                let pinned: Blocks = (0..BLOCKS).filter(|block| get(&pins.words(0), *block)).collect();
+                assert_eq!(pinned, all, "{told:?}");
+                assert_eq!(*pins.words(1), *pins.words(0).get(1..).unwrap_or_default(), "{told:?}");
+                assert_eq!(pins.held_back_blocks(), all.difference(&committed).count() as u64, "{told:?}");
+                assert_eq!(pins.freed_blocks(), all.difference(&now).count() as u64, "{told:?}");
+                for (pin, used) in &open {
+                    let held_back = used.difference(&committed).count() as u64;
+                    assert_eq!(pin.held_back_blocks(), Some(held_back), "{told:?}");
+                }
+                assert_eq!((pins.is_empty(), pins.commits()), (open.is_empty(), commits), "{told:?}");
+                let last = open.last().filter(|(pin, _)| pin.commit() == commits).map(|(_, used)| bits(used));
+                assert_eq!(pins.of_last_commit().map(|used| used.to_vec()), last, "{told:?}");
+            }
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! What re-implementations get wrong (reference 9.1): the traps of the library that no other file has.
 
 use crate::harness::*;
+use pdata::Error;
 use pdata::block::BlockKind;
 use pdata::btree::{NODE, Node};
 use platform::task::block_on_ready;
@@ -66,6 +67,30 @@ fn trap_4_a_copied_node_counts_what_it_points_to_and_a_moved_one_does_not() {
         assert_eq!(store.data.nr_free(), 1000);
         store.commit().await;
         store.check([]).await;
+    });
+}
+
+/// A block that several point to is copied for the one that changes it, also if the disk does not have it yet: the others go
+/// on seeing what it was. What nobody points to cannot be changed.
+#[test]
+fn a_shared_block_that_was_not_written_yet_stays_for_the_others() {
+    block_on_ready(async {
+        for pointers in 2..6 {
+            let store = Store::new(200, 10, 64).await;
+            let block = store.tm.new_block(&PLAIN).await.unwrap();
+            let number = block.number();
+            block.bytes_mut()[100] = 7;
+            drop(block);
+            (1..pointers).for_each(|_| store.tm.inc(number));
+            let shadow = store.tm.shadow(number, &PLAIN).await.unwrap();
+            assert!(shadow.duplicated && shadow.block.number() != number && shadow.block.bytes()[100] == 7);
+            shadow.block.bytes_mut()[100] = 8;
+            assert_eq!(store.tm.blocks().read(number, &PLAIN).await.unwrap().bytes()[100], 7, "{pointers}");
+            assert_eq!(store.tm.count(number).await, Ok(pointers - 1));
+            (1..pointers).for_each(|_| store.tm.dec(number));
+            let error = store.tm.shadow(number, &PLAIN).await.err();
+            assert_eq!(error, Some(Error::BadCount { block: number, count: 0, by: -1 }));
+        }
     });
 }
 

@@ -489,3 +489,14 @@ fn the_encoder_refuses_what_a_decoder_would() {
     encoder.data(0, 512, &mut out).unwrap();
     assert_eq!(encoder.end(&mut out), Err(Reason::PayloadDiffers(512)));
 }
+
+#[test]
+fn an_identity_is_written_as_it_is_read() {
+    let identity = Identity(core::array::from_fn(|place| 0xf0 ^ (place as u8 * 17)));
+    let text = identity.to_string();
+    assert_eq!((text.as_str(), text.parse()), ("f0e1d2c3b4a5968778695a4b3c2d1e0f", Ok(identity)));
+    assert_eq!(format!("{identity:?}"), text);
+    for wrong in [&text[1..], &format!("{text}0"), &text.replace('f', "g"), ""] {
+        assert!(wrong.parse::<Identity>().is_err(), "{wrong}");
+    }
+}

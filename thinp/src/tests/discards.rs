@@ -102,10 +102,16 @@ fn features_and_the_disk_decide_what_becomes_of_discards() {
         assert_eq!((world.data.discarded_sectors(), pool.status().data_used_blocks), (0, 0));
     });
     run_blank(7, 64, async |world| {
-        let change = |limits: &mut Limits| limits.discard_sectors_max = BLOCK - 1;
-        let data = world.slow(Limited { inner: world.data.clone(), change });
-        let pool = Pool::open(&world.runtime, world.meta_disk(), data, PoolOptions::default()).await.unwrap();
-        assert_eq!(pool.status().discard, DiscardPolicy::NoPassdown);
+        let changes: [(fn(&mut Limits), _); 2] = [
+            (|limits| limits.discard_sectors_max = BLOCK - 1, DiscardPolicy::NoPassdown),
+            (|limits| limits.discard_sectors_max = BLOCK, DiscardPolicy::Passdown),
+        ];
+        for (change, policy) in changes {
+            let data = world.slow(Limited { inner: world.data.clone(), change });
+            let pool = Pool::open(&world.runtime, world.meta_disk(), data, PoolOptions::default()).await.unwrap();
+            assert_eq!(pool.status().discard, policy);
+            pool.close().await.unwrap();
+        }
     });
 }
 

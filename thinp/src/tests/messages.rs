@@ -136,3 +136,15 @@ fn a_pool_grows_to_both_of_its_disks() {
         }
     });
 }
+
+/// An error says what is the matter and what to do about it.
+#[test]
+fn errors_name_the_mode_and_the_way_out() {
+    let modes = [Mode::Write, Mode::OutOfDataSpace, Mode::OutOfMetadataSpace, Mode::ReadOnly, Mode::Fail];
+    let names = ["write", "out of data space", "out of metadata space", "read-only", "fail"];
+    for (mode, name) in modes.into_iter().zip(names) {
+        let text = Error::Refused(mode).to_string();
+        assert!(text.contains(&std::format!(" in {name} mode: {}", mode.way_out())), "{text}");
+    }
+    assert_eq!((Errno::ENOSPC.to_string().as_str(), Errno::ENOSPC.number()), ("ENOSPC", 28));
+}

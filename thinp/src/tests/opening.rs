@@ -93,7 +93,29 @@ fn trap_29_a_zeroed_first_sector_is_not_blank() {
     // Linux leaves the rest of block 0 zero, and so do we: then the data disk decides.
     assert_eq!(try_default(meta.fork(), data.fork()), OpenError::DataInUse { sector: 0 });
     meta.poke(4095, &[1]);
-    assert!(matches!(try_default(meta, data), OpenError::Metadata(_)));
+    assert!(matches!(try_default(meta, data), OpenError::Metadata(error) if error.is_damage()));
+}
+
+/// A repair is for disks that work and hold the wrong thing, and for nothing else.
+#[test]
+fn damage_is_told_from_failures_and_refusals() {
+    use pdata::Error::{Damaged, Io, NoMemory, NoSpace};
+    let source = platform::block::IoError::Device { op: platform::block::Op::Read, sector: 8 };
+    let damage = [
+        MetadataError::Storage(Damaged { block: 1, kind: "btree node", what: "it is not sealed" }),
+        MetadataError::Blank,
+        MetadataError::BadSuperblockChecksum,
+    ];
+    let others = [
+        MetadataError::Storage(Io { block: 1, action: "read", source }),
+        MetadataError::Storage(NoSpace),
+        MetadataError::Spoilt,
+        MetadataError::TakenOver,
+        MetadataError::NoDataSpace,
+    ];
+    assert!(damage.iter().all(|error| error.is_damage()) && !others.iter().any(|error| error.is_damage()));
+    assert!(MetadataError::Storage(NoSpace).is_no_metadata_space());
+    assert!(!MetadataError::Storage(NoMemory).is_no_metadata_space());
 }
 
 #[test]

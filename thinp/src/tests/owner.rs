@@ -94,6 +94,32 @@ fn writes_in_place_stop_within_a_second() {
     });
 }
 
+/// The looks go on for as long as a device is active, and not without one.
+#[test]
+fn block_0_is_looked_at_while_a_device_is_active() {
+    run_blank(12, 64, async |world| {
+        let looks = Rc::new(Cell::new(0));
+        let counted = looks.clone();
+        let meta = Disk::new(Fault::new(Rc::new(world.meta.clone()), move |request| {
+            counted.set(counted.get() + u32::from(request.op == Op::Read && request.sector == 0));
+            None
+        }));
+        let pool = Pool::open(&world.runtime, meta, world.data_disk(), PoolOptions::default()).await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let in_ten_seconds = async || {
+            world.runtime.timers.sleep(2 * SECOND).await;
+            let before = looks.get();
+            world.runtime.timers.sleep(10 * SECOND).await;
+            looks.get() - before
+        };
+        for _ in 0..2 {
+            assert_eq!(in_ten_seconds().await, 0);
+            let _thin = pool.open_thin(id(0), None).await.unwrap();
+            assert!((10..=12).contains(&in_ten_seconds().await));
+        }
+    });
+}
+
 #[test]
 fn a_commit_finds_the_other_before_it_overwrites_anything_of_it() {
     run_blank(2, 64, async |world| {

@@ -2,7 +2,7 @@
 
 use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{DeviceId, Errno, Mode};
-use crate::{Change, Error, Features, Pool, PoolOptions, Records};
+use crate::{Change, Error, Features, Pool, PoolOptions, Records, Roots};
 use platform::block::Bufs;
 use platform::mem::MemDisk;
 use platform::time::Duration;
@@ -46,6 +46,28 @@ fn pages_and_devices_change_together_and_are_found_again() {
         assert_eq!(records.read(3).await, Err(Error::NoPage(3)));
         let devices: Vec<u32> = pool.devices().await.unwrap().into_iter().map(|(id, _)| id.get()).collect();
         assert_eq!(devices, [2, 16_777_215]);
+    });
+}
+
+/// What is written down of a snapshot can name the tree that it has: nobody changes that meanwhile.
+#[test]
+fn a_plan_is_told_the_roots_of_what_keeps_still() {
+    run_blank(31, 32, async |world| {
+        let (pool, records) = pool_with_records(&world).await;
+        pool.create_thin(id(1)).await.unwrap();
+        let thin = pool.open_thin(id(1), None).await.unwrap();
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        let plan = |roots: &Roots| {
+            let root = roots.of(id(1));
+            Ok::<_, Error>((vec![(0, root.to_le_bytes().to_vec())], (root, roots.of(id(9)))))
+        };
+        let changes = [Change::CreateSnap { device: id(2), origin: id(1) }];
+        let (root, unknown) = records.apply_with(&changes, &[id(1)], plan).await.unwrap();
+        assert_eq!((root, unknown), (pool.root(id(2)).await.unwrap(), 0));
+        assert!(root > 1);
+        assert_eq!(records.read(0).await.unwrap(), root.to_le_bytes());
+        world.write(&thin, 0, BLOCK, 0x22).await.unwrap();
+        assert_ne!(pool.root(id(1)).await.unwrap(), root);
     });
 }
 

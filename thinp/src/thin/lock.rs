@@ -202,10 +202,13 @@ mod tests {
         assert!(poll(&mut second).is_pending());
         drop(old);
         assert!(poll(&mut first).is_ready());
+        let mut third = Box::pin(in_flight.drain());
+        assert!(poll(&mut third).is_pending(), "what the second one waits for came before it, too");
         assert!(poll(&mut second).is_pending());
         drop(young);
-        assert!(poll(&mut second).is_ready());
+        assert!(poll(&mut second).is_ready() && poll(&mut third).is_ready());
         let mut empty = Box::pin(in_flight.drain());
         assert!(poll(&mut empty).is_ready());
+        assert!(in_flight.ending.borrow().is_empty(), "nobody waits for what has ended");
     }
 }
