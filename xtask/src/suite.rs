@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lexopt::prelude::*;
 
 use crate::machine::MACHINES;
@@ -146,10 +146,12 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     stages.push(Stage { name: "fuzz".into(), commands: vec![fuzz] });
     stages.extend(end_to_end(&options, &image, &program)?);
     let limit = STAGE_LIMIT.saturating_mul(u32::try_from(options.effort).unwrap_or(u32::MAX));
+    if let Some(part) = &options.only {
+        let names: Vec<String> = stages.iter().map(|stage| stage.name.clone()).collect();
+        stages.retain(|stage| stage.name.contains(part.as_str()));
+        ensure!(!stages.is_empty(), "no stage is named {part}: there are {}", names.join("; "));
+    }
     for stage in stages {
-        if options.only.as_ref().is_some_and(|part| !stage.name.contains(part.as_str())) {
-            continue;
-        }
         println!("\n===== {} =====", stage.name);
         let begun = Instant::now();
         total.add(run_stage(&stage.name, stage.commands, limit));
