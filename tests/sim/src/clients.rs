@@ -39,8 +39,9 @@ enum Sent {
     Flush { begun: u64 },
 }
 
-/// Of so many sessions one begins with sanitizing its volume.
-const SANITIZE_ONE_IN: u64 = 7;
+/// Of so many sessions one begins with sanitizing its volume; and where nothing of what that held may be left.
+const SANITIZE_ONE_IN: u64 = 12;
+const SANITIZE_ALONE_ONE_IN: u64 = 3;
 
 /// COMMAND SEQUENCE ERROR: what a SANITIZE is told while others share blocks with the volume.
 const SHARES: Outcome = Outcome::Check(5, 0x2c, 0);
@@ -181,7 +182,9 @@ impl Client {
         if ends_empty {
             return self.sanitized(session, volume).await;
         }
-        if !self.life.world.once_in(SANITIZE_ONE_IN) || !self.life.model.borrow_mut().begin_sanitize(volume) {
+        let alone = self.life.model.borrow_mut().volume(volume).is_alone();
+        let one_in = if alone { SANITIZE_ALONE_ONE_IN } else { SANITIZE_ONE_IN };
+        if !self.life.world.once_in(one_in) || !self.life.model.borrow_mut().begin_sanitize(volume) {
             return Ok(self.life.model.borrow_mut().volume(volume).is_settled());
         }
         let immediate = self.life.world.once_in(2);

@@ -75,8 +75,9 @@ pub async fn work(life: Rc<Life>) {
         if life.snapshot_wanted.take() {
             worker.snapshot(true).await;
         }
-        if life.failure_wanted.take() {
+        if life.failure_wanted.get() {
             worker.lose_transaction().await;
+            life.failure_wanted.set(false);
         }
         match life.world.below(116) {
             0..12 => worker.create(life.shape.volume_blocks - life.world.below(life.shape.volume_blocks / 2)).await,

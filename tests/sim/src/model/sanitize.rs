@@ -25,6 +25,11 @@ impl Volume {
         self.sanitizing != Sanitizing::Not || begun <= self.sanitized_at
     }
 
+    /// All that it holds is its own, and some of that is there for sure.
+    pub fn is_alone(&self) -> bool {
+        self.alone && self.contents.sure_words().next().is_some()
+    }
+
     /// It ends as an empty volume, which nobody has seen yet.
     pub fn ends_empty(&self) -> bool {
         self.sanitizing == Sanitizing::Begun && self.exported.known() == Some(&true)
@@ -83,7 +88,9 @@ impl Model {
         let erased: BTreeSet<Word> =
             if volume.alone { volume.contents.sure_words().collect() } else { BTreeSet::new() };
         self.streams.sanitized += 1;
-        (self.erased, self.erased_looks) = (erased, ERASED_LOOKS);
+        if !erased.is_empty() {
+            (self.erased, self.erased_looks) = (erased, ERASED_LOOKS);
+        }
         self.exchanged(name);
         self.sanitize_over(name);
     }
