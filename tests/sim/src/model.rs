@@ -118,6 +118,8 @@ pub struct Volume {
     pub had_known_contents: bool,
     /// When contents were exchanged last.
     exchanged_at: u64,
+    /// When zeroes were sent last, or an unmap.
+    zeroed_at: u64,
     /// It never shared blocks with others, nor got any of a stream.
     alone: bool,
     pub sanitizing: Sanitizing,
@@ -147,6 +149,11 @@ impl Volume {
     /// A write that was sent at `begun` may have met what was exchanged since.
     pub fn is_exchanged_since(&self, begun: u64) -> bool {
         begun <= self.exchanged_at
+    }
+
+    /// Blocks may have been unmapped since, and mapped again.
+    pub fn is_zeroed_since(&self, begun: u64) -> bool {
+        begun <= self.zeroed_at
     }
 
     /// It can be logged in to.
@@ -200,7 +207,6 @@ pub struct Model {
     moments: Vec<Moment>,
     /// Words that no sector of the data disk may hold any more: a volume that was alone had them, and was sanitized.
     erased: BTreeSet<Word>,
-    erased_looks: u64,
     /// Who has reserved a volume, by its name.
     reservations: BTreeMap<String, Rc<RefCell<History<Reservation>>>>,
 }
@@ -232,7 +238,6 @@ impl Model {
             lost_at: 0,
             moments: Vec::new(),
             erased: BTreeSet::new(),
-            erased_looks: 0,
             reservations: BTreeMap::new(),
         }
     }
@@ -255,6 +260,7 @@ impl Model {
             // A snapshot on its way may have it or not, and so has a volume that is exchanged while it is used.
             let (own, follows) = (own == name, |follows: &Option<String>| follows.as_deref() == Some(name));
             if own {
+                volume.zeroed_at = if zeroes { begun } else { volume.zeroed_at };
                 volume.expect_write(&sectors, |sector| if zeroes { 0 } else { word(number, sector) });
             }
             let contents = (own || follows(&volume.follows)).then_some(&mut volume.contents);
@@ -384,6 +390,7 @@ impl Model {
             other: None,
             had_known_contents: false,
             exchanged_at: 0,
+            zeroed_at: 0,
             alone: of.is_none(),
             sanitizing: Sanitizing::Not,
             lost_while_sanitized: false,

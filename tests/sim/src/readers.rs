@@ -117,7 +117,8 @@ impl Worker {
             assert_eq!(mapped, exclusive + shared, "space of {name}: {volume}");
             assert!(before.contains_key(name) || after.contains_key(name), "space of {name}, which is not there");
             let (Some(before), Some(after)) = (before.get(name), after.get(name)) else { continue };
-            if model.volumes[name].is_exchanged_since(begun) {
+            let volume = &model.volumes[name];
+            if volume.is_exchanged_since(begun) || volume.is_zeroed_since(begun) {
                 continue;
             }
             let (least, most) = (before.intersection(after).count() as u64, model.most_mapped(name));
