@@ -66,10 +66,12 @@ impl Thin {
         }
         all(&mut writings, |writing, cx| writing.poll(device, cx)).await;
         writings.into_iter().try_for_each(Writing::done)?;
-        if fua && (!through || device.pool.metadata.changed(device.id)) {
-            return self.flush().await;
+        match fua {
+            false => Ok(()),
+            // A transaction may have been lost meanwhile, and with it what a piece had mapped.
+            true if through && !device.pool.metadata.changed(device.id) => device.check_nothing_lost(),
+            true => self.flush().await,
         }
-        Ok(())
     }
 
     /// Makes sectors read as zero. Mapped blocks stay mapped, unmapped ones unmapped where that reads as zero.
