@@ -309,6 +309,8 @@ impl Manager {
             && size_bytes != old_bytes
         {
             forget(served, device, size_bytes.min(old_bytes)).await?;
+            // How large it is belongs to what it holds.
+            record.contents = None;
         }
         record.size_bytes = Some(size_bytes);
         served.change(&[], [Edit::Put(record)].into()).await?;

@@ -300,6 +300,30 @@ fn what_is_sent_or_received_is_in_use() {
     });
 }
 
+/// The simulator's seed 107047175322 at `c9b89be`: a volume that had been received and then grown was still told to hold what it
+/// had received, so that a stream that was refused could be taken for one that had come in.
+#[test]
+fn a_volume_of_another_size_does_not_hold_what_it_received() {
+    run(13, Disks::new(200), async |world| {
+        world.create("v", 10).await;
+        world.fill("v", 0, 2 * BLOCK, 1).await;
+        world.snapshot("v", "base").await;
+        world.fill("v", BLOCK, 2 * BLOCK, 2).await;
+        world.snapshot("v", "s").await;
+        receive(&world, &into("copy"), &send(&world, "base", None, None).await, false).await.unwrap();
+        let resize = async |blocks| {
+            let size = VolumeChange::SizeBytes(VolumeSize::new(blocks * BLOCK).unwrap());
+            world.manager.change_volume(&name("copy"), size).await.unwrap();
+            world.volume("copy").await.contents
+        };
+        assert!(resize(10).await.is_some(), "it is as large as before");
+        assert_eq!(resize(12).await, None);
+        let increment = send(&world, "s", Some("base"), None).await;
+        let (code, says) = refusal(receive(&world, &into("copy"), &increment, false).await);
+        assert!(code == "EINVAL" && says.contains("does not hold"), "{code}: {says}");
+    });
+}
+
 #[test]
 fn a_volume_that_is_made_meanwhile_is_not_replaced() {
     run(11, Disks::new(200), async |world| {
