@@ -12,7 +12,8 @@ pub(super) const STEP_BLOCKS: u64 = 1024;
 
 impl Thin {
     /// Unmaps the whole blocks within the sectors; partial blocks at the ends keep their contents. Unmapped blocks read
-    /// as zeroes, or as the external origin. In read-only mode it succeeds and does nothing, as in dm-thin.
+    /// as zeroes, or as the external origin. In read-only mode it fails if anything is mapped there, unlike dm-thin: who is
+    /// told that it is done counts on the zeroes.
     pub async fn discard(&self, sector: u64, sectors: u64) -> Result<(), Error> {
         let (device, block_sectors) = (&self.0, self.0.pool.block_sectors);
         device.pool.check_working()?;
@@ -21,10 +22,13 @@ impl Thin {
         }
         let sectors = range(sector, sectors)?;
         let (mut next, end) = (sectors.start.div_ceil(block_sectors), sectors.end / block_sectors);
-        while next < end && device.pool.mode() != Mode::ReadOnly {
+        while next < end {
             let Some(mapped) = device.pool.metadata.next_mapped(device.id, VirtualBlock(next)).await? else { break };
             if mapped.0 >= end {
                 break;
+            }
+            if device.pool.mode() == Mode::ReadOnly {
+                return Err(device.pool.state.refusal());
             }
             let step_end = mapped.0.saturating_add(STEP_BLOCKS).min(end);
             let step = device.clone().discard_step(mapped, VirtualBlock(step_end));
