@@ -260,6 +260,46 @@ fn trap_24_fua_filling_a_new_block_completes_after_the_commit() {
     });
 }
 
+/// The simulator's seed 107053883109: of two blocks that a FUA write goes to, it maps the first; the second, which another write
+/// maps meanwhile, is overwritten in place, and during that the transaction is lost.
+#[test]
+fn trap_24_a_fua_write_that_a_lost_transaction_takes_is_not_acknowledged() {
+    run_blank(18, 32, async |world| {
+        let fails = Rc::new(Cell::new(false));
+        let failing = fails.clone();
+        let fault = Fault::new(Rc::new(world.data.clone()), move |request| {
+            let fails = request.op == Op::Flush && failing.get();
+            fails.then_some(IoError::Device { op: request.op, sector: request.sector })
+        });
+        let first = Gate::new(fault, |request| request.op == Op::Write { fua: false } && request.sectors == 3);
+        let second = Gate::new(first.clone(), |request| request.op == Op::Write { fua: true });
+        let (meta, data) = (Disk::new(world.meta.clone()), Disk::new(second.clone()));
+        let pool = Pool::open(&world.runtime, meta, data, PoolOptions::default()).await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        pool.commit().await.unwrap();
+        let write = |sector, sectors: usize, fua| {
+            let (world, thin) = (world.clone(), thin.clone());
+            let bytes = vec![0x11; sectors * 512];
+            world.clone().runtime.spawner.spawn(async move { world.write_bytes(&thin, sector, &bytes, fua).await })
+        };
+        let settled = || world.runtime.timers.sleep(Duration::from_millis(1));
+        let other = write(BLOCK, 3, false);
+        settled().await;
+        let fua = write(BLOCK - 2, 7, true);
+        settled().await;
+        assert_eq!((first.held.borrow().len(), thin.mapped_run(0, 1).await.unwrap().0), (1, true), "block 0 is mapped");
+        first.open();
+        other.await.unwrap().unwrap();
+        settled().await;
+        assert_eq!(second.held.borrow().len(), 1, "block 1 is written in place");
+        fails.set(true);
+        pool.commit().await.unwrap_err();
+        second.open();
+        assert_eq!(fua.await.unwrap(), Err(Error::ChangesLost(id(0))));
+    });
+}
+
 /// Trap 25, and the order of reference 5.2.
 #[test]
 fn trap_25_the_data_flush_comes_before_the_superblock() {
