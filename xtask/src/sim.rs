@@ -20,6 +20,7 @@ usage: cargo xtask mutants NAME              build the image of a mutant
                                              place or name one of the texts is, such as `pdata/src/btree`
   --some N     only N of the mutants, others from minute to minute
   --part K/N   only the changes of the K-th of N parts of the source; the first is 0
+  --jobs N     so many changes of the source at a time (default 2)
   --tests TEXT only the tests in whose name this is";
 
 /// A mutant must be found within a tenth of the crash points of a CI run.
@@ -64,6 +65,7 @@ pub fn mutants(root: &Path, parser: &mut lexopt::Parser) -> Result<bool> {
             Long("some") => some = Some(parser.value()?.parse()?),
             Long("source") => source = true,
             Long("part") => changes.part = Some(parser.value()?.parse_with(survivors::part)?),
+            Long("jobs") => changes.jobs = parser.value()?.parse()?,
             Long("tests") => changes.tests = parser.value()?.string()?,
             Value(name) => chosen.push(name.string()?),
             _ => bail!("{USAGE}"),

@@ -14,6 +14,8 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -32,7 +34,7 @@ const LIST_LIMIT: Duration = Duration::from_secs(300);
 const PACKAGES: [&str; 2] = ["pdata", "thinp"];
 
 /// Which changes to try.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Chosen {
     /// Only the functions of this part of so many.
     pub part: Option<(usize, usize)>,
@@ -40,6 +42,14 @@ pub struct Chosen {
     pub texts: Vec<String>,
     /// Only tests whose name contains this.
     pub tests: String,
+    /// So many at a time.
+    pub jobs: usize,
+}
+
+impl Default for Chosen {
+    fn default() -> Chosen {
+        Chosen { part: None, texts: Vec::new(), tests: String::new(), jobs: 2 }
+    }
 }
 
 impl Chosen {
@@ -83,7 +93,7 @@ pub fn run(root: &Path, chosen: &Chosen) -> Result<bool> {
         built.unviable.len(),
         built.apart.len()
     );
-    let mut tests = Tests::find(&built.programs, &chosen.tests, &folder.join("reached.txt"))?;
+    let tests = Tests::find(&built.programs, &chosen.tests, &folder.join("reached.txt"))?;
     fs::write(folder.join("tests.txt"), tests.table())?;
     let (count, time) = tests.extent();
     ensure!(count > 0, "no test passes");
@@ -96,7 +106,7 @@ pub fn run(root: &Path, chosen: &Chosen) -> Result<bool> {
     for change in changes.iter().filter(|change| built.apart.contains(&change.number)) {
         writeln!(outcomes, "not tried\t{}\t{}", change.place, change.name)?;
     }
-    let tally = try_all(&changes, &built, &mut tests, outcomes)?;
+    let tally = try_all(&changes, &built, &tests, outcomes, chosen.jobs)?;
     let Tally { noticed, endless, survived } = tally;
     println!(
         "survivors: {noticed} noticed, {endless} ran for ever, {survived} survived, {} explained; {} do not compile, {} not tried; {:.0} s",
@@ -117,28 +127,42 @@ fn split(all: Vec<Change>, explained: &BTreeMap<&str, &str>, chosen: &Chosen) ->
     Ok(chosen.of(all).into_iter().partition(|change| explained.contains_key(change.name.as_str())))
 }
 
-/// Tries what was built, and tells what survives and, in a file, what became of each.
-fn try_all(changes: &[Change], built: &Built, tests: &mut Tests, mut outcomes: fs::File) -> Result<Tally> {
-    let mut tally = Tally::default();
+/// Tries what was built, so many changes at a time, and tells what survives and, in a file, what became of each.
+fn try_all(changes: &[Change], built: &Built, tests: &Tests, outcomes: fs::File, jobs: usize) -> Result<Tally> {
+    let book = Mutex::new((Tally::default(), outcomes));
     let mut left: Vec<(&Change, usize)> = changes.iter().map(|change| (change, 0)).collect();
     for long in [false, true] {
-        for (change, reached) in std::mem::take(&mut left) {
-            let Some(function) = built.functions.get(&change.number) else { continue };
-            let outcome = tests.try_change(change.number, *function, long)?;
-            match outcome {
-                Outcome::Noticed(_) => tally.noticed += 1,
-                Outcome::Endless(_) => tally.endless += 1,
-                Outcome::Survived(reaching) if long => {
-                    let (place, reaching) = (change.place.replace(' ', "_"), reached + reaching);
-                    println!("test survivors::{place} ... FAILED: {reaching} tests call its function");
-                    tally.survived += 1;
+        let (queue, again) = (Mutex::new(std::mem::take(&mut left).into_iter()), Mutex::new(Vec::new()));
+        let work = |mut tests: Tests| -> Result<()> {
+            loop {
+                let Some((change, reached)) = taken(&queue).next() else { return Ok(()) };
+                let Some(function) = built.functions.get(&change.number) else { continue };
+                let outcome = tests.try_change(change.number, *function, long)?;
+                let (tally, outcomes) = &mut *taken(&book);
+                match outcome {
+                    Outcome::Noticed(_) => tally.noticed += 1,
+                    Outcome::Endless(_) => tally.endless += 1,
+                    Outcome::Survived(reaching) if long => {
+                        let (place, reaching) = (change.place.replace(' ', "_"), reached + reaching);
+                        println!("test survivors::{place} ... FAILED: {reaching} tests call its function");
+                        tally.survived += 1;
+                    }
+                    Outcome::Survived(reaching) => taken(&again).push((change, reaching)),
                 }
-                Outcome::Survived(reaching) => left.push((change, reaching)),
+                writeln!(outcomes, "{outcome}\t{}\t{}", change.place, change.name)?;
             }
-            writeln!(outcomes, "{outcome}\t{}\t{}", change.place, change.name)?;
-        }
+        };
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(|| work(tests.clone()))).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
+        })?;
+        left = again.into_inner().unwrap_or_else(PoisonError::into_inner);
     }
-    Ok(tally)
+    Ok(book.into_inner().unwrap_or_else(PoisonError::into_inner).0)
+}
+
+fn taken<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How many changes came to which end.

@@ -76,7 +76,7 @@ impl fmt::Display for Outcome {
 }
 
 /// All tests that pass without a change, the fastest first.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tests {
     tests: Vec<Test>,
     /// Those that fail even without a change.
