@@ -39,8 +39,9 @@ enum Sent {
     Flush { begun: u64 },
 }
 
-/// Of so many sessions one begins with sanitizing its volume.
+/// Of so many sessions one begins with sanitizing its volume; and where nothing of what that held may be left.
 const SANITIZE_ONE_IN: u64 = 12;
+const SANITIZE_ALONE_ONE_IN: u64 = 3;
 
 /// COMMAND SEQUENCE ERROR: what a SANITIZE is told while others share blocks with the volume.
 const SHARES: Outcome = Outcome::Check(5, 0x2c, 0);
@@ -181,7 +182,9 @@ impl Client {
         if ends_empty {
             return self.sanitized(session, volume).await;
         }
-        if !self.life.world.once_in(SANITIZE_ONE_IN) || !self.life.model.borrow_mut().begin_sanitize(volume) {
+        let alone = self.life.model.borrow_mut().volume(volume).is_alone();
+        let one_in = if alone { SANITIZE_ALONE_ONE_IN } else { SANITIZE_ONE_IN };
+        if !self.life.world.once_in(one_in) || !self.life.model.borrow_mut().begin_sanitize(volume) {
             return Ok(self.life.model.borrow_mut().volume(volume).is_settled());
         }
         let immediate = self.life.world.once_in(2);
@@ -190,13 +193,17 @@ impl Client {
         match outcome {
             Outcome::Good(_) if immediate => {
                 self.life.model.borrow_mut().sanitize_begun(volume);
-                return self.sanitized(session, volume).await;
+                if !self.sanitized(session, volume).await? {
+                    return Ok(false);
+                }
             }
             Outcome::Good(_) => self.life.model.borrow_mut().sanitized(volume),
             SHARES => self.life.model.borrow_mut().not_sanitized(volume),
             // Nobody knows how far it came.
             other => return Ok(self.is_good("a sanitize", &other)),
         }
+        // What it left on the disk matters now.
+        self.pause(1000).await;
         Ok(true)
     }
 

@@ -3,7 +3,9 @@
 //! what a power cut leaves is for the model to judge, as everywhere.
 
 use crate::clients::Client;
-use crate::history::{Ask, Bits, History, RESERVATION_TYPES, Register, Reservation, Said, Set, Touch, Touched};
+use crate::history::{
+    Ask, Bits, EVERYBODY, History, RESERVATION_TYPES, Register, Reservation, Said, Set, Touch, Touched,
+};
 use crate::initiator::{Broken, Command, Outcome, Session};
 use crate::life::{self, Birth, Life, PATIENCE};
 use crate::manager;
@@ -38,6 +40,9 @@ const DIFFERS: Outcome = Outcome::Check(0xe, 0x1d, 0);
 /// RESERVATION CONFLICT.
 pub const CONFLICT: Outcome = Outcome::Status(0x18);
 
+/// INVALID RELEASE OF PERSISTENT RESERVATION.
+const INVALID_RELEASE: Outcome = Outcome::Check(5, 0x26, 4);
+
 /// Sense key: the command was not carried out.
 const UNIT_ATTENTION: u8 = 6;
 
@@ -48,8 +53,6 @@ struct Ring {
     registers: RefCell<Vec<History<Register>>>,
     bits: RefCell<History<Bits>>,
     reservation: Rc<RefCell<History<Reservation>>>,
-    /// Type of the reservations.
-    kind: u8,
 }
 
 /// A command under way, as the histories and the model know it.
@@ -96,13 +99,11 @@ pub async fn contest(birth: Birth, runtime: Runtime) {
     // Nobody deletes or resizes it.
     life.model.borrow_mut().volume(&volume).users += 1;
     let before = life.model.borrow_mut().reservations_of(&volume);
-    let any = || RESERVATION_TYPES[world.below(RESERVATION_TYPES.len() as u64) as usize];
-    let kind = before.first().map_or_else(any, Reservation::kind);
-    let before = if before.is_empty() { [Reservation::new(kind)].into() } else { before };
+    let before = if before.is_empty() { [Reservation::default()].into() } else { before };
     let reservation = Rc::new(RefCell::new(History::of_any(before)));
     life.model.borrow_mut().reserve(&volume, reservation.clone());
     let bits = RefCell::new(History::new(Bits(0)));
-    let ring = Rc::new(Ring { life: life.clone(), volume, registers: RefCell::default(), bits, reservation, kind });
+    let ring = Rc::new(Ring { life: life.clone(), volume, registers: RefCell::default(), bits, reservation });
     Fighter::new(&ring, FIRST).prepare().await;
     birth.watch();
     let over = life.over();
@@ -281,13 +282,18 @@ impl Fighter {
     async fn reserve(&mut self, session: &mut Session) -> Result<(), Broken> {
         let victim = (self.number + 1 + self.below(self.ring.life.shape.clients - 1)) % self.ring.life.shape.clients;
         let persists = self.below(4) > 0;
+        // What is held is mostly of the type that is asked for most.
+        let kind = match self.below(2) {
+            0 => RESERVATION_TYPES[0],
+            _ => RESERVATION_TYPES[self.below(RESERVATION_TYPES.len() as u64) as usize],
+        };
         let ask = match self.below(16) {
             0..5 => Ask::Register { persists },
             5 => Ask::Unregister { persists },
-            6..10 => Ask::Reserve,
-            10 => Ask::Release,
+            6..10 => Ask::Reserve(kind),
+            10 => Ask::Release(kind),
             11 => Ask::Clear,
-            12 | 13 => Ask::Preempt(victim),
+            12 | 13 => Ask::Preempt { victim, kind },
             14 => Ask::Keys,
             _ => Ask::Holder,
         };
@@ -297,15 +303,15 @@ impl Fighter {
 
     /// The command of one that is about the reservation.
     fn command_of(&self, ask: Ask) -> Command {
-        let (own, kind) = (key(self.number), self.ring.kind);
-        let out = |action, keys, persists| Command::persistent_reserve_out(action, kind, keys, persists);
+        let own = key(self.number);
+        let out = Command::persistent_reserve_out;
         match ask {
-            Ask::Register { persists } => out(6, [0, own], persists),
-            Ask::Unregister { persists } => out(6, [0, 0], persists),
-            Ask::Reserve => out(1, [own, 0], false),
-            Ask::Release => out(2, [own, 0], false),
-            Ask::Clear => out(3, [own, 0], false),
-            Ask::Preempt(victim) => out(4, [own, key(victim)], false),
+            Ask::Register { persists } => out(6, 0, [0, own], persists),
+            Ask::Unregister { persists } => out(6, 0, [0, 0], persists),
+            Ask::Reserve(kind) => out(1, kind, [own, 0], false),
+            Ask::Release(kind) => out(2, kind, [own, 0], false),
+            Ask::Clear => out(3, 0, [own, 0], false),
+            Ask::Preempt { victim, kind } => out(4, kind, [own, key(victim)], false),
             Ask::Keys => Command::persistent_reserve_in(0),
             Ask::Holder => Command::persistent_reserve_in(1),
             Ask::Read | Ask::Write => panic!("that is about the medium"),
@@ -393,9 +399,9 @@ fn said(ask: Ask, bytes: &[u8]) -> Said {
     let number = |bytes: &[u8]| u64::from_be_bytes(*bytes.first_chunk().expect("a key"));
     match ask {
         Ask::Keys => Said::Keys(list.chunks_exact(8).map(|bytes| number(bytes) - key(0)).collect()),
-        _ if list.is_empty() => Said::Held { holder: None, by_all: false },
-        _ if number(list) == 0 => Said::Held { holder: None, by_all: true },
-        _ => Said::Held { holder: Some(number(list) - key(0)), by_all: false },
+        _ if list.is_empty() => Said::Held(None),
+        // The scope, of the whole unit, is zero.
+        _ => Said::Held(Some((number(list).checked_sub(key(0)).unwrap_or(EVERYBODY), list[13]))),
     }
 }
 
@@ -409,6 +415,7 @@ impl Ring {
             }),
             differs if *differs == DIFFERS => Some(Touched::Differs),
             conflict if *conflict == CONFLICT => None,
+            release if *release == INVALID_RELEASE => None,
             Outcome::Check(UNIT_ATTENTION, ..) => None,
             other => panic!("a command fails for no reason: {other:?}"),
         };
@@ -445,6 +452,7 @@ impl Ring {
             Outcome::Check(UNIT_ATTENTION, ..) => reservation.refused(number),
             Outcome::Good(bytes) => reservation.answered(number, &said(ask, bytes)),
             conflict if *conflict == CONFLICT => reservation.answered(number, &Said::Conflict),
+            release if *release == INVALID_RELEASE => reservation.answered(number, &Said::OtherType),
             _ => reservation.answered(number, &Said::Allowed),
         };
         assert!(explained, "no order of the commands explains who may use the volume: {ask:?} ends with {outcome:?}");

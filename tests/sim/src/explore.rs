@@ -147,7 +147,8 @@ impl Explorer {
             open[*event as usize] && hit[*event as usize] < sought
         });
         let times = match rare {
-            true if open[Event::Abort as usize] || open[Event::DeleteStep as usize] => 20 + self.below(20),
+            true if open[Event::DeleteStep as usize] => 60 + self.below(60),
+            true if open[Event::Abort as usize] => 20 + self.below(20),
             true if [Event::Split, Event::Merge, Event::Moment].iter().any(|event| open[*event as usize]) => {
                 4 + self.below(8)
             }
@@ -180,7 +181,7 @@ impl Explorer {
         }
         let (seed, wanted) = (self.below(u64::MAX), self.wanted(SURE_BLOCKS));
         let use_it = self.below(USE_ONE_IN) == 0;
-        let left = self.model.borrow().not_erased(remains.data.first_words());
+        let left = self.model.borrow_mut().not_erased(remains.data.first_words());
         assert!(left.is_none(), "a volume was sanitized, and {left:x?} is on the data disk still");
         let metadata = (self.below(THIN_CHECK_ONE_IN) == 0).then(|| remains.meta.clone());
         let found = events::muted(|| {

@@ -150,19 +150,18 @@ impl Object for Bits {
 /// Types of persistent reservations (SPC-4 section 5.13).
 pub const RESERVATION_TYPES: [u8; 6] = [1, 3, 5, 6, 7, 8];
 
-/// The persistent reservation of a unit, of one type.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// The persistent reservation of a unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reservation {
-    kind: u8,
     registered: BTreeSet<u64>,
-    /// Where all who are registered hold it, one of them.
-    holder: Option<u64>,
+    /// Who holds it, and of which type it is. Where all who are registered hold it, one of them.
+    held: Option<(u64, u8)>,
     /// All of this outlives a restart (APTPL).
     persists: bool,
 }
 
-/// What a restart must leave of a reservation: who is registered, and who holds it, or [`EVERYBODY`].
-pub type Kept = (BTreeSet<u64>, Option<u64>);
+/// What a restart must leave of a reservation: who is registered, who holds it, or [`EVERYBODY`], and its type.
+pub type Kept = (BTreeSet<u64>, Option<(u64, u8)>);
 
 /// All who are registered.
 pub const EVERYBODY: u64 = u64::MAX;
@@ -180,11 +179,15 @@ pub enum Ask {
     Unregister {
         persists: bool,
     },
-    Reserve,
-    Release,
+    /// A reservation of this type.
+    Reserve(u8),
+    Release(u8),
     Clear,
-    /// The initiator whose key is given loses its registration, and the reservation if it has it.
-    Preempt(u64),
+    /// The victim loses its registration; if it holds the reservation there is one of this type instead.
+    Preempt {
+        victim: u64,
+        kind: u8,
+    },
     /// READ KEYS, READ RESERVATION.
     Keys,
     Holder,
@@ -196,23 +199,22 @@ pub enum Said {
     Allowed,
     /// RESERVATION CONFLICT.
     Conflict,
+    /// INVALID RELEASE OF PERSISTENT RESERVATION: it is of another type.
+    OtherType,
     Keys(BTreeSet<u64>),
-    /// Of types that all hold who are registered nobody's key is told.
-    Held {
-        holder: Option<u64>,
-        by_all: bool,
-    },
+    /// By whom, and the type. Of what all hold who are registered nobody's key is told.
+    Held(Option<(u64, u8)>),
+}
+
+/// All who are registered hold a reservation of this type.
+pub fn is_held_by_all(kind: u8) -> bool {
+    matches!(kind, 7 | 8)
 }
 
 impl Reservation {
-    /// Nobody is registered.
-    pub fn new(kind: u8) -> Reservation {
-        Reservation { kind, registered: BTreeSet::new(), holder: None, persists: false }
-    }
-
     /// As a restart finds it.
     pub fn restarted(&self) -> Reservation {
-        let left = if self.persists { self.clone() } else { Reservation::new(self.kind) };
+        let left = if self.persists { self.clone() } else { Reservation::default() };
         Reservation { persists: !left.registered.is_empty(), ..left }
     }
 
@@ -221,14 +223,9 @@ impl Reservation {
         !self.registered.is_empty()
     }
 
-    pub fn kind(&self) -> u8 {
-        self.kind
-    }
-
     /// What outlives a restart.
     pub fn kept(&self) -> Kept {
-        let holder = if self.is_held_by_all() { self.holder.map(|_| EVERYBODY) } else { self.holder };
-        if self.persists { (self.registered.clone(), holder) } else { Kept::default() }
+        if self.persists { (self.registered.clone(), self.told()) } else { Kept::default() }
     }
 
     /// Who is not registered may not read.
@@ -236,36 +233,51 @@ impl Reservation {
         !self.allows(EVERYBODY, false)
     }
 
-    fn is_held_by_all(&self) -> bool {
-        matches!(self.kind, 7 | 8)
+    fn told(&self) -> Option<(u64, u8)> {
+        self.held.map(|(holder, kind)| (if is_held_by_all(kind) { EVERYBODY } else { holder }, kind))
     }
 
     fn holds(&self, initiator: u64) -> bool {
-        match self.holder {
-            Some(_) if self.is_held_by_all() => self.registered.contains(&initiator),
-            holder => holder == Some(initiator),
+        match self.held {
+            Some((_, kind)) if is_held_by_all(kind) => self.registered.contains(&initiator),
+            held => held.is_some_and(|(holder, _)| holder == initiator),
         }
     }
 
     fn allows(&self, initiator: u64, writes: bool) -> bool {
-        let registrants = self.kind >= 5 && self.registered.contains(&initiator);
-        let reads_freely = matches!(self.kind, 1 | 5 | 7);
-        self.holder.is_none() || self.holds(initiator) || registrants || !writes && reads_freely
+        let Some((_, kind)) = self.held else { return true };
+        let registrants = kind >= 5 && self.registered.contains(&initiator);
+        let reads_freely = matches!(kind, 1 | 5 | 7);
+        self.holds(initiator) || registrants || !writes && reads_freely
     }
 
     fn unregister(&mut self, initiator: u64) {
         let held = self.holds(initiator);
         self.registered.remove(&initiator);
         if held {
-            self.holder = self.registered.first().copied().filter(|_| self.is_held_by_all());
+            let other = self.registered.first().copied();
+            let by_all = self.held.filter(|(_, kind)| is_held_by_all(*kind));
+            self.held = by_all.and_then(|(_, kind)| Some((other?, kind)));
         }
     }
 
-    fn preempt(&mut self, initiator: u64, victim: u64) -> Said {
+    fn release(&mut self, initiator: u64, kind: u8) -> Said {
+        match self.held {
+            Some((_, held)) if self.holds(initiator) && held != kind => return Said::OtherType,
+            Some(_) if self.holds(initiator) => self.held = None,
+            _ => {}
+        }
+        Said::Allowed
+    }
+
+    fn preempt(&mut self, initiator: u64, victim: u64, kind: u8) -> Said {
         if !self.registered.remove(&victim) {
             return Said::Conflict;
         }
-        self.holder = self.holder.map(|holder| if holder == victim { initiator } else { holder });
+        self.held = self.held.map(|(holder, held)| match holder == victim {
+            true => (initiator, if is_held_by_all(held) { held } else { kind }),
+            false => (holder, held),
+        });
         Said::Allowed
     }
 }
@@ -281,10 +293,7 @@ impl Object for Reservation {
             Ask::Read => return said(self.allows(initiator, false)),
             Ask::Write => return said(self.allows(initiator, true)),
             Ask::Keys => return Said::Keys(self.registered.clone()),
-            Ask::Holder => {
-                let (holder, by_all) = (self.holder, self.holder.is_some() && self.is_held_by_all());
-                return Said::Held { holder: holder.filter(|_| !by_all), by_all };
-            }
+            Ask::Holder => return Said::Held(self.told()),
             Ask::Register { persists } => {
                 self.registered.insert(initiator);
                 self.persists = persists;
@@ -294,11 +303,13 @@ impl Object for Reservation {
                 self.persists = persists;
             }
             _ if !self.registered.contains(&initiator) => return Said::Conflict,
-            Ask::Reserve if self.holder.is_some() => return said(self.holds(initiator)),
-            Ask::Reserve => self.holder = Some(initiator),
-            Ask::Release => self.holder = self.holder.filter(|_| !self.holds(initiator)),
-            Ask::Clear => (self.registered, self.holder) = (BTreeSet::new(), None),
-            Ask::Preempt(victim) => return self.preempt(initiator, victim),
+            Ask::Reserve(kind) => match self.held {
+                None => self.held = Some((initiator, kind)),
+                Some((_, held)) => return said(self.holds(initiator) && held == kind),
+            },
+            Ask::Release(kind) => return self.release(initiator, kind),
+            Ask::Clear => (self.registered, self.held) = (BTreeSet::new(), None),
+            Ask::Preempt { victim, kind } => return self.preempt(initiator, victim, kind),
         }
         Said::Allowed
     }
@@ -361,42 +372,45 @@ mod tests {
 
     #[test]
     fn a_reservation_keeps_others_out_until_it_is_taken_over() {
-        let mut unit = Reservation::new(1);
+        let mut unit = Reservation::default();
         let register = Ask::Register { persists: true };
         let all = [
-            ((1, Ask::Reserve), false),
-            ((1, register), true),
-            ((1, Ask::Reserve), true),
-            ((2, Ask::Write), false),
-            ((2, Ask::Read), true),
-            ((2, register), true),
-            ((2, Ask::Reserve), false),
-            ((2, Ask::Preempt(1)), true),
-            ((1, Ask::Write), false),
-            ((1, Ask::Release), false),
-            ((2, Ask::Write), true),
+            ((1, Ask::Reserve(1)), Said::Conflict),
+            ((1, register), Said::Allowed),
+            ((1, Ask::Reserve(1)), Said::Allowed),
+            ((1, Ask::Reserve(3)), Said::Conflict),
+            ((1, Ask::Release(3)), Said::OtherType),
+            ((2, Ask::Write), Said::Conflict),
+            ((2, Ask::Read), Said::Allowed),
+            ((2, register), Said::Allowed),
+            ((2, Ask::Reserve(1)), Said::Conflict),
+            ((2, Ask::Preempt { victim: 1, kind: 3 }), Said::Allowed),
+            ((1, Ask::Read), Said::Conflict),
+            ((1, Ask::Release(3)), Said::Conflict),
+            ((2, Ask::Write), Said::Allowed),
         ];
-        for (command, allowed) in all {
-            assert_eq!(unit.carry_out(&command) == Said::Allowed, allowed, "{command:?}");
+        for (command, says) in all {
+            assert_eq!(unit.carry_out(&command), says, "{command:?}");
         }
         assert_eq!(unit.carry_out(&(1, Ask::Keys)), Said::Keys([2].into()));
-        assert_eq!(unit.kept(), ([2].into(), Some(2)));
+        assert_eq!(unit.kept(), ([2].into(), Some((2, 3))));
         assert_eq!(unit.carry_out(&(2, Ask::Unregister { persists: false })), Said::Allowed);
         assert_eq!((unit.carry_out(&(1, Ask::Write)), unit.kept()), (Said::Allowed, Kept::default()));
     }
 
     #[test]
     fn who_is_registered_holds_what_all_hold() {
-        let mut unit = Reservation::new(8);
-        for initiator in [1, 2] {
+        let mut unit = Reservation::default();
+        for initiator in [1, 2, 3] {
             unit.carry_out(&(initiator, Ask::Register { persists: false }));
         }
-        unit.carry_out(&(1, Ask::Reserve));
-        assert_eq!(unit.carry_out(&(3, Ask::Read)), Said::Conflict);
+        unit.carry_out(&(1, Ask::Reserve(8)));
+        assert_eq!(unit.carry_out(&(4, Ask::Read)), Said::Conflict);
         unit.carry_out(&(1, Ask::Unregister { persists: false }));
-        assert_eq!(unit.carry_out(&(3, Ask::Read)), Said::Conflict, "the other holds it still");
-        assert_eq!(unit.carry_out(&(1, Ask::Holder)), Said::Held { holder: None, by_all: true });
+        assert_eq!(unit.carry_out(&(4, Ask::Read)), Said::Conflict, "others hold it still");
+        unit.carry_out(&(2, Ask::Preempt { victim: 3, kind: 1 }));
+        assert_eq!(unit.carry_out(&(1, Ask::Holder)), Said::Held(Some((EVERYBODY, 8))));
         unit.carry_out(&(2, Ask::Unregister { persists: false }));
-        assert_eq!(unit.carry_out(&(3, Ask::Read)), Said::Allowed);
+        assert_eq!(unit.carry_out(&(4, Ask::Read)), Said::Allowed);
     }
 }

@@ -75,13 +75,14 @@ pub async fn work(life: Rc<Life>) {
         if life.snapshot_wanted.take() {
             worker.snapshot(true).await;
         }
-        if life.failure_wanted.take() {
+        if life.failure_wanted.get() {
             worker.lose_transaction().await;
+            life.failure_wanted.set(false);
         }
         match life.world.below(116) {
             0..12 => worker.create(life.shape.volume_blocks - life.world.below(life.shape.volume_blocks / 2)).await,
             12..22 => worker.snapshot(life.world.once_in(4)).await,
-            22..38 => worker.snapshot_by_message().await,
+            22..38 => worker.snapshots_by_message().await,
             38..54 => worker.delete().await,
             54..60 => worker.resize().await,
             60..66 => worker.reserve().await,
@@ -209,19 +210,36 @@ impl Worker {
         self.made(&name, begun, &answer).await;
     }
 
-    /// As Linux's tools do it: a snapshot of a device by its number, while the origin is written. The volume has neither a
+    /// As Linux's tools do it: snapshots of a device by its number, while the origin is written. The volumes have neither a
     /// size nor an export yet.
-    async fn snapshot_by_message(&mut self) {
+    async fn snapshots_by_message(&mut self) {
         let used = self.any_volume(|volume| volume.is_settled() && volume.users > 0);
         let Some(origin) = used.or_else(|| self.any_volume(Volume::is_settled)) else { return };
         let Some(device) = self.volume(&origin).await.flatten().and_then(|volume| volume["id"].as_u64()) else {
             return;
         };
-        let Some(new) = self.new_number().map(|number| DEVICES_BY_MESSAGE + number) else { return };
+        let mut made = Vec::new();
+        for _ in 0..1 + self.life.world.below(3) {
+            made.extend(self.snapshot_by_message(&origin, device).await);
+        }
+        for (name, size_sectors) in made {
+            self.set_size(&name, size_sectors).await;
+            if self.life.model.borrow_mut().volume(&name).is_settled() {
+                self.set_export(&name, true).await;
+            }
+        }
+    }
+
+    /// The name of the snapshot and its origin's size, if it was made.
+    async fn snapshot_by_message(&mut self, origin: &str, device: u64) -> Option<(String, u64)> {
+        if !self.life.model.borrow().volumes.get(origin).is_some_and(Volume::is_settled) {
+            return None;
+        }
+        let new = DEVICES_BY_MESSAGE + self.new_number()?;
         let name = format!("thin-{new}");
         let begun = {
             let mut model = self.life.model.borrow_mut();
-            let begun = model.begin_volume(&name, UNSET, Some(&origin));
+            let begun = model.begin_volume(&name, UNSET, Some(origin));
             // Nobody wrote down whose snapshot it is.
             model.volume(&name).snapshot_of = None;
             begun
@@ -230,17 +248,12 @@ impl Worker {
         self.expect_reason("a message", &answer);
         if !answer.is_ok() {
             // A device that was made nevertheless gets its record with the next start.
-            return;
+            return None;
         }
-        let size_sectors = {
-            let mut model = self.life.model.borrow_mut();
-            model.volume_made(&name, begun);
-            *model.volume(&origin).size_sectors.known().expect("nobody else resizes")
-        };
-        self.set_size(&name, size_sectors).await;
-        if self.life.model.borrow_mut().volume(&name).is_settled() {
-            self.set_export(&name, true).await;
-        }
+        let mut model = self.life.model.borrow_mut();
+        model.volume_made(&name, begun);
+        let size_sectors = *model.volume(origin).size_sectors.known().expect("nobody else resizes");
+        Some((name, size_sectors))
     }
 
     /// A volume was made, or not.

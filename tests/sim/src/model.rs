@@ -207,6 +207,7 @@ pub struct Model {
     moments: Vec<Moment>,
     /// Words that no sector of the data disk may hold any more: a volume that was alone had them, and was sanitized.
     erased: BTreeSet<Word>,
+    erased_looks: u64,
     /// Who has reserved a volume, by its name.
     reservations: BTreeMap<String, Rc<RefCell<History<Reservation>>>>,
 }
@@ -238,6 +239,7 @@ impl Model {
             lost_at: 0,
             moments: Vec::new(),
             erased: BTreeSet::new(),
+            erased_looks: 0,
             reservations: BTreeMap::new(),
         }
     }

@@ -1,7 +1,7 @@
 //! What a power cut left, looked at from outside: by the checker, by a pool opened over it, by a whole appliance.
 
 use crate::contest;
-use crate::history::{self, EVERYBODY};
+use crate::history::{self, EVERYBODY, is_held_by_all};
 use crate::http::Manager;
 use crate::image::Image;
 use crate::initiator::{Command, Outcome, SANITIZE_FAILED, SANITIZING, Session};
@@ -235,9 +235,11 @@ fn kept_of(record: &VolumeRecord) -> history::Kept {
     let Some(kept) = &record.reservations else { return history::Kept::default() };
     let number = |nexus: &Nexus| contest::number_of(&nexus.initiator);
     let registered = kept.registrations.iter().map(|registration| number(&registration.nexus));
-    let all = |code| matches!(code, 7 | 8);
-    let holder = kept.held.as_ref().map(|held| if all(held.code) { EVERYBODY } else { number(&held.holder) });
-    (registered.collect(), holder)
+    let held = kept.held.as_ref().map(|held| {
+        let holder = if is_held_by_all(held.code) { EVERYBODY } else { number(&held.holder) };
+        (holder, held.code)
+    });
+    (registered.collect(), held)
 }
 
 async fn read_kept(runtime: &Runtime, pool: &Pool, id: DeviceId, record: &VolumeRecord) -> Kept {
@@ -455,7 +457,9 @@ pub fn judge(model: &Model, found: &Found) {
     }
     for (name, volume) in &model.volumes {
         let Some(seen) = found.volumes.get(name) else {
-            assert!(volume.presence != Presence::There, "volume {name} is gone");
+            // What a message made gets its record from a start that can write one, and is shown to nobody before.
+            let without_record = found.needs_check && volume.known_as.is_none();
+            assert!(volume.presence != Presence::There || without_record, "volume {name} is gone");
             continue;
         };
         let partly = seen.deleting || !seen.readable;

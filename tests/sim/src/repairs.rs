@@ -35,7 +35,7 @@ const CACHE_BLOCKS: usize = 4096;
 const UNAVAILABLE: u16 = 503;
 
 /// Power cuts after each request.
-const CUTS: usize = 4;
+const CUTS: usize = 6;
 
 /// Cuts the power during a repair.
 struct Cutter {

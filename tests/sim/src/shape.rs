@@ -176,7 +176,7 @@ impl Shape {
             metadata_blocks: vary(shape.metadata_blocks),
             data_blocks: vary(shape.data_blocks),
             volume_blocks: vary(shape.volume_blocks),
-            aborts: shape.aborts || world.once_in(if shape.clients == 1 { 2 } else { 4 }),
+            aborts: shape.aborts || if shape.clients == 1 { !world.once_in(4) } else { world.once_in(4) },
             ..shape
         }
     }

@@ -21,8 +21,8 @@ const MAPPED_MAX: u64 = 48;
 /// The appliance makes no two checkpoints of a transfer within a second.
 const CHECKPOINT_PERIOD: Duration = Duration::from_millis(1100);
 
-/// The manager has had a transaction fail by then, mostly.
-const FAILURE_TIME: Duration = Duration::from_millis(12);
+/// The manager has had a transaction fail by then, unless its life is over.
+const FAILURE_MILLIS: u64 = 100;
 
 /// A stream to be sent.
 struct Parcel {
@@ -150,7 +150,7 @@ impl Worker {
         let existing = if new.is_none() { self.take_target() } else { None };
         let is_new = new.is_some();
         let Some(name) = new.or(existing) else { return };
-        let held = if is_new { None } else { self.holds(&name).await };
+        let Some(held) = self.holds(&name, is_new).await else { return };
         let known = held.and_then(|held| self.kept(held));
         let base = match self.life.world.below(8) {
             0..2 => None,
@@ -183,9 +183,17 @@ impl Worker {
         Some(name)
     }
 
-    /// The identity of what a volume holds, if that is known.
-    async fn holds(&mut self, name: &str) -> Option<Identity> {
-        self.volume(name).await.flatten()?["contents"].as_str()?.parse().ok()
+    /// The identity of what a volume that is taken holds, if that is known; a new one holds nothing. `None` if it is not told:
+    /// the volume is given back.
+    async fn holds(&mut self, name: &str, is_new: bool) -> Option<Option<Identity>> {
+        if is_new {
+            return Some(None);
+        }
+        let told = self.volume(name).await;
+        if told.is_none() {
+            self.life.model.borrow_mut().volume(name).busy = false;
+        }
+        told.map(|volume| volume?["contents"].as_str()?.parse().ok())
     }
 
     fn is_there(&self, name: &str) -> bool {
@@ -209,7 +217,7 @@ impl Worker {
         if !is_new && !self.take(name) {
             return;
         }
-        let held = if is_new { None } else { self.holds(name).await };
+        let Some(held) = self.holds(name, is_new).await else { return };
         let good = is_new || token.base.is_none() || held == token.base;
         let bytes = match self.rest_from_appliance(&snapshot, base.as_ref(), token).await {
             Some(bytes) => bytes,
@@ -350,7 +358,11 @@ impl Worker {
             if self.life.shape.aborts && self.life.world.once_in(4) {
                 // What was received may be lost before it is verified.
                 self.life.failure_wanted.set(true);
-                self.life.runtime.timers.sleep(FAILURE_TIME).await;
+                for _ in 0..FAILURE_MILLIS {
+                    if self.life.failure_wanted.get() {
+                        self.life.runtime.timers.sleep(Duration::from_millis(1)).await;
+                    }
+                }
             }
             // Between two checkpoints there is a second.
             if self.life.world.once_in(8) {

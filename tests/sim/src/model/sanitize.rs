@@ -5,6 +5,9 @@ use super::exchange::Whole;
 use super::{Model, Volume, Word, Words};
 use std::collections::BTreeSet;
 
+/// So many times it is looked whether anything is left of a volume that was sanitized.
+const ERASED_LOOKS: u64 = 50;
+
 /// How far a volume is with being sanitized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Sanitizing {
@@ -20,6 +23,11 @@ impl Volume {
     /// It was sanitized since, or that was asked for: what was sent at `begun` may have been refused.
     pub fn may_be_sanitized_since(&self, begun: u64) -> bool {
         self.sanitizing != Sanitizing::Not || begun <= self.sanitized_at
+    }
+
+    /// All that it holds is its own, and some of that is there for sure.
+    pub fn is_alone(&self) -> bool {
+        self.alone && self.contents.sure_words().next().is_some()
     }
 
     /// It ends as an empty volume, which nobody has seen yet.
@@ -80,7 +88,9 @@ impl Model {
         let erased: BTreeSet<Word> =
             if volume.alone { volume.contents.sure_words().collect() } else { BTreeSet::new() };
         self.streams.sanitized += 1;
-        self.erased = erased;
+        if !erased.is_empty() {
+            (self.erased, self.erased_looks) = (erased, ERASED_LOOKS);
+        }
         self.exchanged(name);
         self.sanitize_over(name);
     }
@@ -99,9 +109,12 @@ impl Model {
     }
 
     /// Of these words, which are on the data disk, one that is to be there no more.
-    pub fn not_erased(&self, found: impl Iterator<Item = Word>) -> Option<Word> {
-        let mut found = found;
-        if self.erased.is_empty() { None } else { found.find(|word| self.erased.contains(word)) }
+    pub fn not_erased(&mut self, mut found: impl Iterator<Item = Word>) -> Option<Word> {
+        self.erased_looks = self.erased_looks.saturating_sub(1);
+        if self.erased.is_empty() || self.erased_looks == 0 {
+            return None;
+        }
+        found.find(|word| self.erased.contains(word))
     }
 }
 
