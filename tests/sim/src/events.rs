@@ -57,7 +57,8 @@ fn event_of(target: &str, text: &str) -> Option<Event> {
         "device deleted" => Event::Delete,
         "metadata snapshot reserved" | "metadata snapshot released" => Event::ReserveRelease,
         "pool grown" => Event::Resize,
-        "transaction aborted" => Event::Abort,
+        // It is told twice: writes may meet what is lost until it is forgotten.
+        "transaction aborted" | "transaction aborted, and forgotten" => Event::Abort,
         "mappings swapped" => Event::Swap,
         "step of a long delete" => Event::DeleteStep,
         _ => return None,

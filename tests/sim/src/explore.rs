@@ -31,13 +31,13 @@ const THIN_CHECK_ONE_IN: u64 = 300;
 const SURE_BLOCKS: usize = 6;
 
 /// Crash points of one run that hit an event, before that event stops being sought.
-const SOUGHT: u64 = 32;
+const SOUGHT: u64 = 10;
 
 /// The same of those that happen in few runs.
-const SOUGHT_RARE: u64 = 100;
+const SOUGHT_RARE: u64 = 48;
 
 /// Of so many moments in which nothing is sought the power fails at one.
-const OTHERS_ONE_IN: u64 = 16;
+const OTHERS_ONE_IN: u64 = 24;
 
 /// What came of exploring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -101,9 +101,9 @@ const USUAL: Shape = Shape {
 /// Pools that differ in kind.
 const SHAPES: [Shape; 9] = [
     // Transactions are lost.
-    Shape { volume_blocks: 16, cache_blocks: 16, aborts: true, ..USUAL },
+    Shape { metadata_blocks: 180, volume_blocks: 16, cache_blocks: 16, aborts: true, ..USUAL },
     // Hardly any data.
-    Shape { metadata_blocks: 200, data_blocks: 32, volume_blocks: 12, tight: true, ..USUAL },
+    Shape { metadata_blocks: 112, data_blocks: 32, volume_blocks: 12, tight: true, ..USUAL },
     // Hardly any metadata: deletes and releases take several steps.
     Shape {
         metadata_blocks: 130,
@@ -129,7 +129,7 @@ const SHAPES: [Shape; 9] = [
         ..USUAL
     },
     // Many snapshots of small volumes.
-    Shape { data_blocks: 200, volume_blocks: 12, volumes: 14, ..USUAL },
+    Shape { metadata_blocks: 160, data_blocks: 200, volume_blocks: 12, volumes: 14, ..USUAL },
     // Two hosts: the volumes are full.
     Shape { volume_blocks: 12, filled_blocks: 12, rivals: true, lives: 1, ..USUAL },
     // Several initiators on one volume.

@@ -342,7 +342,10 @@ impl Inner {
             log::trace!("transaction aborted");
             self.keep(self.passdown.take());
             match self.metadata.abort().await {
-                Ok(()) => self.metadata.set_read_only(true),
+                Ok(()) => {
+                    log::trace!("transaction aborted, and forgotten");
+                    self.metadata.set_read_only(true);
+                }
                 Err(MetadataError::TakenOver) => return self.taken_over(),
                 Err(error) => {
                     log::error!("pool: the abort failed, too: {error}");
