@@ -10,7 +10,7 @@ use pdata::block::BLOCK_BYTES;
 
 impl Pool {
     /// Checks all of the metadata and, if it is sound, takes needs_check away, on disk at once, and goes back to write
-    /// mode. Nothing else does. Fails with [`Error::NoCheckNeeded`], or [`Error::NotSound`] and leaves everything as it is.
+    /// mode. Nothing else does. Waits for all I/O that is under way. Fails with [`Error::NoCheckNeeded`], or [`Error::NotSound`] and leaves everything as it is.
     pub async fn clear_needs_check(&self) -> Result<Report, Error> {
         let inner = self.0.clone();
         self.detached(async move {
@@ -24,6 +24,11 @@ impl Pool {
             let report = inner.check_metadata().await?;
             if !report.is_sound() {
                 return Err(Error::NotSound { problems: report.problems.len() as u64 + report.untold });
+            }
+            // What began before the transaction was lost may be at work on blocks whose mappings went with it, and which are given
+            // away from now on.
+            for device in inner.all_active() {
+                drop(device.quiesce().await);
             }
             if let Err(error) = inner.metadata.clear_needs_check().await {
                 return Err(inner.failed(error).await);

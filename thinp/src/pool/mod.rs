@@ -465,6 +465,11 @@ impl Inner {
         self.devices.borrow().get(&device).and_then(Weak::upgrade)
     }
 
+    /// All devices that are active.
+    pub(crate) fn all_active(&self) -> Vec<Rc<Device>> {
+        self.devices.borrow().values().filter_map(Weak::upgrade).collect()
+    }
+
     /// The last handle of a device is gone.
     pub(crate) fn inactive(&self, device: DeviceId) {
         self.devices.borrow_mut().remove(&device);

@@ -59,7 +59,7 @@ impl Device {
         }
     }
 
-    /// Keeps all I/O away and waits for what is under way: for a snapshot.
+    /// Keeps all I/O away and waits for what is under way: for a snapshot, or after a transaction was lost.
     pub(crate) async fn quiesce(&self) -> RangeLock<'_> {
         let lock = self.locks.lock(0..u64::MAX).await;
         self.in_flight.drain().await;

@@ -22,8 +22,8 @@ pub(super) struct Transfer {
     answered: usize,
     result: Result<(), IoError>,
     bufs: Bufs,
-    /// Keeps the block from being reused meanwhile.
-    entered: Option<Entered>,
+    /// Keeps the block from being reused meanwhile, and the device from being deleted.
+    counted: Option<(Entered, Rc<Device>)>,
     spawner: Spawner,
 }
 
@@ -39,12 +39,12 @@ impl Transfer {
             start_parts(disk, op, sector, bufs, &mut completions);
         }
         let spawner = spawner.clone();
-        Transfer { completions, answered: 0, result: Ok(()), bufs: Bufs::new(), entered: None, spawner }
+        Transfer { completions, answered: 0, result: Ok(()), bufs: Bufs::new(), counted: None, spawner }
     }
 
-    /// Counted as I/O on a mapped block until the disk has answered, even if this is dropped before.
-    pub(super) fn counted(mut self, entered: Entered) -> Transfer {
-        self.entered = Some(entered);
+    /// Counted as I/O on a mapped block of the device until the disk has answered, even if this is dropped before.
+    fn counted(mut self, device: &Rc<Device>) -> Transfer {
+        self.counted = Some((device.in_flight.enter(), device.clone()));
         self
     }
 }
@@ -75,7 +75,7 @@ impl Future for Transfer {
             this.result = this.result.and(done.result);
             this.bufs.append(&mut done.bufs);
         }
-        this.entered = None;
+        this.counted = None;
         Poll::Ready((this.result, core::mem::take(&mut this.bufs)))
     }
 }
@@ -83,13 +83,13 @@ impl Future for Transfer {
 impl Drop for Transfer {
     fn drop(&mut self) {
         // Nobody waits any more, but the disk is still at work on the block.
-        if let Some(entered) = self.entered.take() {
+        if let Some(counted) = self.counted.take() {
             let completions = core::mem::take(&mut self.completions).into_iter().skip(self.answered);
             self.spawner.spawn(async move {
                 for completion in completions {
                     completion.await;
                 }
-                drop(entered);
+                drop(counted);
             });
         }
     }
@@ -259,7 +259,7 @@ impl Device {
 
     /// The piece's I/O on the mapped block `sector`, counted.
     pub(super) fn start_mapped(self: &Rc<Self>, op: Op, sector: u64, bufs: Bufs) -> Transfer {
-        self.start(op, sector, bufs).counted(self.in_flight.enter())
+        self.start(op, sector, bufs).counted(self)
     }
 
     /// What a new block of an unmapped place is filled with around the payload.
