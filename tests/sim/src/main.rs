@@ -11,6 +11,7 @@ mod explore;
 mod faults;
 #[cfg(test)]
 mod found;
+mod hangs;
 mod history;
 mod http;
 mod image;

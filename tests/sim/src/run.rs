@@ -6,6 +6,7 @@ use crate::duel::duel;
 use crate::events;
 use crate::explore::{Explorer, Seen, Tally, table};
 use crate::faults::{self, DATA, META};
+use crate::hangs::{self, Watch};
 use crate::image::Image;
 use crate::life::{Birth, live};
 use crate::model::{BLOCK, Model, Streams};
@@ -17,7 +18,7 @@ use crate::world::World;
 use anyhow::{Result, bail, ensure};
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
-use std::process::Command;
+use std::process::{self, Command};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -50,7 +51,8 @@ const CI_REPEATED: u64 = 20;
 
 /// Seeds that found something, which CI runs before all others. What they found is played again in `found.rs`, too: a
 /// change of the simulator makes other runs of them.
-const FOUND: [u64; 1] = [2017];
+const FOUND: [u64; 9] =
+    [2017, 107049334274, 107049557042, 20003, 3002, 107053883109, 107047175322, 107055000679, 107049293955];
 
 /// Of so many runs one ends with a repair.
 const REPAIR_ONE_IN: u64 = 2;
@@ -92,6 +94,13 @@ pub fn command() -> Result<bool> {
             }
         });
     }));
+    hangs::watch(|seed| {
+        println!(
+            "{}",
+            failed(seed, "a task goes round and round: nothing happens, and the simulated time stands still")
+        );
+        process::exit(1);
+    });
     match options.seed {
         Some(seed) => Ok(one(seed)),
         None => Ok(many(&options)),
@@ -185,6 +194,7 @@ fn run(seed: u64, seen: Option<&Seen>) -> (u64, Tally) {
 fn try_run(seed: u64, seen: Option<&Seen>) -> Result<(u64, Tally), String> {
     WHY.take();
     faults::forget();
+    let _watch = Watch::begin(seed);
     panic::catch_unwind(AssertUnwindSafe(|| run(seed, seen))).map_err(|_| {
         let done = faults::tell(&faults::done());
         WHY.take() + &if done.is_empty() { done } else { format!(", after {done}") }

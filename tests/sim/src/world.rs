@@ -3,6 +3,7 @@
 //! Time stands still while tasks run, and jumps to the next event or timer when all of them wait. Everything that disks
 //! and networks do is an event; so between two events the power can be cut.
 
+use crate::hangs;
 use platform::Runtime;
 use platform::buf::BufPool;
 use platform::random::Seeded;
@@ -165,6 +166,7 @@ impl Machine for World {
             }
         };
         due();
+        hangs::beat();
         let between = self.0.between.borrow().clone();
         if let Some(between) = between {
             between();
@@ -181,6 +183,7 @@ impl Machine for World {
             event.into_iter().chain(timer).chain(others).min().expect("everybody waits, and nothing will ever happen");
         assert!(u128::from(next) < LIMIT.as_nanos(), "something hangs: a day has gone by");
         self.0.now_nanos.set(next.max(self.0.now_nanos.get()));
+        hangs::beat();
     }
 }
 

@@ -24,12 +24,18 @@ const SHORT: Duration = Duration::from_millis(100);
 /// Tests that take more meet only what all others do not notice, when those are through.
 const LONG: Duration = Duration::from_secs(2);
 
-/// A changed test may take so many times as long as it does, and this.
+/// A changed test may take so many times as long as the longest that shares its process, and this.
 const PATIENCE: u32 = 4;
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Who uses no time of the processor for so long, and is not kept from it, waits for ever.
-const IDLE: Duration = Duration::from_secs(10);
+/// So often it is looked at the time of the processor that a test uses.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Who uses none at so many looks, and is not kept from it, waits for ever.
+const IDLE_LOOKS: u32 = 10;
+
+/// Ticks of a processor's time in a second (`sysconf(_SC_CLK_TCK)` of every Linux).
+const TICKS_PER_SECOND: u64 = 100;
 
 /// Without a change nothing is expected to hang: only so much slower can a busy machine be.
 const BUSY: u32 = 5;
@@ -132,7 +138,7 @@ impl Tests {
         let noticed = self.noticed.get(&function);
         let first = reaching.iter().find(|test| Some(&test.name) == noticed).map(|test| vec![*test]);
         for batch in first.into_iter().chain(batches(&reaching)) {
-            let outcome = run(number, &batch, IDLE)?;
+            let outcome = run(number, &batch, LOOK)?;
             if let Outcome::Noticed(name) = &outcome {
                 self.noticed.insert(function, name.clone());
             }
@@ -162,10 +168,12 @@ fn command<'a>(program: &Path, folder: &Path, names: impl IntoIterator<Item = &'
     command
 }
 
-/// Runs tests of one program with a change, to the first that fails; `idle` as [`IDLE`].
-fn run(number: u32, tests: &[&Test], idle: Duration) -> Result<Outcome> {
+/// Runs tests of one program with a change, to the first that fails; `look` as [`LOOK`].
+fn run(number: u32, tests: &[&Test], look: Duration) -> Result<Outcome> {
     let takes: Duration = tests.iter().map(|test| test.takes).sum();
     let limit = takes * PATIENCE + GRACE;
+    let longest = tests.iter().map(|test| test.takes).max().unwrap_or_default() * PATIENCE + GRACE;
+    let most_ticks = longest.as_millis() as u64 * TICKS_PER_SECOND / 1000;
     let names = tests.iter().map(|test| test.name.as_str());
     let mut command = command(&tests[0].program, &tests[0].folder, names, limit);
     command.env("SURVIVORS_CHANGE", number.to_string());
@@ -174,10 +182,11 @@ fn run(number: u32, tests: &[&Test], idle: Duration) -> Result<Outcome> {
     let said = BufReader::new(child.stdout.take().context("no output")?);
     let (tell, told) = mpsc::channel();
     thread::spawn(move || said.split(b'\n').map_while(Result::ok).try_for_each(|line| tell.send(line)));
-    let (mut used, mut last) = (None, "the start".to_owned());
+    let (mut at_last, mut used, mut idle, mut last) = (0, 0, 0, "the start".to_owned());
     loop {
-        match told.recv_timeout(idle) {
+        match told.recv_timeout(look) {
             Ok(line) => {
+                at_last = ticks(child.id()).unwrap_or(at_last);
                 let line = String::from_utf8_lossy(&line).into_owned();
                 let Some((name, result)) = line.strip_prefix("test ").and_then(|test| test.split_once(" ... ")) else {
                     continue;
@@ -189,8 +198,10 @@ fn run(number: u32, tests: &[&Test], idle: Duration) -> Result<Outcome> {
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                let before = std::mem::replace(&mut used, used_ticks(child.id()));
-                if used.is_some() && used == before {
+                let now = ticks(child.id()).unwrap_or(used);
+                idle = if now == used && waits(child.id()) { idle + 1 } else { 0 };
+                used = now;
+                if idle >= IDLE_LOOKS || used.saturating_sub(at_last) > most_ticks {
                     process::end(&mut child)?;
                     return Ok(Outcome::Endless(last));
                 }
@@ -207,14 +218,17 @@ fn run(number: u32, tests: &[&Test], idle: Duration) -> Result<Outcome> {
     })
 }
 
-/// The time of the processor that a process has used; none if it was stopped, waits for its turn, or has just ended.
-fn used_ticks(id: u32) -> Option<u64> {
-    for task in fs::read_dir(format!("/proc/{id}/task")).ok()? {
-        let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
-        state_and_ticks(&stat).filter(|(state, _)| *state == "S")?;
-    }
+/// The time of the processor that a process has used; none if it has just ended.
+fn ticks(id: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     state_and_ticks(&stat).map(|(_, ticks)| ticks)
+}
+
+/// No thread of a process was stopped, or waits for its turn.
+fn waits(id: u32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{id}/task")) else { return false };
+    let stats = tasks.map(|task| fs::read_to_string(task?.path().join("stat")));
+    stats.flatten().all(|stat| state_and_ticks(&stat).is_some_and(|(state, _)| state == "S"))
 }
 
 /// The state of a process and the time that it has used, from its line in `/proc`: behind its name, which may hold spaces.
@@ -254,11 +268,11 @@ mod tests {
         let breaks = program("breaks", r#"echo "test a ... ok"; kill -ABRT $$"#);
         let sleeps = program("sleeps", "exec sleep 100");
         let spins = program("spins", "while :; do :; done");
-        assert_eq!(run(9, &[&ok], SHORT).unwrap(), Outcome::Survived(1));
-        assert_eq!(run(9, &[&fails], SHORT).unwrap(), Outcome::Noticed("fails".into()));
-        assert_eq!(run(9, &[&breaks], SHORT).unwrap(), Outcome::Noticed("a".into()));
-        assert_eq!(run(9, &[&spins], SHORT).unwrap(), Outcome::Endless("the start".into()));
-        assert_eq!(run(9, &[&sleeps], SHORT).unwrap(), Outcome::Endless("the start".into()));
+        assert_eq!(run(9, &[&ok], LOOK / 10).unwrap(), Outcome::Survived(1));
+        assert_eq!(run(9, &[&fails], LOOK / 10).unwrap(), Outcome::Noticed("fails".into()));
+        assert_eq!(run(9, &[&breaks], LOOK / 10).unwrap(), Outcome::Noticed("a".into()));
+        assert_eq!(run(9, &[&spins], LOOK / 10).unwrap(), Outcome::Endless("the start".into()));
+        assert_eq!(run(9, &[&sleeps], LOOK / 10).unwrap(), Outcome::Endless("the start".into()));
         let tests = vec![ok, fails];
         let mut tests = Tests { tests, broken: Vec::new(), noticed: BTreeMap::new() };
         assert_eq!(tests.try_change(9, 7, false).unwrap(), Outcome::Noticed("fails".into()));
