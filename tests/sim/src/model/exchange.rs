@@ -65,15 +65,13 @@ impl Volume {
 
     /// Why it cannot have been found like this: of this size, with so many mapped blocks and these contents of some.
     pub fn objection(&self, size_sectors: u64, mapped_blocks: u64, blocks: &[(u64, Words)]) -> Option<String> {
-        let most = self.contents.most_mapped() + self.mapped_before;
+        let found = (size_sectors, mapped_blocks, blocks);
         let before = match self.sanitizing {
             Sanitizing::Begun => "it is being sanitized".to_owned(),
-            _ => objection(&self.contents, &self.size_sectors, most, (size_sectors, mapped_blocks, blocks))?,
+            _ => objection(&self.contents, &self.size_sectors, self.mapped_before, found)?,
         };
         let Some(other) = &self.other else { return Some(before) };
-        let most = other.most_mapped();
-        let size = Maybe::is(other.size_sectors);
-        let after = objection(&other.contents, &size, most, (size_sectors, mapped_blocks, blocks))?;
+        let after = objection(&other.contents, &Maybe::is(other.size_sectors), other.mapped_before, found)?;
         Some(format!("{before}; or, if all of it was exchanged, {after}"))
     }
 
@@ -95,14 +93,18 @@ impl Volume {
 fn objection(
     contents: &Contents,
     size: &Maybe<u64>,
-    most: u64,
+    mapped_before: u64,
     (size_sectors, mapped_blocks, blocks): (u64, u64, &[(u64, Words)]),
 ) -> Option<String> {
     if !size.allows(&size_sectors) {
         return Some(format!("it has {size_sectors} sectors, not {size:?}"));
     }
+    let (touched, most) = (contents.most_mapped(), contents.most_mapped() + mapped_before);
     if mapped_blocks > most {
         return Some(format!("it has {mapped_blocks} mapped blocks, at most {most} were written"));
+    }
+    if mapped_blocks + touched < mapped_before {
+        return Some(format!("it has {mapped_blocks} mapped blocks of {mapped_before}, and {touched} were unmapped at most"));
     }
     blocks.iter().find_map(|(block, words)| {
         let (sector, allowed) = contents.objection_to_block(*block, words)?;
