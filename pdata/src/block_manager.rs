@@ -581,4 +581,46 @@ mod tests {
             assert_eq!(bytes[BLOCK_BYTES - 1], number as u8);
         }
     }
+
+    #[test]
+    fn a_write_takes_a_quarter_of_a_small_pool() {
+        let (disk, writes) = (MemDisk::new(1000 * BLOCK_SECTORS), Rc::default());
+        let device = Noting { disk, writes: Rc::clone(&writes), bad_sector: Rc::default() };
+        let blocks = BlockManager::new(Disk::new(device), BufPool::new(64 << 10), 100);
+        for number in 100..110 {
+            blocks.create(number, &BITMAP, &[0; BLOCK_BYTES]);
+        }
+        block_on_ready(blocks.write_out()).unwrap();
+        assert_eq!(writes.take(), [(100, 4), (104, 4), (108, 2)]);
+    }
+
+    #[test]
+    fn a_block_that_is_made_anew_takes_the_place_of_the_old_one() {
+        let (disk, writes) = (MemDisk::new(1000 * BLOCK_SECTORS), Rc::default());
+        let device = Noting { disk: disk.clone(), writes: Rc::clone(&writes), bad_sector: Rc::default() };
+        let blocks = BlockManager::new(Disk::new(device), BufPool::new(1 << 20), 100);
+        for (number, byte) in [(100, 1), (110, 1), (100, 2)] {
+            blocks.create(number, &BITMAP, &[byte; BLOCK_BYTES]);
+        }
+        assert_eq!(blocks.cached_blocks(), 2);
+        block_on_ready(blocks.write_out()).unwrap();
+        assert_eq!(writes.take(), [(100, 1), (110, 1)]);
+        assert_eq!(disk.peek(101 * BLOCK_BYTES as u64 - 1, 1), [2]);
+    }
+
+    #[test]
+    fn a_block_that_somebody_looks_at_is_copied_and_another_just_moves() {
+        let disk = MemDisk::new(1000 * BLOCK_SECTORS);
+        let blocks = BlockManager::new(Disk::new(disk), BufPool::new(1 << 20), 100);
+        for number in [100, 101] {
+            blocks.create(number, &BITMAP, &[7; BLOCK_BYTES]);
+        }
+        block_on_ready(blocks.write_out()).unwrap();
+        blocks.relocate(blocks.try_read(100, &BITMAP).unwrap(), 200).bytes_mut().fill(8);
+        assert_eq!(blocks.cached_blocks(), 2);
+        let held = blocks.try_read(101, &BITMAP).unwrap();
+        blocks.relocate(held.clone(), 201).bytes_mut().fill(8);
+        assert_eq!((held.number(), held.bytes()[0]), (101, 7));
+        assert_eq!(blocks.cached_blocks(), 3);
+    }
 }

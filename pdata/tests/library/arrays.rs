@@ -4,10 +4,10 @@ use crate::harness::*;
 use pdata::Error;
 use pdata::array::Array;
 use pdata::bitset::Bitset;
-use pdata::btree::Plain;
+use pdata::btree::{BTree, Plain};
 use pdata::check::{Checker, Counts, Walk};
 use platform::block::Disk;
-use platform::task::block_on_ready;
+use platform::task::{Executor, block_on_ready};
 use std::ops::Range;
 use zerocopy::little_endian::U64;
 
@@ -282,5 +282,90 @@ fn a_wrong_length_is_told() {
         assert!(matches!(found, Err(Error::Damaged { kind: "array block", .. })), "{found:?}");
         let found = store.tm.blocks().look(|blocks| words.try_get(blocks, root, 1000)).await;
         assert!(matches!(found, Err(Error::Damaged { .. } | Error::OutOfRange { .. })), "{found:?}");
+    });
+}
+
+#[test]
+fn a_resize_to_the_same_length_changes_nothing() {
+    block_on_ready(async {
+        let mut store = Store::new(200, 100, 16).await;
+        let words = Array::<Plain<U64>>::plain();
+        let root = words.create(&store.tm).await.unwrap();
+        let root = words.resize(&store.tm, root, 0, 1000, U64::ZERO).await.unwrap();
+        store.commit().await;
+        assert_eq!(words.resize(&store.tm, root, 1000, 1000, U64::ZERO).await, Ok(root));
+    });
+}
+
+#[test]
+fn an_array_with_a_block_that_is_free_is_not_deleted() {
+    block_on_ready(async {
+        let store = Store::new(200, 100, 16).await;
+        let words = Array::<Plain<U64>>::plain();
+        let root = words.create(&store.tm).await.unwrap();
+        let root = words.extend(&store.tm, root, 0, [U64::ZERO]).await.unwrap();
+        let tree = BTree::<Plain<U64>>::new(Plain::new());
+        let block = store.tm.blocks().look(|blocks| tree.try_lookup(blocks, root, 0)).await.unwrap().unwrap().get();
+        store.tm.dec(block);
+        assert_eq!(words.delete(&store.tm, root).await, Err(Error::BadCount { block, count: 0, by: -1 }));
+    });
+}
+
+#[test]
+fn a_scan_reads_as_many_blocks_together_as_the_cache_has_room_for() {
+    let mut store = block_on_ready(Store::new(200, 100, 16));
+    let words = Array::<Plain<U64>>::plain();
+    let root = block_on_ready(async {
+        let root = words.create(&store.tm).await.unwrap();
+        let root = words.resize(&store.tm, root, 0, 20 * 509, U64::ZERO).await.unwrap();
+        store.commit().await;
+        root
+    });
+    for (wanted, most) in [(3, 3), (100, 4)] {
+        let slow = Slow::new(store.disk.clone());
+        let (blocks, executor) = (blocks_on(Disk::new(slow.clone()), 16), Executor::new());
+        executor.spawner().spawn(async move {
+            Array::<Plain<U64>>::plain().scan(&blocks, root, wanted, |_, _| ()).await.unwrap();
+        });
+        let mut together = 0;
+        loop {
+            while executor.run_ready(1) {}
+            match slow.answer() {
+                0 => break,
+                answered => together = together.max(answered),
+            }
+        }
+        assert_eq!(together, most);
+    }
+}
+
+#[test]
+fn a_bitset_has_no_bit_beyond_its_end() {
+    block_on_ready(async {
+        let store = Store::new(200, 100, 16).await;
+        let mut bits = Bitset::create(&store.tm).await.unwrap();
+        bits.resize(&store.tm, 10, true).await.unwrap();
+        assert_eq!(store.tm.blocks().look(|blocks| bits.try_test(blocks, 9)).await, Ok(true));
+        let error = store.tm.blocks().look(|blocks| bits.try_test(blocks, 10)).await.unwrap_err();
+        assert!(matches!(error, Error::Damaged { kind: "array", .. }), "{error}");
+        assert_eq!(bits.set(&store.tm, 10, true).await, Err(error));
+    });
+}
+
+/// 64 KiB of changed words stay in core.
+#[test]
+fn changed_words_of_a_bitset_are_written_when_they_are_many() {
+    block_on_ready(async {
+        let mut store = Store::new(200, 100, 16).await;
+        let mut bits = Bitset::create(&store.tm).await.unwrap();
+        bits.resize(&store.tm, 8193 * 64, false).await.unwrap();
+        store.commit().await;
+        let free = store.tm.free_blocks();
+        for word in 0..8192 {
+            bits.set(&store.tm, word * 64, true).await.unwrap();
+        }
+        assert_eq!(store.tm.free_blocks(), free);
+        bits.set(&store.tm, 8192 * 64, true).await.unwrap();
+        assert!(store.tm.free_blocks() < free);
     });
 }
