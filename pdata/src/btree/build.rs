@@ -221,6 +221,7 @@ mod tests {
     use crate::block_manager::BlockManager;
     use crate::btree::{Leaves, Plain};
     use alloc::vec;
+    use core::ops::Range;
     use platform::block::Disk;
     use platform::buf::BufPool;
     use platform::mem::MemDisk;
@@ -305,5 +306,17 @@ mod tests {
         let mixed = build(&[&[100], &[100, 3], &[100, 200]], &[100]);
         assert_eq!((mixed[1].len(), mixed[1][0].1), (1, 103));
         assert_eq!(mixed[2][0], mixed[0][0]);
+    }
+
+    /// 84 entries are the least that a leaf may have.
+    #[test]
+    fn the_smallest_leaves_are_shared_and_stay_beside_shared_ones() {
+        let cases: [(&[u64], u64, Range<usize>); 4] =
+            [(&[84, 300], 84, 0..1), (&[300, 84], 84, 2..3), (&[84, 500], 500, 1..3), (&[500, 84], 500, 0..2)];
+        for (pieces, shared, leaves) in cases {
+            let built = build(&[pieces, pieces], &[shared]);
+            assert_eq!(built[0].len(), 3);
+            assert_eq!(built[0][leaves.clone()], built[1][leaves], "{pieces:?}");
+        }
     }
 }

@@ -137,7 +137,7 @@ impl<V: ValueType> BTree<V> {
             }
         }
         match left_index {
-            Some(left_index) if !shared && children > 2 && right_index.is_some() => {
+            Some(left_index) if !shared && right_index.is_some() => {
                 self.split_two_into_three(tm, parent, left_index, node, key).await
             }
             _ => self.split_one_into_two(tm, parent, index, node, key).await,

@@ -1,8 +1,8 @@
 //! Trees against `BTreeMap`, with sharing, tiny caches and random commits.
 
 use crate::harness::*;
-use pdata::TransactionManager;
 use pdata::btree::{BTree, Plain};
+use pdata::{Error, TransactionManager};
 use platform::block::Disk;
 use platform::task::{Executor, block_on_ready};
 use std::cell::Cell;
@@ -356,5 +356,16 @@ fn a_cursor_reads_ahead() {
         assert!(most == 1 && rounds >= leaves, "{most} {rounds}");
         let (_, _, reads) = walk(32, 300);
         assert!(reads <= 6, "{reads}");
+    });
+}
+
+#[test]
+fn a_tree_that_nobody_refers_to_is_not_deleted() {
+    block_on_ready(async {
+        let store = Store::new(200, 10, 64).await;
+        let root = store.tree.create(&store.tm).await.unwrap();
+        store.tm.dec(root);
+        let deleted = store.tree.delete(&store.tm, root).await;
+        assert_eq!(deleted, Err(Error::BadCount { block: root, count: 0, by: -1 }));
     });
 }
