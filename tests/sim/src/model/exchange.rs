@@ -104,7 +104,9 @@ fn objection(
         return Some(format!("it has {mapped_blocks} mapped blocks, at most {most} were written"));
     }
     if mapped_blocks + touched < mapped_before {
-        return Some(format!("it has {mapped_blocks} mapped blocks of {mapped_before}, and {touched} were unmapped at most"));
+        return Some(format!(
+            "it has {mapped_blocks} mapped blocks of {mapped_before}, and {touched} were unmapped at most"
+        ));
     }
     blocks.iter().find_map(|(block, words)| {
         let (sector, allowed) = contents.objection_to_block(*block, words)?;
