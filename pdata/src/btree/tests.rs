@@ -1,9 +1,10 @@
 //! Trees as only others leave them behind, or as it would take millions of keys to grow them.
 
-use super::{BTree, NODE, NodeMut, Plain, ValueType, edit};
-use crate::TransactionManager;
+use super::{BTree, NODE, Node, NodeMut, Place, Plain, ValueType, edit};
+use crate::block::BLOCK_BYTES;
 use crate::block_manager::BlockManager;
 use crate::space_map::DiskMap;
+use crate::{Error, TransactionManager};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use platform::block::Disk;
@@ -116,4 +117,67 @@ fn a_key_is_found_again_in_the_half_that_begins_with_it() {
             }
         }
     });
+}
+
+#[test]
+fn damaged_neighbours_are_told_and_not_merged() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+        let tm = TransactionManager::create(blocks, 100).await.unwrap();
+        let tree = BTree::new(Plain::<U64>::new());
+        let leaf = async |keys: core::ops::Range<u64>| node(&tm, false, keys.map(|key| (key, key))).await;
+        let damage = |block, what| Some(Error::Damaged { block, kind: "btree node", what });
+        let (left, right) = (leaf(0..10).await, leaf(9..20).await);
+        let root = node(&tm, true, [(0, left), (9, right)].into_iter()).await;
+        assert_eq!(tree.remove(&tm, root, 15).await.err(), damage(right, "its keys overlap its neighbour's"));
+        let deeper = internal(&tm, 1..2).await;
+        let root = node(&tm, true, [(0, leaf(0..10).await), (10, deeper)].into_iter()).await;
+        assert_eq!(tree.remove(&tm, root, 5).await.err(), damage(deeper, "it is of another kind than its neighbour"));
+        // The left leaf is empty: all entries of the right one fit.
+        let full = leaf(100..352).await;
+        let root = node(&tm, true, [(0, leaf(0..0).await), (100, full)].into_iter()).await;
+        let inserted = tree.insert_sorted(&tm, root, [(400, 0.into())], |_, _| ()).await;
+        assert_eq!(inserted.err(), damage(full, "it lost all entries"));
+    });
+}
+
+#[test]
+fn a_leaf_of_other_values_is_told() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+        let tm = TransactionManager::create(blocks, 100).await.unwrap();
+        let block = node(&tm, false, [(0, 7)].into_iter()).await;
+        let tree = BTree::<Plain<[u8; 4]>>::plain();
+        let found = tm.blocks().look(|blocks| tree.try_lookup(blocks, block, 0)).await;
+        let what = "its values are not of the size of this tree's";
+        assert_eq!(found, Err(Error::Damaged { block, kind: "btree node", what }));
+    });
+}
+
+#[test]
+fn the_leaves_of_a_tree_are_bounded_by_what_its_root_says() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+        let tm = TransactionManager::create(blocks, 100).await.unwrap();
+        let tree = BTree::new(Plain::<U64>::new());
+        let (left, right) = (internal(&tm, 0..5).await, internal(&tm, 5..20).await);
+        let most = async |root| tm.blocks().look(|blocks| tree.try_leaves_at_most(blocks, root)).await;
+        assert_eq!(most(left).await, Ok(5));
+        let root = node(&tm, true, [(0, left), (50, right)].into_iter()).await;
+        assert_eq!(most(root).await, Ok(2 * 252));
+    });
+}
+
+#[test]
+fn only_keys_that_lead_to_a_place_fit_it() {
+    let place = Place { number: 3, first: 10, last: 20 };
+    let cases: [(&[u64], bool); 4] = [(&[10, 20], true), (&[9, 20], false), (&[10, 21], false), (&[], false)];
+    for (keys, fits) in cases {
+        let mut block = [0; BLOCK_BYTES];
+        NodeMut::format(&mut block, false, 8);
+        let mut node = NodeMut::parse(&mut block, 3).unwrap();
+        keys.iter().enumerate().for_each(|(index, key)| node.insert(index, *key, &[0; 8]).unwrap());
+        assert_eq!(place.check(Node::parse(&block, 3).unwrap(), false).is_ok(), fits, "{keys:?}");
+        assert!(place.check(Node::parse(&block, 3).unwrap(), true).is_err());
+    }
 }
