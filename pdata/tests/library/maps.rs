@@ -1,7 +1,9 @@
 //! Space maps against plain arrays of counts.
 
 use crate::harness::*;
-use pdata::Error;
+use pdata::space_map::ENTRIES_PER_BITMAP;
+use pdata::{Error, TransactionManager};
+use platform::block::Disk;
 use platform::task::block_on_ready;
 
 /// A kind of block for whoever needs blocks.
@@ -131,7 +133,40 @@ fn both_maps_grow_when_they_are_full() {
         store.reopen().await;
         assert_eq!((store.tm.nr_blocks(), store.data.nr_blocks(), store.data.nr_free()), (40_000, 33_000, 33_000));
         assert_eq!(store.tm.grow(39_999).await, Err(Error::BadSize { from: 40_000, to: 39_999 }));
+        assert_eq!(store.data.grow(&store.tm, 32_999).await, Err(Error::BadSize { from: 33_000, to: 32_999 }));
+        assert_eq!(store.data.grow(&store.tm, 33_000).await, Ok(()));
         let block = store.tm.new_block(&PLAIN).await.unwrap();
         store.tm.dec(block.number());
+    });
+}
+
+/// The blocks of a pinned commit are those of all bitmaps.
+#[test]
+fn what_is_pinned_in_the_second_bitmap_is_not_handed_out() {
+    block_on_ready(async {
+        let mut store = Store::new(ENTRIES_PER_BITMAP, 100, 64).await;
+        store.disk.resize(20_000 * 8);
+        // The new bitmap lies in the area that it counts.
+        store.tm.grow(20_000).await.unwrap();
+        store.commit().await;
+        let pin = store.tm.pin().await.unwrap();
+        let mut free = Vec::new();
+        for block in 0..20_000 {
+            if store.tm.count(block).await == Ok(0) {
+                free.push(block);
+            }
+        }
+        free.iter().filter(|block| **block < ENTRIES_PER_BITMAP).for_each(|block| store.tm.inc(*block));
+        store.commit().await;
+        let blocks = blocks_on(Disk::new(store.disk.clone()), 64);
+        let tm = TransactionManager::reopen(blocks, &store.roots.1, store.tm.pins()).await.unwrap();
+        let mut first = None;
+        for block in free {
+            if first.is_none() && tm.count(block).await == Ok(0) {
+                first = Some(block);
+            }
+        }
+        assert!(pin.held_back_blocks() > Some(0) && tm.count(ENTRIES_PER_BITMAP).await == Ok(0));
+        assert_eq!(Some(tm.new_block(&PLAIN).await.unwrap().number()), first);
     });
 }
