@@ -63,6 +63,9 @@ impl<V: ValueType> BTree<V> {
 
     /// Replaces a root by its only child. The block stays the root.
     pub(super) async fn collapse(&self, tm: &TransactionManager, root: &BlockMut<'_>, child: u64) -> Result<()> {
+        if child == root.number() {
+            return Err(damaged(child, "it is its own child"));
+        }
         let shared = tm.is_shared(child).await?;
         let block = tm.blocks().read(child, &NODE).await?;
         *root.bytes_mut() = *block.bytes();
@@ -81,6 +84,9 @@ impl<V: ValueType> BTree<V> {
         let right_index = left_index.saturating_add(1);
         let left = self.shadow_child(tm, parent, left_index).await?;
         let right = self.shadow_child(tm, parent, right_index).await?;
+        if left.number() == right.number() {
+            return Err(damaged(left.number(), "it is its own neighbour"));
+        }
         let (left_len, floor) = view(&left, |node| Ok((node.len(), node.floor())))?;
         let total = left_len.saturating_add(view(&right, |node| Ok(node.len()))?);
         if total < floor.saturating_add(1).saturating_mul(2) {

@@ -1,6 +1,6 @@
 //! Trees as only others leave them behind, or as it would take millions of keys to grow them.
 
-use super::{BTree, NODE, Node, NodeMut, Place, Plain, ValueType, edit};
+use super::{BTree, LeafPlaces, NODE, Node, NodeMut, Pairs, Place, Plain, Shared, ValueType, edit};
 use crate::block::BLOCK_BYTES;
 use crate::block_manager::BlockManager;
 use crate::space_map::DiskMap;
@@ -180,4 +180,75 @@ fn only_keys_that_lead_to_a_place_fit_it() {
         assert_eq!(place.check(Node::parse(&block, 3).unwrap(), false).is_ok(), fits, "{keys:?}");
         assert!(place.check(Node::parse(&block, 3).unwrap(), true).is_err());
     }
+}
+
+#[test]
+fn a_node_that_is_its_own_child_is_too_deep() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+        let tm = TransactionManager::create(blocks, 100).await.unwrap();
+        let (blocks, tree) = (tm.blocks(), BTree::new(Plain::<U64>::new()));
+        let root = node(&tm, true, core::iter::empty()).await;
+        let own = blocks.change(blocks.try_read(root, &NODE).unwrap());
+        for (index, key) in [0, 10].into_iter().enumerate() {
+            edit(&own, |node| node.insert(index, key, &root.to_le_bytes())).unwrap();
+        }
+        blocks.write_out().await.unwrap();
+        let too_deep = Some(Error::TooDeep { root });
+        assert_eq!(blocks.look(|blocks| tree.try_lookup(blocks, root, 5)).await.err(), too_deep);
+        assert_eq!(blocks.look(|blocks| tree.try_leaves_at_most(blocks, root)).await.err(), too_deep);
+        assert_eq!(blocks.look(|blocks| tree.try_next(blocks, root, 5)).await.err(), too_deep);
+        assert_eq!(blocks.look(|blocks| tree.try_prev(blocks, root, 5)).await.err(), too_deep);
+        assert_eq!(tree.cursor(blocks, root, 0, 4).next().await.err(), too_deep);
+        assert_eq!(LeafPlaces::open(blocks, root).await.err(), too_deep);
+        assert_eq!(Pairs::<U64>::open(blocks, Some(root), None, 0, Shared::Skip).await.err(), too_deep);
+        assert_eq!(tree.is_way_shared(&tm, root, 5).await.err(), too_deep);
+        assert_eq!(tree.exclusive_leaves(&tm, root, usize::MAX).await.err(), too_deep);
+        assert_eq!(tree.insert(&tm, root, 5, 0.into()).await.err(), too_deep);
+        assert_eq!(tree.insert_sorted(&tm, root, [(5, 0.into())], |_, _| ()).await.err(), too_deep);
+        assert_eq!(tree.delete(&tm, root).await.err(), too_deep);
+    });
+}
+
+/// A pointer to a free block, say, that becomes the new place of the node itself, or of the one beside it.
+#[test]
+fn a_node_that_is_its_own_child_or_neighbour_takes_no_part_in_a_removal() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+        let tm = TransactionManager::create(blocks, 100).await.unwrap();
+        let tree = BTree::new(Plain::<U64>::new());
+        let damage = |block, what| Some(Error::Damaged { block, kind: "btree node", what });
+        let leaf = node(&tm, false, [(0, 0)].into_iter()).await;
+        let root = node(&tm, true, [(0, leaf), (10, leaf)].into_iter()).await;
+        assert_eq!(tree.remove(&tm, root, 0).await.err(), damage(leaf, "it is its own neighbour"));
+        let root = node(&tm, true, core::iter::empty()).await;
+        let own = tm.blocks().change(tm.blocks().try_read(root, &NODE).unwrap());
+        edit(&own, |node| node.insert(0, 0, &root.to_le_bytes())).unwrap();
+        assert_eq!(tree.remove_run(&tm, root, 0, 0, 1).await.err(), damage(root, "it is its own child"));
+        assert_eq!(tree.shrink(&tm, root, 1, |_| true).await.err(), damage(root, "it is its own child"));
+    });
+}
+
+/// A full leaf between two others takes the entries of its left one along, unless that would have to be copied.
+#[test]
+fn two_full_leaves_become_three_if_no_other_tree_has_them() {
+    block_on_ready(async {
+        for (shared, expected) in [(false, [168, 168, 169, 252]), (true, [252, 126, 127, 252])] {
+            let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+            let tm = TransactionManager::create(blocks, 100).await.unwrap();
+            let mut leaves = Vec::new();
+            for first in [0, 300, 600] {
+                leaves.push((first, node(&tm, false, (first..first + 252).map(|key| (key, key))).await));
+            }
+            if shared {
+                tm.inc(leaves[0].1);
+            }
+            let root = node(&tm, true, leaves.into_iter()).await;
+            let (root, _) = BTree::new(Plain::<U64>::new()).insert(&tm, root, 560, 0.into()).await.unwrap();
+            let bytes = |number| *tm.blocks().try_read(number, &NODE).unwrap().bytes();
+            let children = Node::parse(&bytes(root), root).unwrap().children().collect::<Vec<_>>();
+            let lens = children.into_iter().map(|leaf| Node::parse(&bytes(leaf), leaf).unwrap().len());
+            assert_eq!(lens.collect::<Vec<_>>(), expected);
+        }
+    });
 }
