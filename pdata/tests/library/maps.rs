@@ -170,3 +170,18 @@ fn what_is_pinned_in_the_second_bitmap_is_not_handed_out() {
         assert_eq!(Some(tm.new_block(&PLAIN).await.unwrap().number()), first);
     });
 }
+
+#[test]
+fn changes_of_counts_wait_until_there_are_more_than_1024() {
+    block_on_ready(async {
+        let mut store = Store::new(4000, 10, 64).await;
+        store.commit().await;
+        let free = store.tm.free_blocks_after_commit();
+        (1000..2024).for_each(|block| store.tm.inc(block));
+        store.tm.settle_some().await.unwrap();
+        assert_eq!(store.tm.free_blocks_after_commit(), free);
+        store.tm.inc(2024);
+        store.tm.settle_some().await.unwrap();
+        assert!(store.tm.free_blocks_after_commit() <= free - 1025);
+    });
+}
