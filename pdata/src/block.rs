@@ -128,6 +128,9 @@ mod tests {
         assert_eq!(wrong(&[(4, &[1]), (24, &[24]), (20, &[126])]), "an internal node's values are not 8 bytes long");
         assert_eq!(wrong(&[(20, &[251])]), "its capacity does not fit its value size");
         assert_eq!(wrong(&[(24, &[0])]), "its capacity does not fit its value size");
+        // What would fit if values of such a size were any.
+        assert_eq!(wrong(&[(24, &[0]), (20, &[251, 1])]), "its capacity does not fit its value size");
+        assert_eq!(wrong(&[(27, &[255]), (20, &[0]), (16, &[0])]), "its capacity does not fit its value size");
         assert_eq!(wrong(&[(16, &[253])]), "it has more entries than it can hold");
         assert_eq!(wrong(&[(27, &[255])]), "its capacity does not fit its value size");
     }

@@ -47,7 +47,7 @@ fn check(block: &Block) -> core::result::Result<(), &'static str> {
         INTERNAL | LEAF => {}
         _ => return Err("it is neither internal node nor leaf"),
     }
-    if value_bytes == 0 || value_bytes > BLOCK_BYTES || header.max_entries.get() as usize != capacity(value_bytes) {
+    if value_bytes == 0 || value_bytes >= BLOCK_BYTES || header.max_entries.get() as usize != capacity(value_bytes) {
         return Err("its capacity does not fit its value size");
     }
     if header.nr_entries.get() > header.max_entries.get() {

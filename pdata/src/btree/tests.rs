@@ -252,3 +252,18 @@ fn two_full_leaves_become_three_if_no_other_tree_has_them() {
         }
     });
 }
+
+#[test]
+fn leaves_whose_keys_are_too_low_are_passed() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+        let tm = TransactionManager::create(blocks, 100).await.unwrap();
+        let mut leaves = Vec::new();
+        for (least, key) in [(0, 0), (10, 1), (20, 2), (30, 30)] {
+            leaves.push((least, node(&tm, false, [(key, key)].into_iter()).await));
+        }
+        let (root, tree) = (node(&tm, true, leaves.into_iter()).await, BTree::new(Plain::<U64>::new()));
+        let next = tm.blocks().look(|blocks| tree.try_next(blocks, root, 5)).await;
+        assert_eq!(next, Ok(Some((30, 30.into()))));
+    });
+}
