@@ -322,12 +322,8 @@ impl<'a> NodeMut<'a> {
 
     /// Moves entries between this node and its right neighbour until this one has `left_len`.
     pub fn spread(&mut self, right: &mut NodeMut<'_>, left_len: usize) -> Result<()> {
-        let (left, total) = (self.len(), self.len().saturating_add(right.len()));
+        let left = self.len();
         self.check_neighbour(right)?;
-        let right_len = total.checked_sub(left_len).ok_or(self.entry_error())?;
-        if left_len > self.keys.len() || right_len > right.keys.len() {
-            return Err(damaged(self.number, "it and its neighbour have too many entries"));
-        }
         if left_len > left {
             let moved = left_len - left;
             self.copy(left, right, 0..moved)?;

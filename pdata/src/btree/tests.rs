@@ -267,3 +267,19 @@ fn leaves_whose_keys_are_too_low_are_passed() {
         assert_eq!(next, Ok(Some((30, 30.into()))));
     });
 }
+
+#[test]
+fn a_node_takes_no_more_than_fits_and_no_more_than_its_neighbour_has() {
+    for (len, left_len) in [(200, 253), (200, 147), (100, 201)] {
+        let mut blocks = [[0; BLOCK_BYTES]; 2];
+        for (block, first) in blocks.iter_mut().zip([0, 1000]) {
+            NodeMut::format(block, false, 8);
+            let mut node = NodeMut::parse(block, 3).unwrap();
+            (0..len).for_each(|index| node.insert(index, first + index as u64, &[1; 8]).unwrap());
+        }
+        let [left, right] = &mut blocks;
+        let (mut left, mut right) = (NodeMut::parse(left, 3).unwrap(), NodeMut::parse(right, 4).unwrap());
+        assert!(left.spread(&mut right, left_len).is_err(), "{left_len} of {len} and {len}");
+        assert_eq!((left.len(), right.len(), right.key(0)), (len, len, Some(1000)));
+    }
+}
