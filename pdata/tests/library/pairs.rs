@@ -205,3 +205,23 @@ fn damaged_trees_end_in_errors() {
     println!("{failed} walks failed, {ended} went past the damage");
     assert!(failed > 100);
 }
+
+#[test]
+fn thirty_two_leaves_are_read_together() {
+    block_on_ready(async {
+        let mut store = Store::new(2000, 2000, 1000).await;
+        store.data.inc(&store.tm, 0..1500).await.unwrap();
+        let entries = (0..1500).map(|key| (key, Long::new(key)));
+        let root = store.tree.create(&store.tm).await.unwrap();
+        let root = store.tree.insert_sorted(&store.tm, root, entries, |_, _| ()).await.unwrap();
+        store.commit().await;
+        let stats = Stats::new(Rc::new(store.disk.clone()));
+        let counters = stats.counters();
+        let blocks = blocks_on(Disk::new(stats), CACHE_BLOCKS);
+        let mut pairs = Pairs::<Long>::open(&blocks, Some(root), None, 0, Shared::Skip).await.unwrap();
+        pairs.next().await.unwrap().unwrap();
+        // Beside them, the way to the first.
+        let blocks_read = counters.read_sectors.get() / 8;
+        assert!((32..=35).contains(&blocks_read), "{blocks_read}");
+    });
+}
