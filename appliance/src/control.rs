@@ -389,7 +389,7 @@ pub(crate) async fn forget(served: &Served, device: DeviceId, size_bytes: u64) -
     if let ThinStatus::Mapped { highest_mapped_sector: Some(highest), .. } = thin.status().await?
         && highest >= whole
     {
-        thin.discard(whole, (highest + 1 - whole).next_multiple_of(block_sectors)).await?;
+        thin.unmap(whole, (highest + 1 - whole).next_multiple_of(block_sectors)).await?;
     }
     thin.flush().await?;
     Ok(())

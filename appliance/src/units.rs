@@ -234,7 +234,7 @@ impl LogicalUnit for Unit {
     async fn unmap(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {
         let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
         let request = v.write_request(offset_bytes, len_bytes)?;
-        v.thin.discard(request.sector, request.sectors).await.map_err(|error| v.told(error, offset_bytes))
+        v.thin.unmap(request.sector, request.sectors).await.map_err(|error| v.told(error, offset_bytes))
     }
 
     async fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), UnitError> {

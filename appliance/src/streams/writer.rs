@@ -95,7 +95,7 @@ impl<'w> Writer<'w> {
             }
         }
         if first < last {
-            self.thin.discard(first, last - first).await?;
+            self.thin.unmap(first, last - first).await?;
         }
         Ok(())
     }

@@ -11,10 +11,18 @@ use alloc::rc::Rc;
 pub(super) const STEP_BLOCKS: u64 = 1024;
 
 impl Thin {
-    /// Unmaps the whole blocks within the sectors; partial blocks at the ends keep their contents. Unmapped blocks read
-    /// as zeroes, or as the external origin. In read-only mode it fails if anything is mapped there, unlike dm-thin: who is
-    /// told that it is done counts on the zeroes.
+    /// As [`Thin::unmap`], but in read-only mode it succeeds and does nothing, as in dm-thin.
     pub async fn discard(&self, sector: u64, sectors: u64) -> Result<(), Error> {
+        match self.unmap(sector, sectors).await {
+            Err(Error::Refused(Mode::ReadOnly)) => Ok(()),
+            unmapped => unmapped,
+        }
+    }
+
+    /// Unmaps the whole blocks within the sectors; partial blocks at the ends keep their contents. Unmapped blocks read
+    /// as zeroes, or as the external origin: who promises that must not take a discard for done that does nothing. So in
+    /// read-only mode this fails with [`Error::Refused`] if anything is mapped there.
+    pub async fn unmap(&self, sector: u64, sectors: u64) -> Result<(), Error> {
         let (device, block_sectors) = (&self.0, self.0.pool.block_sectors);
         device.pool.check_working()?;
         if device.pool.discard_policy() == DiscardPolicy::Ignore {

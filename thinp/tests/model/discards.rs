@@ -21,21 +21,17 @@ impl Driver {
                     assert_eq!(self.pool().status().discard, DiscardPolicy::Ignore);
                     return;
                 }
-                Err(Error::Refused(Mode::ReadOnly)) => {
-                    let mapped = blocks.clone().any(|block| self.model.mapping(device, block).is_some());
-                    return assert!(self.read_only && mapped, "read-only");
-                }
                 Err(Error::Refused(Mode::OutOfMetadataSpace)) => self.discarded_in_part(device, blocks.clone()).await,
                 Err(error) => panic!("{error}"),
             }
         }
         assert_ne!(self.pool().status().discard, DiscardPolicy::Ignore);
-        let unmapped = self.unmap(device, blocks);
-        assert!(!self.read_only || unmapped == 0, "{unmapped} blocks unmapped in read-only mode");
+        if !self.read_only {
+            self.unmap(device, blocks);
+        }
     }
 
-    /// Returns how many blocks were mapped.
-    fn unmap(&mut self, device: u32, blocks: Range<u64>) -> u64 {
+    fn unmap(&mut self, device: u32, blocks: Range<u64>) {
         let (unmapped, freed) = self.model.unmap(device, blocks);
         if self.pool().status().discard == DiscardPolicy::Passdown {
             self.to_discard_blocks += freed;
@@ -46,7 +42,6 @@ impl Driver {
             (unmapped, freed) if unmapped == freed => "discard of blocks of its own",
             _ => "discard of shared blocks",
         });
-        unmapped
     }
 
     /// Earlier discards have used up the reserve, by what they copied of shared trees. What shares them can be released or
