@@ -277,7 +277,9 @@ impl Worker {
                 let mut model = self.life.model.borrow_mut();
                 // All was sent, and nobody knows yet whether the volume has it: then there is nothing to go on with.
                 let decided = |volume: &Volume| volume.presence == Presence::There && !volume.may_be_exchanged();
-                let sure = token.is_some() && model.volumes.get(name).is_none_or(decided);
+                // A commit that failed at its end may be on the disk, and the appliance tells what was before it.
+                let committed = model.needs_check.known() == Some(&false);
+                let sure = token.is_some() && committed && model.volumes.get(name).is_none_or(decided);
                 model.transfers.insert(name.to_owned(), Transfer { sure });
             }
             return token;
