@@ -156,6 +156,11 @@ impl Volume {
         begun <= self.zeroed_at
     }
 
+    /// It came to be since, or is about to: before, another may have had its name.
+    pub fn is_made_since(&self, begun: u64) -> bool {
+        self.presence == Presence::Coming || self.made_at.is_some_and(|at| begun <= at)
+    }
+
     /// It can be logged in to.
     pub fn is_usable(&self) -> bool {
         self.is_settled() && self.exported.known() == Some(&true)

@@ -118,7 +118,7 @@ impl Worker {
             assert!(before.contains_key(name) || after.contains_key(name), "space of {name}, which is not there");
             let (Some(before), Some(after)) = (before.get(name), after.get(name)) else { continue };
             let volume = &model.volumes[name];
-            if volume.is_exchanged_since(begun) || volume.is_zeroed_since(begun) {
+            if volume.is_exchanged_since(begun) || volume.is_zeroed_since(begun) || volume.is_made_since(begun) {
                 continue;
             }
             let (least, most) = (before.intersection(after).count() as u64, model.most_mapped(name));
