@@ -134,7 +134,7 @@ fn parse(root: &Path, parser: &mut lexopt::Parser) -> Result<Option<Options>> {
 }
 
 /// The targets there are: a program each.
-fn targets(root: &Path) -> Result<Vec<String>> {
+pub fn targets(root: &Path) -> Result<Vec<String>> {
     let folder = root.join("fuzz/src/bin");
     let mut names = Vec::new();
     for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lexopt::prelude::*;
 
 use crate::machine::MACHINES;
-use crate::{gossamer, image, packages, process};
+use crate::{fuzz, gossamer, image, packages, process};
 
 const USAGE: &str = "\
 usage: cargo xtask test|soak [options]
@@ -23,8 +23,11 @@ usage: cargo xtask test|soak [options]
 /// A stage that takes longer is broken, times the effort. All of them together fit into 40 minutes on two cores.
 const STAGE_LIMIT: Duration = Duration::from_secs(1500);
 
-/// For all targets of the fuzzer together, times the effort.
-const FUZZ_SECONDS: u64 = 60;
+/// What reads an initiator's bytes: two targets one after the other, the pairs beside each other and beside all other targets.
+const FUZZED_PAIRS: [[&str; 2]; 2] = [["iscsi_login", "iscsi_session"], ["iscsi_wire", "scsi"]];
+
+/// For a pair, a minute each, and for all others together, times the effort.
+const FUZZ_SECONDS: u64 = 120;
 
 /// What became of tests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -140,10 +143,7 @@ pub fn run(root: &Path, parser: &mut lexopt::Parser, soak: bool) -> Result<bool>
     if soak {
         stages.push(survivors()?);
     }
-    // By its name: the build has replaced the file that this program was started from.
-    let mut fuzz = process::tied(std::env::current_exe()?.with_file_name("xtask"));
-    fuzz.args(["fuzz", "--seconds", &(FUZZ_SECONDS * options.effort).to_string()]);
-    stages.push(Stage { name: "fuzz".into(), commands: vec![fuzz] });
+    stages.push(fuzzer(root, &options)?);
     stages.extend(end_to_end(&options, &image, &program)?);
     let limit = STAGE_LIMIT.saturating_mul(u32::try_from(options.effort).unwrap_or(u32::MAX));
     if let Some(part) = &options.only {
@@ -166,6 +166,22 @@ fn kernel_comparison(options: &Options) -> Result<Stage> {
     let mut command = process::tied(std::env::current_exe()?.with_file_name("kernel-compare"));
     command.args(["--jobs", &options.jobs, "--effort", &options.effort.to_string()]);
     Ok(Stage { name: "kernel comparison".into(), commands: vec![command] })
+}
+
+/// Looks for input that upsets what reads it.
+fn fuzzer(root: &Path, options: &Options) -> Result<Stage> {
+    let pairs = FUZZED_PAIRS.map(|pair| pair.map(str::to_owned).to_vec());
+    let others =
+        fuzz::targets(root)?.into_iter().filter(|target| !pairs.iter().flatten().any(|paired| paired == target));
+    let groups = pairs.iter().cloned().chain([others.collect()]);
+    // By its name: the build has replaced the file that this program was started from.
+    let program = std::env::current_exe()?.with_file_name("xtask");
+    let command = |targets: Vec<String>| {
+        let mut fuzz = process::tied(&program);
+        fuzz.arg("fuzz").args(targets).args(["--seconds", &(FUZZ_SECONDS * options.effort).to_string()]);
+        fuzz
+    };
+    Ok(Stage { name: "fuzz".into(), commands: groups.map(command).collect() })
 }
 
 /// The simulator's crash points, and whether it finds planted bugs: six of them in turn, or all.

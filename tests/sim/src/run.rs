@@ -49,7 +49,7 @@ const CI_HITS: u64 = 1000;
 /// Runs that are repeated.
 const CI_REPEATED: u64 = 20;
 
-/// Seeds that found something, which CI runs before all others. What they found is played again in `found.rs`, too: a
+/// Seeds that found something, which CI runs before all others. What they found has tests without dice, too: a
 /// change of the simulator makes other runs of them.
 const FOUND: [u64; 9] =
     [2017, 107049334274, 107049557042, 20003, 3002, 107053883109, 107047175322, 107055000679, 107049293955];

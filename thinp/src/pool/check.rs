@@ -10,7 +10,8 @@ use pdata::block::BLOCK_BYTES;
 
 impl Pool {
     /// Checks all of the metadata and, if it is sound, takes needs_check away, on disk at once, and goes back to write
-    /// mode. Nothing else does. Waits for all I/O that is under way. Fails with [`Error::NoCheckNeeded`], or [`Error::NotSound`] and leaves everything as it is.
+    /// mode. Nothing else does. Waits for all I/O that is under way. Fails with [`Error::NoCheckNeeded`], or
+    /// [`Error::NotSound`] and leaves everything as it is.
     pub async fn clear_needs_check(&self) -> Result<Report, Error> {
         let inner = self.0.clone();
         self.detached(async move {

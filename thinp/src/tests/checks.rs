@@ -173,7 +173,7 @@ fn a_pool_that_was_opened_read_only_stays_so() {
 
 #[test]
 fn the_pool_that_failed_goes_on_after_its_check() {
-    run_blank(8, 32, async move |world| {
+    run_blank(8, 32, async |world| {
         let (pool, thin) = failed_pool(&world).await;
         pool.clear_needs_check().await.unwrap();
         assert_eq!(thin.flush().await, Err(Error::ChangesLost(id(0))), "what was lost stays told");
