@@ -22,7 +22,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{mutants, process};
 use build::Built;
-use trial::{Outcome, Tests};
+use trial::{Outcome, ROUNDS, Tests};
 use weave::Change;
 
 /// Other versions make other changes.
@@ -131,23 +131,23 @@ fn split(all: Vec<Change>, explained: &BTreeMap<&str, &str>, chosen: &Chosen) ->
 fn try_all(changes: &[Change], built: &Built, tests: &Tests, outcomes: fs::File, jobs: usize) -> Result<Tally> {
     let book = Mutex::new((Tally::default(), outcomes));
     let mut left: Vec<(&Change, usize)> = changes.iter().map(|change| (change, 0)).collect();
-    for long in [false, true] {
+    for round in 0..ROUNDS.len() {
         let (queue, again) = (Mutex::new(std::mem::take(&mut left).into_iter()), Mutex::new(Vec::new()));
         let work = |mut tests: Tests| -> Result<()> {
             loop {
                 let Some((change, reached)) = taken(&queue).next() else { return Ok(()) };
                 let Some(function) = built.functions.get(&change.number) else { continue };
-                let outcome = tests.try_change(change.number, *function, long)?;
+                let outcome = tests.try_change(change.number, *function, round)?;
                 let (tally, outcomes) = &mut *taken(&book);
                 match outcome {
                     Outcome::Noticed(_) => tally.noticed += 1,
                     Outcome::Endless(_) => tally.endless += 1,
-                    Outcome::Survived(reaching) if long => {
+                    Outcome::Survived(reaching) if round + 1 == ROUNDS.len() => {
                         let (place, reaching) = (change.place.replace(' ', "_"), reached + reaching);
                         println!("test survivors::{place} ... FAILED: {reaching} tests call its function");
                         tally.survived += 1;
                     }
-                    Outcome::Survived(reaching) => taken(&again).push((change, reaching)),
+                    Outcome::Survived(reaching) => taken(&again).push((change, reached + reaching)),
                 }
                 writeln!(outcomes, "{outcome}\t{}\t{}", change.place, change.name)?;
             }

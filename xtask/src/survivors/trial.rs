@@ -21,8 +21,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Tests that take less share a process.
 const SHORT: Duration = Duration::from_millis(100);
 
-/// Tests that take more meet only what all others do not notice, when those are through.
-const LONG: Duration = Duration::from_secs(2);
+/// Tests that take up to so long meet the changes that no faster ones notice, when those are through.
+pub const ROUNDS: [Duration; 3] = [SHORT, Duration::from_secs(2), Duration::MAX];
 
 /// A changed test may take so many times as long as the longest that shares its process, and this.
 const PATIENCE: u32 = 4;
@@ -131,10 +131,11 @@ impl Tests {
         self.tests.iter().map(line).collect()
     }
 
-    /// Tries the change of this number, in the function whose first change is `function`, with the long tests or with the others.
-    pub fn try_change(&mut self, number: u32, function: u32, long: bool) -> Result<Outcome> {
+    /// Tries the change of this number, in the function whose first change is `function`, with the tests of one of the [`ROUNDS`].
+    pub fn try_change(&mut self, number: u32, function: u32, round: usize) -> Result<Outcome> {
         let reaching = self.tests.iter().filter(|test| test.reaches.contains(&function));
-        let reaching: Vec<&Test> = reaching.filter(|test| (test.takes > LONG) == long).collect();
+        let reaching: Vec<&Test> =
+            reaching.filter(|test| ROUNDS.partition_point(|limit| *limit < test.takes) == round).collect();
         let noticed = self.noticed.get(&function);
         let first = reaching.iter().find(|test| Some(&test.name) == noticed).map(|test| vec![*test]);
         for batch in first.into_iter().chain(batches(&reaching)) {
@@ -152,7 +153,7 @@ impl Tests {
 
 /// Short tests of the same program together, then the others one by one.
 fn batches<'a>(tests: &[&'a Test]) -> Vec<Vec<&'a Test>> {
-    let (short, long): (Vec<&Test>, Vec<&Test>) = tests.iter().partition(|test| test.takes < SHORT);
+    let (short, long): (Vec<&Test>, Vec<&Test>) = tests.iter().partition(|test| test.takes <= SHORT);
     let mut batches: BTreeMap<&Path, Vec<&Test>> = BTreeMap::new();
     short.into_iter().for_each(|test| batches.entry(&test.program).or_default().push(test));
     batches.into_values().chain(long.into_iter().map(|test| vec![test])).collect()
@@ -275,10 +276,10 @@ mod tests {
         assert_eq!(run(9, &[&sleeps], LOOK / 10).unwrap(), Outcome::Endless("the start".into()));
         let tests = vec![ok, fails];
         let mut tests = Tests { tests, broken: Vec::new(), noticed: BTreeMap::new() };
-        assert_eq!(tests.try_change(9, 7, false).unwrap(), Outcome::Noticed("fails".into()));
+        assert_eq!(tests.try_change(9, 7, 0).unwrap(), Outcome::Noticed("fails".into()));
         assert_eq!(tests.noticed[&7], "fails");
-        assert_eq!(tests.try_change(9, 7, true).unwrap(), Outcome::Survived(0), "none is long");
-        assert_eq!(tests.try_change(9, 6, false).unwrap(), Outcome::Survived(0), "nothing reaches it");
+        assert_eq!(tests.try_change(9, 7, 1).unwrap(), Outcome::Survived(0), "none takes longer");
+        assert_eq!(tests.try_change(9, 6, 0).unwrap(), Outcome::Survived(0), "nothing reaches it");
     }
 
     #[test]
