@@ -74,7 +74,7 @@ pub fn build(tree: &Path, target: &Path, changes: &[Change]) -> Result<Built> {
 
 /// Where a file of the tree finds the switch, which is `pdata`'s.
 fn switch(file: &str) -> &'static str {
-    if file.starts_with("pdata/") { "crate::switch::on" } else { "::pdata::switch::on" }
+    if file.starts_with("pdata/") { "crate::switch" } else { "::pdata::switch" }
 }
 
 fn put_switch_in(tree: &Path) -> Result<()> {

@@ -35,3 +35,8 @@ fn running(function: u32) -> u32 {
     }
     number
 }
+
+/// Iterators of different types as one.
+pub fn boxed<'a, T>(items: impl Iterator<Item = T> + 'a) -> outside::boxed::Box<dyn Iterator<Item = T> + 'a> {
+    outside::boxed::Box::new(items)
+}

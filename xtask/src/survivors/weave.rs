@@ -82,7 +82,7 @@ pub struct Woven {
     arms: Vec<(Range<usize>, u32)>,
     /// The lines of each function with the numbers of its changes.
     pub functions: Vec<(Range<usize>, Vec<u32>)>,
-    /// The changes of constants, and of functions whose type is hidden: one build can hold only one of them.
+    /// The changes of constants: one build can hold only one of them.
     pub apart: Vec<u32>,
 }
 
@@ -98,27 +98,30 @@ impl Woven {
     }
 }
 
-/// Weaves changes of one file into its source. `switch` is the path of the function that tells which change is on, given the
+/// Weaves changes of one file into its source. `switch` is the path of the module that tells which change is on, given the
 /// number of the function's first.
 pub fn weave(source: &str, changes: &[&Change], switch: &str) -> Woven {
     let mut woven = Woven::default();
     let mut done = 0;
     for (function, inside) in by_function(changes, &mut woven.apart) {
         let numbers: Vec<u32> = inside.iter().map(|change| change.number).collect();
-        let Some(body) = body(source, &function) else {
+        let Some(Body { at: body, hidden }) = body(source, &function) else {
             woven.apart.extend(numbers);
             continue;
         };
         woven.text.push_str(&source[done..body.start]);
         let first = line(&woven.text);
-        woven.text.push_str(&format!(" match {switch}({}) {{\n", numbers[0]));
+        woven.text.push_str(&format!(" match {switch}::on({}) {{\n", numbers[0]));
+        let (open, close) = if hidden { (format!("{switch}::boxed({{"), "})") } else { ("{".to_owned(), "}") };
         for change in inside {
             let begin = line(&woven.text);
             let (before, after) = (&source[body.start..change.at.start], &source[change.at.end..body.end]);
-            woven.text.push_str(&format!("{} => {{{before}{} {after}\n}}\n", change.number, change.replacement));
+            woven
+                .text
+                .push_str(&format!("{} => {open}{before}{} {after}\n{close}\n", change.number, change.replacement));
             woven.arms.push((begin..line(&woven.text), change.number));
         }
-        woven.text.push_str(&format!("_ => {{{}\n}}\n}}\n", &source[body.clone()]));
+        woven.text.push_str(&format!("_ => {open}{}\n{close}\n}}\n", &source[body.clone()]));
         woven.functions.push((first..line(&woven.text) + 1, numbers));
         done = body.end;
     }
@@ -151,9 +154,16 @@ fn by_function<'a>(changes: &[&'a Change], constants: &mut Vec<u32>) -> Vec<(Ran
     functions
 }
 
-/// What is between the braces of a function. None if it returns a type that only its body tells.
-fn body(source: &str, function: &Range<usize>) -> Option<Range<usize>> {
-    let (mut depth, mut result, mut at) = (0, false, function.start);
+/// What is between the braces of a function.
+struct Body {
+    at: Range<usize>,
+    /// The function returns an iterator whose type only its body tells.
+    hidden: bool,
+}
+
+/// The body of a function, if it has one.
+fn body(source: &str, function: &Range<usize>) -> Option<Body> {
+    let (mut depth, mut result, mut hidden, mut at) = (0, false, false, function.start);
     loop {
         let rest = &source[at..function.end];
         let next = rest.chars().next()?;
@@ -163,8 +173,8 @@ fn body(source: &str, function: &Range<usize>) -> Option<Range<usize>> {
             '(' | '[' => depth += 1,
             ')' | ']' => depth -= 1,
             '-' if depth == 0 && rest.starts_with("->") => result = true,
-            'i' if result && rest.starts_with("impl ") => return None,
-            '{' if depth == 0 => return Some(at + 1..function.end - 1),
+            'i' if result && rest.starts_with("impl Iterator") => hidden = true,
+            '{' if depth == 0 => return Some(Body { at: at + 1..function.end - 1, hidden }),
             _ => {}
         }
         at += length;
@@ -248,10 +258,10 @@ fn outer() {
     #[test]
     fn a_function_is_a_choice_of_its_bodies() {
         let changes = listed();
-        let woven = weave(SOURCE, &changes.iter().collect::<Vec<_>>(), "on");
-        assert_eq!(woven.apart, [1, 5], "a constant, a hidden type");
+        let woven = weave(SOURCE, &changes.iter().collect::<Vec<_>>(), "switch");
+        assert_eq!(woven.apart, [1], "a constant");
         let text = "\
-fn pick(a: (u32, u32)) -> bool { match on(2) {
+fn pick(a: (u32, u32)) -> bool { match switch::on(2) {
 2 => {
     true  // ü
 
@@ -268,16 +278,25 @@ _ => {
 }
 ";
         assert!(woven.text.contains(&text.replace("a.0 < a.1", "a.0 <  a.1")), "{}", woven.text);
-        assert!(woven.text.contains("match on(7) {\n7 => {\n    () \n\n}\n6 => {\n    fn inner"), "{}", woven.text);
+        assert!(
+            woven.text.contains("match switch::on(7) {\n7 => {\n    () \n\n}\n6 => {\n    fn inner"),
+            "{}",
+            woven.text
+        );
         assert!(woven.text.contains("        1 \n    }\n    inner();"), "{}", woven.text);
+        assert!(
+            woven.text.contains("5 => switch::boxed({\n    0..f() *  1\n\n})\n_ => switch::boxed({\n"),
+            "{}",
+            woven.text
+        );
         let line = |what: &str| woven.text.lines().position(|line| line.contains(what)).unwrap() + 1;
         assert_eq!(woven.change_at(line("true")), Some(2));
         assert_eq!(woven.change_at(line("a.0 <")), Some(3));
         assert_eq!(woven.change_at(line("a.0 >")), None);
-        assert_eq!(woven.function_at(line("match on(2)")), [2, 3]);
+        assert_eq!(woven.function_at(line("match switch::on(2)")), [2, 3]);
         assert_eq!(woven.function_at(line("a.0 >")), [2, 3]);
         assert!(woven.function_at(line("const SIZE")).is_empty());
-        let plain = weave(SOURCE, &[], "on");
+        let plain = weave(SOURCE, &[], "switch");
         assert_eq!(plain.text, SOURCE);
     }
 }
