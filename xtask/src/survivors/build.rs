@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::PACKAGES;
-use super::weave::{Change, Woven, weave};
+use super::weave::{Change, weave};
+use crate::choice::Woven;
 use crate::process;
 
 const BUILD_LIMIT: Duration = Duration::from_secs(3600);
@@ -57,7 +58,7 @@ pub fn build(tree: &Path, target: &Path, changes: &[Change]) -> Result<Built> {
         }
         leave_out(&errors, &woven, &mut built)?;
     };
-    for (_, numbers) in woven.values().flat_map(|file| &file.functions) {
+    for (_, numbers) in woven.values().flat_map(|file| &file.choices) {
         built.functions.extend(numbers.iter().map(|number| (*number, numbers[0])));
     }
     let mut arguments = vec!["test", "--no-run", "--lib", "--test", "*"];
@@ -97,10 +98,10 @@ fn write(
     for (file, source) in sources {
         let inside: Vec<&Change> =
             changes.iter().filter(|change| change.file == *file && built.viable.contains(&change.number)).collect();
-        let woven = weave(source, &inside, switch(file));
-        for number in &woven.apart {
-            built.viable.remove(number);
-            built.apart.insert(*number);
+        let (woven, apart) = weave(source, &inside, switch(file));
+        for number in apart {
+            built.viable.remove(&number);
+            built.apart.insert(number);
         }
         let path = tree.join(file);
         if fs::read_to_string(&path)? != woven.text {

@@ -1,11 +1,13 @@
-//! All changes in one source: the body of a function becomes a choice among itself and its changed copies, so that one build
-//! serves for all of them. Text is all that this knows of Rust; the places of the changes are cargo-mutants' own.
+//! All changes of a file in one source, in which each changed function is a [`Choice`]. The places of the changes are
+//! cargo-mutants' own.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+
+use crate::choice::{self, Choice, Woven};
 
 /// One of cargo-mutants' changes.
 #[derive(Debug, Clone)]
@@ -73,65 +75,24 @@ fn bytes(source: &str, span: &Value) -> Option<Range<usize>> {
     Some(offset(&span["start"])?..offset(&span["end"])?)
 }
 
-/// A file with changes woven in.
-#[derive(Debug, Default)]
-pub struct Woven {
-    /// Its text.
-    pub text: String,
-    /// The lines of each changed body, counted from 1, with the change's number.
-    arms: Vec<(Range<usize>, u32)>,
-    /// The lines of each function with the numbers of its changes.
-    pub functions: Vec<(Range<usize>, Vec<u32>)>,
-    /// The changes of constants: one build can hold only one of them.
-    pub apart: Vec<u32>,
-}
-
-impl Woven {
-    /// The change in whose body a line is.
-    pub fn change_at(&self, line: usize) -> Option<u32> {
-        self.arms.iter().find(|(lines, _)| lines.contains(&line)).map(|(_, number)| *number)
-    }
-
-    /// All changes of the function that a line belongs to.
-    pub fn function_at(&self, line: usize) -> &[u32] {
-        self.functions.iter().find(|(lines, _)| lines.contains(&line)).map_or(&[], |(_, numbers)| numbers)
-    }
-}
-
 /// Weaves changes of one file into its source. `switch` is the path of the module that tells which change is on, given the
-/// number of the function's first.
-pub fn weave(source: &str, changes: &[&Change], switch: &str) -> Woven {
-    let mut woven = Woven::default();
-    let mut done = 0;
-    for (function, inside) in by_function(changes, &mut woven.apart) {
-        let numbers: Vec<u32> = inside.iter().map(|change| change.number).collect();
+/// number of the function's first. The changes of constants are left out and returned: one build can hold only one of them.
+pub fn weave(source: &str, changes: &[&Change], switch: &str) -> (Woven, Vec<u32>) {
+    let (mut apart, mut choices) = (Vec::new(), Vec::new());
+    for (function, inside) in by_function(changes, &mut apart) {
         let Some(Body { at: body, hidden }) = body(source, &function) else {
-            woven.apart.extend(numbers);
+            apart.extend(inside.iter().map(|change| change.number));
             continue;
         };
-        woven.text.push_str(&source[done..body.start]);
-        let first = line(&woven.text);
-        woven.text.push_str(&format!(" match {switch}::on({}) {{\n", numbers[0]));
-        let (open, close) = if hidden { (format!("{switch}::boxed({{"), "})") } else { ("{".to_owned(), "}") };
-        for change in inside {
-            let begin = line(&woven.text);
+        let other = |change: &&Change| {
             let (before, after) = (&source[body.start..change.at.start], &source[change.at.end..body.end]);
-            woven
-                .text
-                .push_str(&format!("{} => {open}{before}{} {after}\n{close}\n", change.number, change.replacement));
-            woven.arms.push((begin..line(&woven.text), change.number));
-        }
-        woven.text.push_str(&format!("_ => {open}{}\n{close}\n}}\n", &source[body.clone()]));
-        woven.functions.push((first..line(&woven.text) + 1, numbers));
-        done = body.end;
+            (change.number, format!("{before}{} {after}", change.replacement))
+        };
+        let around = if hidden { [format!("{switch}::boxed({{"), "})".to_owned()] } else { Choice::plain() };
+        let asked = format!("{switch}::on({})", inside[0].number);
+        choices.push(Choice { asked, around, others: inside.iter().map(other).collect(), body });
     }
-    woven.text.push_str(&source[done..]);
-    woven
-}
-
-/// The line that the next character comes to stand in.
-fn line(text: &str) -> usize {
-    text.matches('\n').count() + 1
+    (choice::weave(source, &choices), apart)
 }
 
 /// The changes of each function; those of a function within another are the outer one's.
@@ -258,8 +219,8 @@ fn outer() {
     #[test]
     fn a_function_is_a_choice_of_its_bodies() {
         let changes = listed();
-        let woven = weave(SOURCE, &changes.iter().collect::<Vec<_>>(), "switch");
-        assert_eq!(woven.apart, [1], "a constant");
+        let (woven, apart) = weave(SOURCE, &changes.iter().collect::<Vec<_>>(), "switch");
+        assert_eq!(apart, [1], "a constant");
         let text = "\
 fn pick(a: (u32, u32)) -> bool { match switch::on(2) {
 2 => {
@@ -289,14 +250,6 @@ _ => {
             "{}",
             woven.text
         );
-        let line = |what: &str| woven.text.lines().position(|line| line.contains(what)).unwrap() + 1;
-        assert_eq!(woven.change_at(line("true")), Some(2));
-        assert_eq!(woven.change_at(line("a.0 <")), Some(3));
-        assert_eq!(woven.change_at(line("a.0 >")), None);
-        assert_eq!(woven.function_at(line("match switch::on(2)")), [2, 3]);
-        assert_eq!(woven.function_at(line("a.0 >")), [2, 3]);
-        assert!(woven.function_at(line("const SIZE")).is_empty());
-        let plain = weave(SOURCE, &[], "switch");
-        assert_eq!(plain.text, SOURCE);
+        assert_eq!(weave(SOURCE, &[], "switch").0.text, SOURCE);
     }
 }
