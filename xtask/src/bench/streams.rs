@@ -96,7 +96,7 @@ fn measure(bench: &Bench<'_>, data: &Path) -> Result<bool> {
     // Neither reads what the other has left in memory.
     let cold = || dd(&[&format!("if={}", data.display()), "of=/dev/null", "iflag=nocache", "count=0"]);
     let send = || cold().and_then(|_| bench.run(&["volume", "send", "s0"], None, None));
-    let count = format!("count={}", BLOCKS * BLOCK_BYTES >> 20);
+    let count = format!("count={}", (BLOCKS * BLOCK_BYTES) >> 20);
     let read = || {
         cold().and_then(|_| dd(&[&format!("if={}", data.display()), "of=/dev/null", "iflag=direct", "bs=1M", &count]))
     };
