@@ -445,17 +445,18 @@ impl Worker {
     /// What the appliance tells of its volumes is so.
     async fn look(&mut self) {
         let is_there = |volume: &Volume| volume.presence == Presence::There;
-        let before: BTreeSet<String> = {
-            let model = self.life.model.borrow();
-            model.volumes.iter().filter(|(_, volume)| is_there(volume)).map(|(name, _)| name.clone()).collect()
+        let (begun, before): (u64, BTreeSet<String>) = {
+            let mut model = self.life.model.borrow_mut();
+            let there = model.volumes.iter().filter(|(_, volume)| is_there(volume));
+            let there = there.map(|(name, _)| name.clone()).collect();
+            (model.now(), there)
         };
         let answer = self.ask("GET", "/v1/volumes", None).await;
         assert!(answer.is_ok() || self.life.troubled.get(), "a list of volumes fails for no reason: {answer:?}");
         let Some(volumes) = answer.body["volumes"].as_array().filter(|_| !faults::lied()) else { return };
         let names: Vec<&str> = volumes.iter().filter_map(|volume| volume["name"].as_str()).collect();
         let model = self.life.model.borrow();
-        let there = |name: &&str| model.volumes.contains_key(*name);
-        assert!(names.iter().all(there), "the appliance has {names:?}, the model {:?}", model.volumes.keys());
+        assert!(names.iter().all(|name| model.was_there_since(name, begun)), "the appliance has {names:?}, the model {:?}", model.volumes.keys());
         for (name, volume) in model.volumes.iter().filter(|(name, _)| before.contains(*name)) {
             let listed = names.contains(&name.as_str());
             // What a message made has no record while none can be written, and is shown to nobody.

@@ -204,6 +204,8 @@ pub struct Model {
     /// Hidden volumes may be there.
     pub hidden: bool,
     pub streams: Streams,
+    /// When volumes that were there went.
+    gone: BTreeMap<String, u64>,
     writes: u64,
     clock: u64,
     /// The last loss of a transaction.
@@ -239,6 +241,7 @@ impl Model {
             transfers: BTreeMap::new(),
             hidden: false,
             streams: Streams::default(),
+            gone: BTreeMap::new(),
             writes: 0,
             clock: 0,
             lost_at: 0,
@@ -435,8 +438,15 @@ impl Model {
     /// It is not there. One that gets its name later is another.
     pub fn volume_gone(&mut self, name: &str) {
         self.volumes.remove(name);
+        let now = self.now();
+        self.gone.insert(name.to_owned(), now);
         let orphans = self.volumes.values_mut().filter(|volume| volume.snapshot_of.as_deref() == Some(name));
         orphans.for_each(|volume| volume.snapshot_of = None);
+    }
+
+    /// It is there, or went after `begun`: who was asked then may tell of it.
+    pub fn was_there_since(&self, name: &str, begun: u64) -> bool {
+        self.volumes.contains_key(name) || self.gone.get(name).is_some_and(|gone| *gone >= begun)
     }
 
     /// Blocks about which there is doubt.

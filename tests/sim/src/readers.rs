@@ -115,7 +115,7 @@ impl Worker {
                 volume[format!("{what}_bytes")].as_u64().expect("a number") / (BLOCK * SECTOR_BYTES as u64)
             });
             assert_eq!(mapped, exclusive + shared, "space of {name}: {volume}");
-            assert!(before.contains_key(name) || after.contains_key(name), "space of {name}, which is not there");
+            assert!(model.was_there_since(name, begun), "space of {name}, which is not there");
             let (Some(before), Some(after)) = (before.get(name), after.get(name)) else { continue };
             let volume = &model.volumes[name];
             if volume.is_exchanged_since(begun) || volume.is_zeroed_since(begun) || volume.is_made_since(begun) {
