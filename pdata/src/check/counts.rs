@@ -266,4 +266,49 @@ mod tests {
         }
         assert!(seen.iter().all(|times| *times == 1));
     }
+
+    #[test]
+    fn a_list_takes_two_bytes_an_entry_and_the_rest_a_byte_a_block() {
+        let mut counts = Counts::new(CHUNK, usize::MAX);
+        let mut taken = |blocks: u64| {
+            counts.add_run(0, blocks);
+            counts.memory_bytes
+        };
+        // Room for 256 more at a time.
+        assert_eq!([1, 255, 1].map(&mut taken), [512, 512, 1024]);
+        let few = CHUNK / 2 - 1000;
+        assert!((few as usize * 2..few as usize * 2 + 2048).contains(&taken(few)));
+        // From here on there is nothing that more references could take.
+        assert!(
+            [CHUNK, CHUNK, 7]
+                .map(&mut taken)
+                .iter()
+                .all(|bytes| (CHUNK as usize..CHUNK as usize + 100).contains(bytes))
+        );
+        assert_eq!((get(&counts, 0), get(&counts, few - 1), get(&counts, few)), (7, 3, 2));
+        let mut at_once = Counts::new(CHUNK, usize::MAX);
+        at_once.add_run(0, CHUNK);
+        assert_eq!(at_once.memory_bytes, CHUNK as usize);
+    }
+
+    /// Two chunks take a byte a block, as much as 255 lists of a few entries.
+    #[test]
+    fn the_lower_half_is_counted_and_the_upper_left_when_the_budget_is_exceeded() {
+        let (chunks, half) = (BUDGET_MIN_BYTES as u64 / 512 - 255 + 2, 386);
+        let (low, high) = (CHUNK - 1, half * CHUNK + 7);
+        let mut counts = Counts::new((chunks + 1) * CHUNK, 0);
+        for block in [low, high] {
+            counts.add_run(block / CHUNK * CHUNK, CHUNK);
+            (0..299).for_each(|_| counts.add(block));
+        }
+        (0..chunks).for_each(|chunk| counts.add(chunk * CHUNK));
+        assert_eq!((counts.memory_bytes, counts.is_last_pass()), (BUDGET_MIN_BYTES, true));
+        assert_eq!((get(&counts, low), get(&counts, high)), (300, 300));
+        counts.add(chunks * CHUNK);
+        assert_eq!((counts.bitmaps(), counts.is_last_pass()), (0..half * CHUNK_BITMAPS, false));
+        assert_eq!((get(&counts, low), get(&counts, (half - 1) * CHUNK)), (300, 1));
+        // Nothing is kept of what another pass counts.
+        assert_eq!((get(&counts, high), counts.large.len()), (0, 1));
+        assert!(counts.next_pass() && counts.is_last_pass());
+    }
 }

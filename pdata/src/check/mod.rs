@@ -8,6 +8,8 @@
 mod array;
 mod counts;
 mod maps;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 pub use counts::Counts;
