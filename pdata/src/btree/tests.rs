@@ -1,6 +1,6 @@
 //! Trees as only others leave them behind, or as it would take millions of keys to grow them.
 
-use super::{BTree, LeafPlaces, NODE, Node, NodeMut, Pairs, Place, Plain, Shared, ValueType, edit};
+use super::{BTree, DEPTH_MAX, LeafPlaces, NODE, Node, NodeMut, Pairs, Place, Plain, Shared, ValueType, edit};
 use crate::block::BLOCK_BYTES;
 use crate::block_manager::BlockManager;
 use crate::space_map::DiskMap;
@@ -226,6 +226,37 @@ fn a_node_that_is_its_own_child_or_neighbour_takes_no_part_in_a_removal() {
         edit(&own, |node| node.insert(0, 0, &root.to_le_bytes())).unwrap();
         assert_eq!(tree.remove_run(&tm, root, 0, 0, 1).await.err(), damage(root, "it is its own child"));
         assert_eq!(tree.shrink(&tm, root, 1, |_| true).await.err(), damage(root, "it is its own child"));
+    });
+}
+
+#[test]
+fn a_tree_may_have_as_many_levels_as_are_believed() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 200)), BufPool::new(1 << 18), 200);
+        let tm = TransactionManager::create(blocks, 200).await.unwrap();
+        let tree = BTree::new(Plain::<U64>::new());
+        for (nodes_above, believed) in [(DEPTH_MAX - 1, true), (DEPTH_MAX, false)] {
+            let mut root = node(&tm, false, [(0, 0)].into_iter()).await;
+            for _ in 0..nodes_above {
+                root = node(&tm, true, [(0, root)].into_iter()).await;
+            }
+            let expected = if believed { Ok(1) } else { Err(Error::TooDeep { root }) };
+            assert_eq!(tree.exclusive_leaves(&tm, root, usize::MAX).await, expected);
+        }
+    });
+}
+
+/// The last child leads back to its node, which has enough children to lose one.
+#[test]
+fn a_node_that_leads_to_itself_for_ever_is_not_shrunk_for_ever() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 200)), BufPool::new(1 << 18), 200);
+        let tm = TransactionManager::create(blocks, 200).await.unwrap();
+        let root = internal(&tm, 0..100).await;
+        let own = tm.blocks().change(tm.blocks().try_read(root, &NODE).unwrap());
+        edit(&own, |node| node.set_child(99, root)).unwrap();
+        let shrunk = BTree::new(Plain::<U64>::new()).shrink(&tm, root, 1, |_| true).await;
+        assert_eq!(shrunk.err(), Some(Error::TooDeep { root }));
     });
 }
 

@@ -8,5 +8,6 @@ mod harness;
 mod levels;
 mod maps;
 mod pairs;
+mod shrinks;
 mod traps;
 mod trees;
