@@ -19,6 +19,7 @@ mod passes;
 mod random;
 mod repairs;
 mod restores;
+mod salvages;
 mod space;
 mod steps;
 mod traps;

@@ -302,3 +302,147 @@ impl Device {
         self.details.map(|details| details.mapped_blocks.saturating_sub(mapped))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::made::{Made, leaf, node};
+    use super::super::scan::{Found, What};
+    use super::*;
+    use alloc::vec;
+    use platform::task::block_on_ready;
+
+    fn hole(first: u64, last: u64, device: usize, lacking: Option<u64>) -> Hole {
+        Hole::new(Piece { block: 40 + device as u64, first, last, missing: true }, device, lacking)
+    }
+
+    fn orphan(block: u64, first: u64, count: Option<u32>) -> Orphan {
+        Orphan { first, block, count, places: Cell::new(0) }
+    }
+
+    fn filled(hole: &Hole) -> Vec<u64> {
+        hole.leaves.values().map(|(_, leaf)| *leaf).collect()
+    }
+
+    #[test]
+    fn leaves_are_put_where_they_have_room() {
+        let ends = [(5, 9), (10, 12), (9, 10), (12, 15), (1, 5), (3, 4), (19, 21)];
+        let leaves: Vec<Found> = (1..).zip(ends).map(|(block, (first, last))| leaf(block, first, last)).collect();
+        let made = Made::new(&leaves);
+        let forest = made.forest(&[]);
+        let put = |blocks: &[u64]| {
+            let mut hole = hole(3, 20, 0, None);
+            blocks.iter().for_each(|block| hole.put(&forest, *block));
+            filled(&hole)
+        };
+        assert_eq!(put(&[1, 2]), [1, 2]);
+        assert_eq!(put(&[2, 1]), [1, 2]);
+        assert_eq!(put(&[1, 3]), [1], "9 is in both");
+        assert_eq!(put(&[2, 4]), [2], "12 is in both");
+        assert_eq!(put(&[5]), [0; 0], "it begins before the place");
+        assert_eq!(put(&[7]), [0; 0], "it ends behind the place");
+        assert_eq!(put(&[6, 1, 2]), [6, 1, 2]);
+        assert_eq!(put(&[8]), [0; 0], "there is no such node");
+    }
+
+    /// Of which devices the root is missing, by their mappings; and trees of so many mappings each, with their references.
+    fn adopted(devices: &[u64], trees: &[(u64, u32)]) -> Vec<u32> {
+        let nodes: Vec<Found> = (1..=trees.len() as u64).map(|block| node(block, What::Internal)).collect();
+        let made = Made::new(&nodes);
+        let known = |(block, (mappings, _)): (u64, &(u64, u32))| {
+            (block, Role::Mappings, Tree { whole: true, mappings: *mappings, ..Tree::default() })
+        };
+        let forest = made.forest(&(1..).zip(trees).map(known).collect::<Vec<_>>());
+        let orphans: Vec<Orphan> = (1..).zip(trees).map(|(block, (_, count))| orphan(block, 0, Some(*count))).collect();
+        let device = |(id, mappings): (u32, &u64)| Device::made(id, 40 + u64::from(id), *mappings);
+        let mut salvage = Salvage::made((0..).zip(devices).map(device).collect());
+        let hole = |(index, mappings): (usize, &u64)| hole(0, u64::MAX, index, Some(*mappings));
+        let mut holes: Vec<Hole> = devices.iter().enumerate().map(hole).collect();
+        match_roots(&mut salvage, &forest, &mut holes, &orphans);
+        assert_eq!(holes.len() + salvage.adopted.len(), devices.len());
+        let mut adopted: Vec<u32> = salvage.adopted.iter().map(|id| id.get()).collect();
+        adopted.sort_unstable();
+        adopted
+    }
+
+    #[test]
+    fn a_device_takes_the_one_whole_tree_that_has_its_number_of_mappings() {
+        assert_eq!(adopted(&[9, 8], &[(9, 1), (7, 1)]), [0]);
+        assert_eq!(adopted(&[9, 9], &[(9, 1)]), [0; 0], "whose it is nobody knows");
+        assert_eq!(adopted(&[9, 9], &[(9, 2)]), [0, 1], "it is both's");
+        assert_eq!(adopted(&[9], &[(9, 2)]), [0], "what else had it is gone");
+        assert_eq!(adopted(&[9], &[(9, 1), (9, 1)]), [0; 0], "there are two");
+        assert_eq!(adopted(&[0], &[(0, 1)]), [0; 0], "nothing is lost");
+    }
+
+    #[test]
+    fn a_part_of_a_device_or_one_of_unknown_size_takes_no_tree() {
+        let made = Made::new(&[node(1, What::Internal)]);
+        let tree = Tree { whole: true, mappings: 9, ..Tree::default() };
+        for (first, lacking, whole) in [(1, Some(9), true), (0, None, true), (0, Some(9), false)] {
+            let forest = made.forest(&[(1, Role::Mappings, Tree { whole, ..tree })]);
+            let mut salvage = Salvage::made(vec![Device::made(0, 40, 9)]);
+            let mut holes = vec![hole(first, u64::MAX, 0, lacking)];
+            match_roots(&mut salvage, &forest, &mut holes, &[orphan(1, 0, Some(1))]);
+            assert_eq!((holes.len(), salvage.adopted.len()), (1, 0));
+        }
+    }
+
+    /// Fills one place from 10 to 99 with leaves of two mappings: first key, last key, references.
+    fn taken(lacking: Option<u64>, leaves: &[(u64, u64, Option<u32>)]) -> Vec<u64> {
+        let nodes = (1..).zip(leaves).map(|(block, (first, last, _))| leaf(block, *first, *last));
+        let made = Made::new(&nodes.collect::<Vec<_>>());
+        let forest = made.forest(&[]);
+        let mut orphans: Vec<Orphan> =
+            (1..).zip(leaves).map(|(block, (first, _, count))| orphan(block, *first, *count)).collect();
+        orphans.sort_by_key(|orphan| orphan.first);
+        let mut holes = [hole(10, 99, 0, lacking)];
+        block_on_ready(take_orphans(&forest, &mut holes, &orphans));
+        filled(&holes[0])
+    }
+
+    #[test]
+    fn a_node_without_parent_goes_where_it_fits() {
+        let used = Some(1);
+        assert_eq!(taken(Some(4), &[(10, 20, used), (21, 99, used)]), [1, 2], "up to both ends");
+        assert_eq!(taken(Some(4), &[(9, 20, used), (90, 100, used), (100, 110, used)]), [0; 0]);
+        assert_eq!(taken(Some(0), &[(10, 20, used)]), [1], "the space map knows better than the details");
+        assert_eq!(taken(None, &[(10, 20, None)]), [0; 0], "nothing says that it is in use");
+        assert_eq!(taken(Some(2), &[(10, 20, None)]), [1], "as many as are missing");
+        assert_eq!(taken(Some(1), &[(10, 20, None)]), [0; 0], "more than are missing");
+        assert_eq!(taken(Some(3), &[(10, 20, None), (21, 30, None)]).len(), 1, "one of the two");
+        assert_eq!(taken(Some(4), &[(10, 20, None), (20, 30, used)]), [2], "what is in use comes first");
+    }
+
+    #[test]
+    fn a_node_that_fits_two_places_goes_nowhere() {
+        let made = Made::new(&[leaf(1, 10, 20), leaf(2, 60, 70)]);
+        let forest = made.forest(&[]);
+        let mut holes = [hole(0, 99, 0, Some(9)), hole(0, 50, 1, Some(9))];
+        block_on_ready(take_orphans(&forest, &mut holes, &[orphan(1, 10, Some(1)), orphan(2, 60, Some(1))]));
+        assert_eq!((filled(&holes[0]), filled(&holes[1])), (vec![2], vec![]));
+    }
+
+    #[test]
+    fn more_nodes_without_parent_than_memory_are_refused() {
+        let made = Made::new(&[leaf(1, 10, 19), leaf(2, 20, 29), leaf(3, 30, 39)]);
+        (1..=3).for_each(|block| made.scan.set_role(block, Role::Mappings));
+        let filled_with = |orphans: usize| {
+            let mut salvage = Salvage::made(vec![Device::made(0, 40, 6)]);
+            let mut forest = made.forest(&[]);
+            let memory_bytes = orphans * ORPHAN_BYTES;
+            let filled = block_on_ready(fill(&mut salvage, &mut forest, None, memory_bytes));
+            filled.map(|()| salvage.fills[&(40, 0)].clone()).map_err(|TooMany { nodes }| nodes)
+        };
+        assert_eq!(filled_with(2), Err(3));
+        assert_eq!(filled_with(3), Ok(vec![1, 2, 3]));
+        assert_eq!(filled_with(4), Ok(vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn a_device_lacks_what_its_details_name_and_is_not_there() {
+        let mut device = Device::made(1, 40, 9);
+        assert_eq!([3, 9, 10].map(|mapped| device.lacking(mapped)), [Some(6), Some(0), Some(0)]);
+        device.details = None;
+        assert_eq!(device.lacking(3), None);
+    }
+}

@@ -141,6 +141,14 @@ impl<'a> Forest<'a> {
         forest
     }
 
+    /// With these trees, whatever the nodes hold.
+    #[cfg(test)]
+    pub fn knowing(blocks: &'a BlockManager, scan: &'a Scan, trees: &[(u64, Role, Tree)]) -> Forest<'a> {
+        let mut known = Known::of(scan);
+        trees.iter().for_each(|(block, role, tree)| known.set(*block, *role, tree));
+        Forest { blocks, scan, known }
+    }
+
     /// Roots of trees of devices or details that no whole tree contains.
     pub fn roots(&self) -> impl Iterator<Item = (u64, Role)> + use<'a> {
         let roles = self.scan.roles().filter(|(_, role, under)| *role != Role::Mappings && *under != Under::Whole);
@@ -340,5 +348,127 @@ fn leaf(found: &Found) -> Tree {
         time: found.time,
         newest: found.newest.into(),
         ..Tree::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::made::{Made, leaf, node};
+    use super::*;
+    use platform::task::block_on_ready;
+
+    fn child(first: u64, last: u64) -> Tree {
+        let keys = Some((first, last));
+        Tree { whole: true, keys, devices: 1, ids: 7, mappings: 10, time: 3, newest: 4, transaction_id: 2 }
+    }
+
+    /// A tree of children with their keys and bounds.
+    fn tree_of(children: &[[u64; 4]]) -> Tree {
+        let mut tree = Tree { whole: true, ..Tree::default() };
+        children.iter().for_each(|[from, to, first, last]| tree.add(&child(*from, *to), *first, *last));
+        tree
+    }
+
+    #[test]
+    fn children_are_in_order_and_within_their_bounds() {
+        let two = tree_of(&[[5, 9, 5, 9], [10, 12, 10, u64::MAX]]);
+        assert_eq!((two.whole, two.keys), (true, Some((5, 12))));
+        assert_eq!((two.devices, two.ids, two.mappings, two.newest), (2, 14, 20, 8));
+        for wrong in [[5, 9, 6, 9], [5, 9, 5, 8]] {
+            let tree = tree_of(&[wrong]);
+            assert_eq!((tree.whole, tree.keys, tree.mappings), (false, None, 0), "{wrong:?}");
+        }
+        for second in [[9, 12, 0, 20], [1, 2, 0, 20], [5, 9, 0, 20]] {
+            let tree = tree_of(&[[5, 9, 5, 9], second]);
+            assert_eq!((tree.whole, tree.keys, tree.mappings), (false, Some((5, 9)), 10), "{second:?}");
+        }
+        let mut with_empty = tree_of(&[[5, 9, 5, 9]]);
+        with_empty.add(&Tree { whole: true, ..Tree::default() }, 10, 20);
+        assert_eq!((with_empty.whole, with_empty.keys), (true, Some((5, 9))));
+    }
+
+    #[test]
+    fn the_latest_time_and_its_mappings_count() {
+        let of = |time, newest| Tree { time, newest, ..child(1, 2) };
+        let mut tree = Tree { whole: true, ..Tree::default() };
+        for (time, newest, expected) in [(3, 4, (3, 4)), (5, 1, (5, 1)), (5, 2, (5, 3)), (4, 9, (5, 3))] {
+            tree.add_below(&of(time, newest));
+            assert_eq!((tree.time, tree.newest), expected);
+        }
+        assert_eq!((tree.transaction_id, tree.whole), (2, true));
+        tree.add_below(&Tree { whole: false, ..child(1, 2) });
+        assert!(!tree.whole);
+        tree.add_below(&child(1, 2));
+        assert!(!tree.whole, "what is missing stays so");
+    }
+
+    /// The first numbers that SplitMix64 gives for the seed 0.
+    #[test]
+    fn ids_are_scrambled_as_by_split_mix() {
+        let gamma = 0x9E37_79B9_7F4A_7C15_u64;
+        let numbers = [0, gamma, gamma.wrapping_mul(2)].map(scramble);
+        assert_eq!(numbers, [0xE220_A839_7B1D_CDAF, 0x6E78_9E6A_A1B9_65F4, 0x06C4_5D18_8009_454F]);
+    }
+
+    #[test]
+    fn a_child_of_a_tree_is_bounded_by_the_next_and_a_devices_tree_is_not() {
+        let visit = |child_role| {
+            let tree = Tree { whole: true, ..Tree::default() };
+            Visit { block: 1, role: Role::Devices, child_role, tree, pending: vec![(10, 3), (5, 2)] }
+        };
+        let mut roots = visit(Role::Devices);
+        roots.take(Some(&child(5, 9)));
+        roots.take(Some(&child(10, u64::MAX)));
+        assert_eq!((roots.tree.whole, roots.tree.keys, roots.tree.devices), (true, Some((5, u64::MAX)), 2));
+        let mut roots = visit(Role::Devices);
+        roots.take(Some(&child(5, 10)));
+        assert!(!roots.tree.whole, "10 is the next child's");
+        let mut leaf = visit(Role::Mappings);
+        leaf.take(Some(&child(0, 99)));
+        assert_eq!((leaf.tree.whole, leaf.tree.keys, leaf.tree.devices, leaf.tree.mappings), (true, None, 0, 10));
+        leaf.take(None);
+        assert!(!leaf.tree.whole);
+    }
+
+    #[test]
+    fn a_leaf_of_mappings_is_a_whole_tree_of_nothing_else() {
+        let made = Made::new(&[leaf(7, 5, 9), node(8, What::Leaf { like_roots: false })]);
+        let forest = made.forest(&[]);
+        let tree = forest.tree(7, Role::Mappings).unwrap();
+        assert_eq!((tree.whole, tree.keys, tree.mappings, tree.time, tree.newest), (true, Some((5, 9)), 2, 3, 1));
+        assert!(forest.tree(7, Role::Devices).is_none() && forest.tree(7, Role::Details).is_none());
+        assert!(forest.tree(9, Role::Mappings).is_none(), "there is no node");
+        let walked = |block, role| {
+            let pieces = block_on_ready(forest.walk(block, role));
+            pieces.iter().map(|piece| (piece.block, piece.missing)).collect::<Vec<_>>()
+        };
+        assert_eq!(walked(7, Role::Mappings), [(7, false)]);
+        assert_eq!(walked(7, Role::Devices), [(7, true)]);
+        assert_eq!(walked(8, Role::Mappings), [], "it is empty");
+    }
+
+    #[test]
+    fn a_walk_takes_only_leaves_of_its_kind() {
+        let filled = |block, what| Found { keys: Some((1, 2)), entries: 2, ..node(block, what) };
+        let made = Made::new(&[filled(7, What::Leaf { like_roots: true }), filled(8, What::Details)]);
+        let forest = made.forest(&[]);
+        let is_taken = |block, role| !block_on_ready(forest.walk(block, role))[0].missing;
+        let roles = [Role::Mappings, Role::Devices, Role::Details];
+        assert_eq!(roles.map(|role| is_taken(7, role)), [true, true, false]);
+        assert_eq!(roles.map(|role| is_taken(8, role)), [false, false, true]);
+    }
+
+    /// Many nodes that are of two kinds only damage makes: what is known of them is bounded.
+    #[test]
+    fn a_node_that_nothing_more_can_be_known_of_counts_as_missing() {
+        let nodes: Vec<Found> = (1..=300).map(|block| node(block, What::Internal)).collect();
+        let made = Made::new(&nodes);
+        let trees = |role| (1..=300).map(move |block| (block, role, Tree::default()));
+        let devices: Vec<_> = trees(Role::Devices).chain(trees(Role::Mappings).take(256)).collect();
+        let forest = made.forest(&devices);
+        assert!(matches!(forest.look(300, Role::Devices), Look::Known(_)));
+        assert!(matches!(forest.look(300, Role::Mappings), Look::Missing));
+        let fewer = made.forest(&devices[..555]);
+        assert!(matches!(fewer.look(300, Role::Mappings), Look::Unvisited));
     }
 }

@@ -15,6 +15,8 @@
 mod fill;
 mod forest;
 mod known;
+#[cfg(test)]
+mod made;
 mod report;
 mod salvage;
 mod scan;
@@ -122,9 +124,7 @@ pub async fn repair(
     memory_bytes: usize,
     options: &Options,
 ) -> Result<Report, RepairError> {
-    let caches_bytes = memory_bytes / CACHE_SHARE;
-    let cache_blocks = (caches_bytes / 2 / BLOCK_BYTES).min(CACHE_BLOCKS_MAX);
-    let tables_bytes = memory_bytes.saturating_sub(caches_bytes);
+    let (cache_blocks, tables_bytes) = shares(memory_bytes);
     let (from, overrides) = (&from.lockable(), &options.overrides);
     from.lock();
     let blocks = BlockManager::new(from.clone(), runtime.bufs.clone(), cache_blocks);
@@ -138,17 +138,14 @@ pub async fn repair(
         let data_blocks = known.data_space_map.root.nr_blocks.get();
         data_blocks.max(overrides.data_blocks.unwrap_or(0))
     });
-    let too_many = |TooMany { nodes }| RepairError::TooManyNodes { nodes, mebibytes: (memory_bytes >> 20) as u64 };
+    let too_many = |TooMany { nodes }| too_many(nodes, memory_bytes);
     let fits = |scan: &Scan| known_bytes(scan) <= tables_bytes;
     let scan = Scan::run(&blocks, nr_blocks, data_blocks, fits).await.map_err(too_many)?;
     let left_bytes = tables_bytes.saturating_sub(known_bytes(&scan));
     let mut forest = Forest::grow(&blocks, &scan).await;
     let found = best(runtime, &mut forest, known, options, from, left_bytes).await.map_err(too_many)?;
     let Some((salvage, alternatives)) = found else { return Err(RepairError::NothingFound { blocks: nr_blocks }) };
-    let leaves_max = left_bytes / LEAF_BYTES;
-    if salvage.leaves_kept(&forest).await.len() > leaves_max {
-        return Err(too_many(TooMany { nodes: leaves_max as u64 }));
-    }
+    leaves_fit(salvage.leaves_kept(&forest).await.len(), left_bytes).map_err(too_many)?;
     let pool = parameters(&forest, &salvage, known, overrides).await?;
     let restored = write(runtime, &blocks, &forest, &salvage, &pool, to, cache_blocks).await?;
     let mut report = Report {
@@ -167,6 +164,22 @@ pub async fn repair(
     };
     tell_losses(&forest, &salvage, &mut report).await;
     Ok(report)
+}
+
+/// Of the memory: blocks of each of the two caches, and bytes for what is known of nodes.
+fn shares(memory_bytes: usize) -> (usize, usize) {
+    let caches_bytes = memory_bytes / CACHE_SHARE;
+    ((caches_bytes / 2 / BLOCK_BYTES).min(CACHE_BLOCKS_MAX), memory_bytes.saturating_sub(caches_bytes))
+}
+
+fn too_many(nodes: u64, memory_bytes: usize) -> RepairError {
+    RepairError::TooManyNodes { nodes, mebibytes: (memory_bytes >> 20) as u64 }
+}
+
+/// So many leaves can be dumped and restored with so much memory.
+fn leaves_fit(leaves: usize, memory_bytes: usize) -> Result<(), TooMany> {
+    let leaves_max = memory_bytes / LEAF_BYTES;
+    if leaves > leaves_max { Err(TooMany { nodes: leaves_max as u64 }) } else { Ok(()) }
 }
 
 /// What the records of all nodes take.
@@ -403,4 +416,65 @@ pub async fn must_be_blank(runtime: &Runtime, disk: &Disk) -> Result<(), RepairE
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::made::{Made, leaf, node};
+    use super::scan::What;
+    use super::*;
+    use platform::mem::MemDisk;
+    use platform::random::Seeded;
+    use platform::simulated;
+    use platform::task::block_on_ready;
+
+    #[test]
+    fn a_quarter_of_the_memory_is_for_two_caches() {
+        assert_eq!(shares(1 << 20), (32, 3 << 18));
+        assert_eq!(shares(64 << 20), (CACHE_BLOCKS_MAX.min(2048), 48 << 20));
+        assert_eq!(shares(1 << 30), (CACHE_BLOCKS_MAX, 3 << 28));
+        let made = Made::new(&[leaf(1, 2, 3), node(4, What::Internal)]);
+        assert_eq!(known_bytes(&made.scan), Scan::bytes(2) + Known::bytes(1));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_with_the_memory_that_there_is() {
+        assert_eq!(too_many(9, 3 << 20), RepairError::TooManyNodes { nodes: 9, mebibytes: 3 });
+        assert!(leaves_fit(10, 10 * LEAF_BYTES).is_ok());
+        assert_eq!(leaves_fit(11, 10 * LEAF_BYTES).map_err(|TooMany { nodes }| nodes), Err(10));
+        assert!(leaves_fit(0, 0).is_ok());
+    }
+
+    /// A device that is newer than the pool's clock would share nothing with the next snapshot.
+    #[test]
+    fn no_device_is_from_the_future() {
+        let parameter = Parameter { value: 1, source: Source::Inferred };
+        let (data_block_sectors, data_blocks) = (parameter, parameter);
+        let pool = Pool { time: 5, transaction_id: parameter, data_block_sectors, data_blocks };
+        let found = Details { mapped_blocks: 1, transaction_id: 3, creation_time: 9, snapshotted_time: 7 };
+        let told = pool.details(Some(found), 40);
+        assert_eq!(told, Details { mapped_blocks: 40, creation_time: 5, snapshotted_time: 5, ..found });
+        let (creation_time, snapshotted_time) = (2, 3);
+        let found = Details { creation_time, snapshotted_time, ..found };
+        assert_eq!(pool.details(Some(found), 1), found);
+        let unknown = pool.details(None, 40);
+        assert_eq!((unknown.mapped_blocks, unknown.creation_time, unknown.snapshotted_time), (40, 0, 5));
+    }
+
+    #[test]
+    fn a_disk_is_blank_if_its_ends_are() {
+        let runtime = simulated::runtime_at_once(alloc::rc::Rc::new(Seeded::from_u64(1)), 1 << 20);
+        let found = |blocks: u64, at_bytes: u64| {
+            let disk = MemDisk::new(blocks * 8);
+            disk.poke(at_bytes, &[1]);
+            block_on_ready(must_be_blank(&runtime, &Disk::new(disk)))
+        };
+        for (blocks, at) in
+            [(600, 0), (600, 256 * 4096 - 1), (600, 344 * 4096), (600, 600 * 4096 - 1), (3, 3 * 4096 - 1)]
+        {
+            assert_eq!(found(blocks, at), Err(RepairError::NotBlank { sector: at / 512 }), "{at} of {blocks}");
+        }
+        assert_eq!([found(600, 256 * 4096), found(600, 344 * 4096 - 1)], [Ok(()), Ok(())], "between the ends");
+        assert_eq!(block_on_ready(must_be_blank(&runtime, &Disk::new(MemDisk::new(300 * 8)))), Ok(()));
+    }
 }

@@ -193,3 +193,107 @@ impl fmt::Display for DamagedDevice {
         if self.untold > 0 { write!(f, ", and {} more ranges", self.untold) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::{String, ToString};
+    use alloc::vec;
+
+    fn report() -> Report {
+        let restored = Restored { devices: 2, mappings: 90, metadata_blocks_used: 11, metadata_blocks: 64 };
+        let parameter = |value, source| Parameter { value, source };
+        Report {
+            restored,
+            state: State { origin: Origin::Superblock, mapping_root: Some(3), details_root: Some(4) },
+            alternatives: vec![],
+            superblock: None,
+            unreadable: 0,
+            beyond: 0,
+            devices_missing: false,
+            transaction_id: parameter(7, Source::Superblock),
+            data_block_sectors: parameter(128, Source::Given),
+            data_blocks: parameter(1000, Source::Copy(30)),
+            damaged: vec![],
+            untold: 0,
+        }
+    }
+
+    fn device() -> DamagedDevice {
+        DamagedDevice {
+            device: DeviceId::new(5).unwrap(),
+            mappings: 60,
+            expected: Some(100),
+            assumed: 0,
+            details_lost: false,
+            ranges: vec![],
+            untold: 0,
+        }
+    }
+
+    const BEGIN: &str = "\
+2 devices and 90 mappings, from the state of the last commit
+11 of 64 blocks of the new metadata disk are in use
+transaction id: 7, as in the superblock
+data block size in sectors: 128, as given
+data blocks: 1000, as in the metadata snapshot in block 30
+";
+
+    #[test]
+    fn a_repair_without_loss_says_so_and_no_more() {
+        assert_eq!(report().to_string(), String::from(BEGIN) + "nothing of this state was lost");
+        let inferred = Parameter { value: 8, source: Source::Inferred };
+        let told = Report { data_blocks: inferred, ..report() }.to_string();
+        assert!(told.contains("\ndata blocks: 8, inferred from what was found\n"), "{told}");
+    }
+
+    #[test]
+    fn everything_that_was_lost_is_told() {
+        let state = State { origin: Origin::Copy { block: 31 }, ..report().state };
+        let told = Report {
+            alternatives: vec![Alternative { state, mappings: 80 }],
+            unreadable: 1,
+            beyond: 1,
+            devices_missing: true,
+            damaged: vec![device(), DamagedDevice { expected: None, ..device() }],
+            untold: 1,
+            ..report()
+        };
+        let end = "\
+the metadata snapshot in block 31 would have given 80 mappings
+1 blocks of the damaged disk cannot be read
+1 leaves lead beyond the data disk and were left out
+devices may be missing: a part of the tree that names them was lost
+device 5: 60 mappings of 100
+device 5: 60 mappings, it is not known of how many
+and 1 more devices
+mappings known to be lost: 40";
+        assert_eq!(told.to_string(), String::from(BEGIN) + end);
+        for told in [Report { devices_missing: true, ..report() }, Report { damaged: vec![device()], ..report() }] {
+            assert!(told.to_string().contains("mappings known to be lost: "), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_device_tells_what_is_left_of_it() {
+        let range = |first, last| LostRange { first, last };
+        let told = DamagedDevice {
+            assumed: 1,
+            details_lost: true,
+            ranges: vec![range(3, 9), range(20, u64::MAX)],
+            untold: 1,
+            ..device()
+        };
+        let expected = "device 5: 60 mappings of 100; 1 of them are assumed to be its own; its details were lost, so every \
+                        block counts as shared; parts may be missing in virtual blocks 3..9, 20.., and 1 more ranges";
+        assert_eq!(told.to_string(), expected);
+    }
+
+    #[test]
+    fn a_state_tells_where_it_was_found() {
+        let told = |origin, mapping_root| State { origin, mapping_root, details_root: None }.to_string();
+        let found = "a state that was found by search (its tree of devices is in block 9)";
+        assert_eq!(told(Origin::Search, Some(9)), found);
+        assert_eq!(told(Origin::Search, None), "the details of the devices alone");
+    }
+}

@@ -71,7 +71,24 @@ pub async fn roots(forest: &Forest<'_>, root: u64) -> Vec<(u64, u64)> {
     all
 }
 
+#[cfg(test)]
+impl Device {
+    /// With its tree at `root`, and so many mappings by its details.
+    pub fn made(id: u32, root: u64, mapped_blocks: u64) -> Device {
+        let details = Details { mapped_blocks, ..Details::default() };
+        Device { id: DeviceId::new(id.into()).unwrap(), root, details: Some(details) }
+    }
+}
+
 impl Salvage {
+    /// Of these devices and nothing else.
+    #[cfg(test)]
+    pub fn made(devices: Vec<Device>) -> Salvage {
+        let state = State { origin: super::states::Origin::Search, mapping_root: None, details_root: None };
+        let (fills, dropped) = (HashMap::new(), Dropped::new());
+        Salvage { state, devices, fills, dropped, adopted: HashSet::new(), devices_missing: false }
+    }
+
     /// The devices that the trees of a state name.
     pub async fn open(forest: &Forest<'_>, state: State) -> Salvage {
         let mut devices: BTreeMap<u64, (Option<u64>, Option<Details>)> = BTreeMap::new();
@@ -168,5 +185,51 @@ impl Remains {
         self.time = self.time.max(found.time);
         self.data_end = self.data_end.max(found.data_end);
         self.leaves.push(leaf);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::made::{Made, leaf};
+    use super::*;
+    use alloc::vec;
+    use platform::task::block_on_ready;
+
+    fn place(block: u64, first: u64, last: u64) -> Piece {
+        Piece { block, first, last, missing: true }
+    }
+
+    #[test]
+    fn a_root_has_all_keys_below_it() {
+        assert!(place(1, 0, u64::MAX).is_root());
+        assert!(!place(1, 1, u64::MAX).is_root() && !place(1, 0, 9).is_root() && !place(1, 1, 9).is_root());
+    }
+
+    #[test]
+    fn a_tree_is_adopted_by_all_devices_whose_root_is_missing_there() {
+        let made = Made::new(&[leaf(7, 5, 9)]);
+        let forest = made.forest(&[]);
+        let mut salvage = Salvage::made(vec![Device::made(1, 40, 2), Device::made(2, 40, 2), Device::made(3, 41, 2)]);
+        salvage.adopt(&place(40, 0, u64::MAX), 7);
+        let left = |salvage: &Salvage| {
+            let remains = salvage.devices.iter().map(|device| block_on_ready(salvage.remains(&forest, device)));
+            remains.map(|remains| (remains.mappings, remains.holes.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&salvage), [(2, 0), (2, 0), (0, 1)]);
+        let adopted = |id| salvage.adopted.contains(&DeviceId::new(id).unwrap());
+        assert!(adopted(1) && adopted(2) && !adopted(3));
+    }
+
+    /// A place that two devices share may have more room in one of them.
+    #[test]
+    fn a_leaf_fills_a_place_only_as_far_as_the_device_has_room() {
+        let made = Made::new(&[leaf(7, 5, 9), leaf(8, 20, 29)]);
+        let forest = made.forest(&[]);
+        let mut salvage = Salvage::made(vec![Device::made(1, 40, 4)]);
+        salvage.fills.insert((40, 0), vec![7, 8]);
+        salvage.dropped.entry(8).or_default().insert(20);
+        let remains = block_on_ready(salvage.remains(&forest, &salvage.devices[0]));
+        assert_eq!((remains.leaves, remains.mappings, remains.filled, remains.time), (vec![7, 8], 3, 3, 3));
+        assert_eq!(block_on_ready(salvage.leaves_kept(&forest)), [0; 0], "none of them is in its own place");
     }
 }

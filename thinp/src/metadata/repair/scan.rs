@@ -169,7 +169,7 @@ impl Scan {
         }
     }
 
-    fn note(&mut self, found: &Found) {
+    pub(super) fn note(&mut self, found: &Found) {
         let (first, last) = found.keys.unwrap_or_default();
         let Ok(block) = u32::try_from(found.block) else { return };
         self.count = self.count.saturating_add(1);
@@ -288,6 +288,31 @@ mod tests {
     fn a_node_takes_no_more_memory_than_is_told() {
         assert_eq!((Scan::bytes(1024), Scan::bytes(1025)), (1024 * 38, 2 * 1024 * 38));
         assert_eq!(Known::bytes(1024) - Known::bytes(0), 1024 * 67);
+    }
+
+    #[test]
+    fn a_node_is_of_no_third_kind_when_too_many_are_of_two() {
+        let scan = scan_of(&[What::Internal; 259]);
+        let mut known = Known::of(&scan);
+        for block in 7..7 + 255 {
+            known.set(block, Role::Devices, &Tree::default());
+            known.set(block, Role::Mappings, &Tree::default());
+        }
+        assert!(!known.is_full(7), "one more has room");
+        known.set(7 + 255, Role::Devices, &Tree::default());
+        known.set(7 + 255, Role::Mappings, &Tree::default());
+        assert!(known.is_full(7));
+        assert!(!known.is_full(7 + 256), "nothing is known of it: it has a place of its own");
+    }
+
+    #[test]
+    fn a_node_fits_where_both_its_ends_do() {
+        let fits = |first, last| {
+            let node = Found { keys: Some((5, 9)), entries: 2, ..super::super::made::node(7, What::Internal) };
+            node.fits(first, last)
+        };
+        assert_eq!([fits(5, 9), fits(6, 9), fits(5, 8), fits(6, 8)], [true, false, false, false]);
+        assert!(super::super::made::node(7, What::Internal).fits(6, 8), "what is empty fits anywhere");
     }
 
     fn scan_of(whats: &[What]) -> Scan {

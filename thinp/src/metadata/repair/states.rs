@@ -196,3 +196,117 @@ impl Candidates {
 fn age(mappings: &Tree) -> Age {
     (mappings.time, mappings.newest)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::made::{Made, node};
+    use super::super::scan::What;
+    use super::*;
+
+    /// Details trees in even blocks, mapping trees in odd ones.
+    fn made() -> Made {
+        let nodes = (1..20).map(|block| node(block, if block % 2 == 0 { What::Details } else { What::Internal }));
+        Made::new(&nodes.collect::<Vec<_>>())
+    }
+
+    fn tree(ids: u64, mappings: u64, time: u32) -> Tree {
+        Tree { whole: true, devices: 1, ids, mappings, time, newest: 1, ..Tree::default() }
+    }
+
+    fn candidates_of(forest: &Forest<'_>, mappings: &[u64], details: &[u64]) -> Candidates {
+        let known = |block: &u64| {
+            let tree = forest.tree(*block, Role::Details).unwrap();
+            (tree.ids, tree.mappings, *block)
+        };
+        Candidates { mappings: mappings.to_vec(), details: groups(forest, details.iter().map(known).collect()) }
+    }
+
+    /// The roots of the newest pairs: whole and damaged.
+    fn newest(made: &Made, trees: &[(u64, Tree)]) -> [Option<(Option<u64>, Option<u64>)>; 2] {
+        let role = |block: u64| if block.is_multiple_of(2) { Role::Details } else { Role::Devices };
+        let trees: Vec<_> = trees.iter().map(|(block, tree)| (*block, role(*block), *tree)).collect();
+        let forest = made.forest(&trees);
+        let (details, mappings): (Vec<u64>, Vec<u64>) =
+            trees.iter().map(|(block, ..)| *block).partition(|block| block.is_multiple_of(2));
+        let candidates = candidates_of(&forest, &mappings, &details);
+        [candidates.newest_whole(&forest), candidates.newest_damaged(&forest)]
+            .map(|found| found.map(|(_, state)| (state.mapping_root, state.details_root)))
+    }
+
+    #[test]
+    fn trees_belong_together_if_they_are_whole_and_say_the_same() {
+        let one = tree(5, 100, 1);
+        assert!(belong_together(&one, &one));
+        for other in [
+            Tree { whole: false, ..one },
+            Tree { ids: 6, ..one },
+            Tree { mappings: 101, ..one },
+            Tree { devices: 2, ..one },
+        ] {
+            assert!(!belong_together(&one, &other) && !belong_together(&other, &one), "{other:?}");
+        }
+        assert!(belong_together(&one, &Tree { time: 9, newest: 7, keys: Some((1, 2)), ..one }));
+    }
+
+    #[test]
+    fn the_newest_pair_is_taken() {
+        let of = |pair: (u64, u64)| Some((Some(pair.0), Some(pair.1)));
+        let (old, new) = (tree(5, 100, 1), tree(5, 120, 2));
+        let [whole, _] = newest(&made(), &[(1, old), (2, old), (3, new), (4, new)]);
+        assert_eq!(whole, of((3, 4)));
+        let [whole, _] = newest(&made(), &[(3, old), (4, old), (1, new), (2, new)]);
+        assert_eq!(whole, of((1, 2)));
+        let [whole, damaged] = newest(&made(), &[(1, old), (2, old), (3, new)]);
+        assert_eq!(whole, of((1, 2)), "the newer one has no details");
+        assert_eq!(damaged, Some((Some(3), None)), "which a tree can do without that is whole itself");
+        let [_, damaged] = newest(&made(), &[(1, old), (2, old), (3, Tree { whole: false, ..new })]);
+        assert_eq!(damaged, of((1, 2)), "but no other");
+        let [whole, _] = newest(&made(), &[(1, old), (2, Tree { whole: false, ..old })]);
+        assert_eq!(whole, None);
+    }
+
+    /// The details of a damaged mapping tree name as many mappings as are left of it, or more.
+    #[test]
+    fn a_damaged_tree_goes_with_details_that_name_more() {
+        let damaged = |mappings| Tree { whole: false, ..tree(5, mappings, 2) };
+        let pair = |details| Some((Some(1), details));
+        let with = |trees: &[(u64, Tree)]| newest(&made(), trees);
+        let (fewer, more, other) = (tree(5, 79, 9), tree(5, 100, 1), tree(6, 100, 9));
+        assert_eq!(with(&[(1, damaged(80)), (2, fewer), (4, more), (6, other)]), [None, pair(Some(4))]);
+        assert_eq!(with(&[(1, damaged(80)), (2, fewer), (6, other)]), [None, pair(None)], "none fits");
+        // Of those that name exactly as many, and of those that name more, the newest.
+        assert_eq!(with(&[(1, damaged(100)), (4, more), (6, tree(5, 100, 3))]), [None, pair(Some(6))]);
+        assert_eq!(with(&[(1, damaged(100)), (4, tree(5, 100, 3)), (6, tree(5, 120, 2))]), [None, pair(Some(4))]);
+        assert_eq!(with(&[(1, damaged(100)), (4, more), (6, tree(5, 120, 2))]), [None, pair(Some(6))]);
+    }
+
+    #[test]
+    fn of_details_of_the_same_time_the_latest_transaction_counts() {
+        let of = |transaction_id| Tree { transaction_id, ..tree(5, 100, 1) };
+        let [whole, _] = newest(&made(), &[(1, tree(5, 100, 1)), (2, of(8)), (4, of(7))]);
+        assert_eq!(whole, Some((Some(1), Some(2))));
+        let [whole, _] = newest(&made(), &[(1, tree(5, 100, 1)), (2, of(7)), (4, of(7))]);
+        assert_eq!(whole, Some((Some(1), Some(4))), "of the same the last on the disk");
+    }
+
+    #[test]
+    fn what_both_roots_of_a_copy_lead_to_is_a_metadata_snapshot() {
+        let copies = [(30, 1, 2), (31, 3, 4)];
+        let state = |mapping_root, details_root| State { origin: Origin::Search, mapping_root, details_root };
+        let origin = |mapping_root, details_root| of_copy(state(mapping_root, details_root), &copies).origin;
+        assert_eq!(origin(Some(1), Some(2)), Origin::Copy { block: 30 });
+        assert_eq!(origin(Some(3), Some(4)), Origin::Copy { block: 31 });
+        assert_eq!(of_copy(state(Some(3), None), &copies), pair(Origin::Copy { block: 31 }, 3, 4));
+        for (mapping_root, details_root) in [(Some(1), Some(4)), (Some(5), Some(2)), (Some(5), None), (None, Some(2))] {
+            assert_eq!(origin(mapping_root, details_root), Origin::Search, "{mapping_root:?} {details_root:?}");
+        }
+    }
+
+    #[test]
+    fn a_copys_roots_are_the_superblocks() {
+        let mut copy = Superblock::format(128, 0);
+        copy.mapping_root.set(40);
+        copy.details_root.set(50);
+        assert_eq!(roots_of_copy(&(30, copy)), (30, 40, 50));
+    }
+}
