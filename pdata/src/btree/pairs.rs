@@ -294,12 +294,12 @@ impl<'a> Side<'a> {
     async fn read_ahead(&mut self, other: &Side<'_>, shared: Shared) {
         let (others, horizon) = other.leaves_ahead();
         let coming = self.levels.iter().rev().take_while(|level| level.height == 0);
-        let coming = coming.flat_map(|level| level.places.iter().rev().map(|place| (level.shared, place)));
         self.ahead.clear();
-        for (is_shared, place) in coming {
-            let certain = is_shared
-                || place.first <= horizon && (shared == Shared::Read || others.binary_search(&place.number).is_err());
-            if self.ahead.len() >= LEAVES_AT_ONCE || place.first > horizon && !is_shared && !self.ahead.is_empty() {
+        for place in coming.flat_map(|level| level.places.iter().rev()) {
+            // What both have lies before all that the other has not read yet.
+            let certain =
+                place.first <= horizon && (shared == Shared::Read || others.binary_search(&place.number).is_err());
+            if self.ahead.len() >= LEAVES_AT_ONCE {
                 break;
             }
             if certain || self.ahead.is_empty() {
@@ -311,7 +311,7 @@ impl<'a> Side<'a> {
 
     /// Leaves known to come, by their numbers, and up to which key they are all.
     fn leaves_ahead(&self) -> (Vec<u64>, u64) {
-        let levels = || self.levels.iter().rev().skip_while(|level| level.places.is_empty());
+        let levels = || self.levels.iter().rev().filter(|level| !level.places.is_empty());
         let leaves = levels().take_while(|level| level.height == 0).flat_map(|level| &level.places);
         let mut numbers: Vec<u64> = leaves.map(|place| place.number).collect();
         numbers.sort_unstable();
@@ -322,9 +322,6 @@ impl<'a> Side<'a> {
     /// Entries of the leaf at hand up to key `last`, none if there is no leaf.
     fn take<T: Value>(&mut self, last: u64) -> Result<Entries<'_, T>> {
         let Some(leaf) = &mut self.leaf else { return Ok(Entries::none()) };
-        if leaf.first > last {
-            return Ok(Entries::none());
-        }
         let node = Node::parse(self.batch.get(leaf.index)?, leaf.place.number)?;
         let end = node.lower_bound(last).map_or(0, |index| index.saturating_add(1));
         let taken = leaf.rest.start..end;

@@ -1,5 +1,7 @@
 //! Trees as only others leave them behind, or as it would take millions of keys to grow them.
 
+mod pairs;
+
 use super::{BTree, DEPTH_MAX, LeafPlaces, NODE, Node, NodeMut, Pairs, Place, Plain, Shared, ValueType, edit};
 use crate::block::BLOCK_BYTES;
 use crate::block_manager::BlockManager;
@@ -82,6 +84,13 @@ async fn node(tm: &TransactionManager, internal: bool, entries: impl Iterator<It
     node.number()
 }
 
+/// How many entries each child of a node has.
+fn leaf_lens(tm: &TransactionManager, number: u64) -> Vec<usize> {
+    let bytes = |number| *tm.blocks().try_read(number, &NODE).unwrap().bytes();
+    let children = Node::parse(&bytes(number), number).unwrap().children().collect::<Vec<_>>();
+    children.into_iter().map(|leaf| Node::parse(&bytes(leaf), leaf).unwrap().len()).collect()
+}
+
 /// An internal node over leaves with a key each; keys are 10 apart, values are keys.
 async fn internal(tm: &TransactionManager, leaves: core::ops::Range<u64>) -> u64 {
     let mut children = Vec::new();
@@ -138,6 +147,43 @@ fn damaged_neighbours_are_told_and_not_merged() {
         let root = node(&tm, true, [(0, leaf(0..0).await), (100, full)].into_iter()).await;
         let inserted = tree.insert_sorted(&tm, root, [(400, 0.into())], |_, _| ()).await;
         assert_eq!(inserted.err(), damage(full, "it lost all entries"));
+    });
+}
+
+/// As Linux does it: fewer than twice as many as one above the floor are merged.
+#[test]
+fn neighbours_are_merged_if_both_would_be_at_their_floor() {
+    block_on_ready(async {
+        for (right_len, expected) in [(85, &[168][..]), (86, &[84, 85]), (87, &[84, 86])] {
+            let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+            let tm = TransactionManager::create(blocks, 100).await.unwrap();
+            let tree = BTree::new(Plain::<U64>::new());
+            let leaf = async |keys: core::ops::Range<u64>| node(&tm, false, keys.map(|key| (key, key))).await;
+            let leaves = [(0, leaf(0..84).await), (100, leaf(100..100 + right_len).await), (900, leaf(900..999).await)];
+            let root = node(&tm, true, leaves.into_iter()).await;
+            let (root, removed) = tree.remove(&tm, root, 5).await.unwrap();
+            assert_eq!(removed, Some(5.into()));
+            let lens = leaf_lens(&tm, root);
+            assert_eq!(lens[..lens.len() - 1], *expected);
+        }
+    });
+}
+
+/// Its children fall together to one while they are filled up.
+#[test]
+fn a_node_below_the_root_that_has_one_child_left_is_damage() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 300)), BufPool::new(1 << 18), 300);
+        let tm = TransactionManager::create(blocks, 300).await.unwrap();
+        let mut children = Vec::new();
+        for leaf in 0..85 {
+            children.push((leaf * 10, internal(&tm, leaf..leaf + 1).await));
+        }
+        let below = node(&tm, true, children.into_iter()).await;
+        let root = node(&tm, true, [(0, below), (10_000, internal(&tm, 1000..1010).await)].into_iter()).await;
+        let removed = BTree::new(Plain::<U64>::new()).remove(&tm, root, 0).await;
+        let what = "it has one child but is no root";
+        assert_eq!(removed, Err(Error::Damaged { block: below, kind: "btree node", what }));
     });
 }
 
@@ -276,10 +322,7 @@ fn two_full_leaves_become_three_if_no_other_tree_has_them() {
             }
             let root = node(&tm, true, leaves.into_iter()).await;
             let (root, _) = BTree::new(Plain::<U64>::new()).insert(&tm, root, 560, 0.into()).await.unwrap();
-            let bytes = |number| *tm.blocks().try_read(number, &NODE).unwrap().bytes();
-            let children = Node::parse(&bytes(root), root).unwrap().children().collect::<Vec<_>>();
-            let lens = children.into_iter().map(|leaf| Node::parse(&bytes(leaf), leaf).unwrap().len());
-            assert_eq!(lens.collect::<Vec<_>>(), expected);
+            assert_eq!(leaf_lens(&tm, root), expected);
         }
     });
 }
