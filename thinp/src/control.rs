@@ -254,3 +254,14 @@ impl fmt::Display for ThinStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_24_bits() {
+        assert_eq!(DeviceId::new(0xFF_FFFF), Some(DeviceId::MAX));
+        assert_eq!([0x100_0000, 0x100_0001, u64::MAX].map(DeviceId::new), [None; 3]);
+    }
+}

@@ -176,3 +176,17 @@ impl Metadata {
         self.turns.spoilt_alone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Leaves and internal nodes have 252 entries (reference 2.1). A change touches three leaves and six nodes, a delete a leaf,
+    /// its neighbour, and those of its parent.
+    #[test]
+    fn with_plenty_there_is_enough_however_large_the_pool() {
+        let (change, delete) = (3 * 252 + 6 * 252, 252 + 2 * 252);
+        let enough = (change + change + delete) * ChangeCost::BLOCKS_BY_CHANGE;
+        assert!(PLENTY >= enough, "{PLENTY} of {enough}");
+    }
+}

@@ -308,3 +308,16 @@ impl<'a> Owners<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_has_two_bits_for_each_of_its_blocks_and_is_never_small() {
+        let of = |data_blocks, memory_bytes| windows(data_blocks, memory_bytes).collect::<Vec<_>>();
+        assert_eq!(of(10_000, 0), [0..4096, 4096..8192, 8192..10_000]);
+        assert_eq!(of(10_000, 2000), [0..8000, 8000..10_000]);
+        assert_eq!(of(0, 2000), []);
+    }
+}

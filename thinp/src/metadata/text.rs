@@ -58,3 +58,26 @@ impl<E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Output<S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use platform::task::block_on_ready;
+
+    #[test]
+    fn the_sink_is_called_for_every_64_kib() {
+        let mut pieces = Vec::new();
+        let mut output = Output::new(async |piece: &[u8]| {
+            pieces.push(piece.len());
+            Ok::<(), ()>(())
+        });
+        block_on_ready(async {
+            for len in [0xFFFF, 1, 7] {
+                output.put(&"x".repeat(len));
+                output.flush_if_full().await.unwrap();
+            }
+            output.flush().await.unwrap();
+        });
+        assert_eq!(pieces, [0x1_0000, 7]);
+    }
+}

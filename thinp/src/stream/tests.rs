@@ -500,3 +500,17 @@ fn an_identity_is_written_as_it_is_read() {
         assert!(wrong.parse::<Identity>().is_err(), "{wrong}");
     }
 }
+
+/// 90 bytes and a name of 255.
+#[test]
+fn an_info_chunk_is_no_longer_than_the_longest_name_makes_it() {
+    let body = Info { origin: Some("x".repeat(255)), ..info(4096) }.to_bytes();
+    let of_length = |length: u64| {
+        let body = &body[..body.len().min(length as usize)];
+        let stream = [chunk(Command::Begin, 0, 0, &[]), chunk(Command::Info, 0, length, body)].concat();
+        receive(&mut vec![0; 4096], &stream).map(|_| ()).map_err(|error| error.reason)
+    };
+    assert_eq!(of_length(345), Err(Reason::Truncated), "only the end is missing");
+    let bad = Reason::BadHeader { chunk: "an info chunk", offset: 0, length: 346 };
+    assert_eq!(of_length(346), Err(bad));
+}

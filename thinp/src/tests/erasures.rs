@@ -109,3 +109,21 @@ fn a_power_cut_leaves_what_is_not_erased_mapped() {
         });
     }
 }
+
+/// Between two steps other I/O goes on.
+#[test]
+fn a_step_erases_what_lies_in_16_mib() {
+    run_blank(5, 64, async |world| {
+        let (_pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        let blocks = (16 << 20) / (BLOCK * SECTOR_BYTES as u64);
+        for block in [0, blocks - 1, blocks] {
+            world.write(&thin, block * BLOCK, 1, 0x11).await.unwrap();
+        }
+        let erasure = thin.begin_erasure().await.unwrap();
+        let mut left = Vec::new();
+        while erasure.step().await.unwrap() {
+            left.push(erasure.left_blocks());
+        }
+        assert_eq!(left, [1, 0]);
+    });
+}

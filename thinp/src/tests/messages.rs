@@ -140,6 +140,15 @@ fn a_pool_grows_to_both_of_its_disks() {
     });
 }
 
+#[test]
+fn a_pool_has_no_use_for_more_metadata_than_its_map_counts() {
+    run_blank(10, 32, async |world| {
+        let pool = world.open().await;
+        world.meta.resize(1 << 40);
+        assert_eq!(pool.disk_blocks().metadata, 255 * 16_320);
+    });
+}
+
 /// An error says what is the matter and what to do about it.
 #[test]
 fn errors_name_the_mode_and_the_way_out() {

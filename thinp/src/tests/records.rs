@@ -164,12 +164,13 @@ fn what_is_refused_changes_nothing() {
         for (changes, errno) in refused {
             assert_eq!(records.apply(changes, &page()).await.unwrap_err().errno(), errno);
         }
-        let long = vec![0; Records::PAGE_CAPACITY_BYTES + 1];
+        let most = (64 << 10) - 64;
+        let long = vec![0; most + 1];
         assert_eq!(records.apply(&[], &[(0, long)]).await.unwrap_err().errno(), Errno::EINVAL);
         assert_eq!(records.read(0).await.unwrap(), b"before");
         assert_eq!(pool.devices().await.unwrap().len(), 2);
-        records.apply(&[], &[(0, vec![7; Records::PAGE_CAPACITY_BYTES])]).await.unwrap();
-        assert_eq!(records.read(0).await.unwrap(), vec![7; Records::PAGE_CAPACITY_BYTES]);
+        records.apply(&[], &[(0, vec![7; most])]).await.unwrap();
+        assert_eq!(records.read(0).await.unwrap(), vec![7; most]);
         drop(thin);
     });
 }
@@ -297,11 +298,14 @@ fn an_imitation_on_a_volume_is_not_taken_for_the_records() {
     });
     run_blank(78, 32, async |world| {
         let pool = world.open().await;
-        pool.create_thin(id(1)).await.unwrap();
-        let thin = pool.open_thin(id(1), None).await.unwrap();
-        let mut forged = world.runtime.bufs.zeroed(2 * BLOCK as usize * 512).unwrap();
-        forge(&mut forged, thin.id(), b"forged");
-        thin.write(0, Bufs::from_iter([forged]), false).await.unwrap();
-        assert!(Records::find(&pool).await.unwrap().is_none());
+        // Only the topmost 4096 ids are the records'.
+        for volume in [1, u64::from(DeviceId::MAX.get()) - 4096] {
+            pool.create_thin(id(volume)).await.unwrap();
+            let thin = pool.open_thin(id(volume), None).await.unwrap();
+            let mut forged = world.runtime.bufs.zeroed(2 * BLOCK as usize * 512).unwrap();
+            forge(&mut forged, thin.id(), b"forged");
+            thin.write(0, Bufs::from_iter([forged]), false).await.unwrap();
+            assert!(Records::find(&pool).await.unwrap().is_none());
+        }
     });
 }

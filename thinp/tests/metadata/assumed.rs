@@ -86,6 +86,29 @@ fn a_leaf_that_is_free_and_that_nothing_leads_to_is_not_taken() {
     assert_eq!((check(&fresh).mappings, report.mappings_lost()), (250, 50), "{report}");
 }
 
+/// What lies in the block that has a device's number is nothing of it.
+#[test]
+fn a_device_whose_root_is_lost_has_only_what_is_known_to_be_its_own() {
+    let disk = MemDisk::new(BLOCKS * 8);
+    block_on_ready(async {
+        let metadata = format(&disk, 1000).await;
+        for device in 1..60 {
+            metadata.create_thin(id(device)).await.unwrap();
+        }
+        provision_all(&metadata, 1, 0..100).await;
+        commit(&metadata).await;
+    });
+    let root = root_of(&disk, 1);
+    assert!((2..60).contains(&root), "there is no device {root}");
+    erase(&disk, image::word(&disk, MAPPING_ROOT));
+    let (fresh, report) = repaired_with(&disk, &Options { last_commit: true, ..GIVEN }).unwrap();
+    assert_eq!(
+        (mapped(&fresh, 1).len(), mapped(&fresh, root).len(), check(&fresh).mappings),
+        (100, 0, 100),
+        "{report}"
+    );
+}
+
 /// Only the number of their mappings tells devices apart, and here it does not.
 #[test]
 fn a_tree_that_may_be_of_either_of_two_devices_is_given_to_none() {

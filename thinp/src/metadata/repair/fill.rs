@@ -445,4 +445,10 @@ mod tests {
         device.details = None;
         assert_eq!(device.lacking(3), None);
     }
+
+    /// The bound that the documentation of [`super::super`] tells.
+    #[test]
+    fn a_node_without_a_parent_takes_no_more_memory_than_is_told() {
+        assert_eq!(ORPHAN_BYTES, 44);
+    }
 }
