@@ -306,6 +306,9 @@ mod tests {
         let mixed = build(&[&[100], &[100, 3], &[100, 200]], &[100]);
         assert_eq!((mixed[1].len(), mixed[1][0].1), (1, 103));
         assert_eq!(mixed[2][0], mixed[0][0]);
+        let lens =
+            |pieces: &[u64], shared| build(&[pieces], &[shared])[0].iter().map(|(_, len)| *len).collect::<Vec<_>>();
+        assert_eq!((lens(&[3, 100], 100), lens(&[300, 10], 10)), (vec![103], vec![155, 155]));
     }
 
     /// 84 entries are the least that a leaf may have.

@@ -323,3 +323,6 @@ pub(super) fn sum(block: u64, count: u32, by: i64) -> Result<u32> {
     let sum = i64::from(count).checked_add(by).and_then(|sum| u32::try_from(sum).ok());
     sum.ok_or(Error::BadCount { block, count, by })
 }
+
+#[cfg(test)]
+mod tests;

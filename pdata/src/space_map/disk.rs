@@ -74,7 +74,7 @@ impl DiskMap {
         Ok(self.counts.root(self.counts.index.root()))
     }
 
-    /// Metadata blocks that [`DiskMap::close`] takes at most for what was changed so far.
+    /// Metadata blocks that [`DiskMap::close`] takes at most for what was changed so far, the way to these aside.
     pub fn close_blocks(&self) -> u64 {
         (self.counts.index.changed() as u64).min(self.index_blocks())
     }

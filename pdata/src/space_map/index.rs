@@ -210,7 +210,6 @@ impl Index for TreeIndex {
         match self.touched.borrow().get(&k) {
             None => Committed::Same,
             Some(Touched { committed: None, .. }) => Committed::Absent,
-            Some(Touched { committed: Some(before), entry }) if *before == entry.bitmap.get() => Committed::Same,
             Some(Touched { committed: Some(before), .. }) => Committed::At(*before),
         }
     }

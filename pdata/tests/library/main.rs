@@ -9,5 +9,6 @@ mod levels;
 mod maps;
 mod pairs;
 mod shrinks;
+mod traces;
 mod traps;
 mod trees;

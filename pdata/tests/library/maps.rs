@@ -102,7 +102,14 @@ fn trap_6_no_reuse_before_commit() {
             assert_eq!(store.tm.count(*block).await, Ok(1));
             store.tm.dec(*block);
         }
-        // These were committed: they are not for this transaction.
+        // These were committed: they are not for this transaction, not even when the bitmap says that they are free.
+        for block in &taken[..4] {
+            store.tm.inc(*block);
+        }
+        store.tm.settle().await.unwrap();
+        for block in &taken[..4] {
+            store.tm.dec(*block);
+        }
         while let Ok(block) = store.tm.new_block(&PLAIN).await {
             assert!(!taken[..8].contains(&block.number()));
             store.tm.inc(block.number());
@@ -137,6 +144,76 @@ fn both_maps_grow_when_they_are_full() {
         assert_eq!(store.data.grow(&store.tm, 33_000).await, Ok(()));
         let block = store.tm.new_block(&PLAIN).await.unwrap();
         store.tm.dec(block.number());
+    });
+}
+
+#[test]
+fn a_commit_without_changes_moves_nothing() {
+    block_on_ready(async {
+        let mut store = Store::new(200, 100, 16).await;
+        store.data.inc(&store.tm, 0..10).await.unwrap();
+        store.commit().await;
+        for _ in 0..2 {
+            let before = store.roots;
+            store.commit().await;
+            assert_eq!(store.roots, before);
+            store.reopen().await;
+        }
+    });
+}
+
+#[test]
+fn a_metadata_map_counts_no_more_than_its_index_has_bitmaps_for() {
+    block_on_ready(async {
+        let (most, mut store) = (255 * ENTRIES_PER_BITMAP, Store::new(100, 100, 16).await);
+        let wrong = |from| Some(Error::BadSize { from, to: most + 1 });
+        assert_eq!(store.tm.grow(most + 1).await.err(), wrong(100));
+        let blocks = || blocks_on(Disk::new(store.disk.clone()), 16);
+        assert_eq!(TransactionManager::create(blocks(), most + 1).await.err(), wrong(0));
+        store.commit().await;
+        let mut root = store.roots.1;
+        root.nr_blocks = (most + 1).into();
+        let blocks = blocks_on(Disk::new(store.disk.clone()), 16);
+        assert_eq!(TransactionManager::open(blocks, &root).await.err(), wrong(0));
+    });
+}
+
+/// The index of 200 bitmaps is two leaves and a root.
+#[test]
+fn closing_a_disk_map_takes_no_more_blocks_than_it_says() {
+    block_on_ready(async {
+        let mut store = Store::new(1000, 200 * ENTRIES_PER_BITMAP, 500).await;
+        store.commit().await;
+        for changed in [&[][..], &[3], &[3, 4], &[3, 199], &(0..200).collect::<Vec<u64>>()] {
+            for bitmap in changed {
+                let block = bitmap * ENTRIES_PER_BITMAP + 7;
+                store.data.inc(&store.tm, block..block + 1).await.unwrap();
+            }
+            let told = store.data.close_blocks();
+            let before = store.tm.free_blocks();
+            store.data.close(&store.tm).await.unwrap();
+            let taken = before - store.tm.free_blocks();
+            let root = u64::from(!changed.is_empty());
+            assert!(taken <= told + root && told <= changed.len().min(7) as u64, "{told} for {taken}, {changed:?}");
+            store.commit().await;
+        }
+    });
+}
+
+#[test]
+fn a_change_of_a_count_takes_no_more_blocks_than_it_says() {
+    block_on_ready(async {
+        let mut store = Store::new(200, 100, 16).await;
+        for _ in 0..4 {
+            store.data.inc(&store.tm, 0..10).await.unwrap();
+        }
+        store.commit().await;
+        let cost = store.data.change_cost(store.tm.blocks()).await.unwrap().blocks(1);
+        let before = store.tm.free_blocks();
+        store.data.inc(&store.tm, 3..4).await.unwrap();
+        store.data.close(&store.tm).await.unwrap();
+        // The bitmap, a leaf of counts above 2, and the index.
+        assert_eq!((before - store.tm.free_blocks(), cost), (3, 3));
     });
 }
 
