@@ -124,8 +124,8 @@ struct Overflow<'a> {
 }
 
 impl Overflow<'_> {
-    /// The next entry below `end`. What cannot be read is left out: the walk told of it.
-    async fn below(&mut self, end: u64) -> Option<(u64, u32)> {
+    /// The next entry up to that of block `last`. What cannot be read is left out: the walk told of it.
+    async fn up_to(&mut self, last: u64) -> Option<(u64, u32)> {
         while self.ready.is_empty() {
             let leaf = self.leaves.as_mut()?.next().await;
             let Ok(Some(leaf)) = leaf else {
@@ -135,7 +135,7 @@ impl Overflow<'_> {
             let Ok(counts) = leaf.values::<U32>() else { continue };
             self.ready.extend(leaf.keys().zip(counts.iter().map(|count| count.get())).rev());
         }
-        self.ready.pop_if(|(block, _)| *block < end)
+        self.ready.pop_if(|(block, _)| *block <= last)
     }
 }
 
@@ -165,7 +165,7 @@ impl<'a> Bitmaps<'a> {
         self.blocks.read_batch(&numbers, &BITMAP, &mut batch).await;
         for (index, (k, entry)) in entries.into_iter().enumerate() {
             let first = k.saturating_mul(ENTRIES_PER_BITMAP);
-            let large = self.large_counts(first, first.saturating_add(ENTRIES_PER_BITMAP)).await;
+            let large = self.large_counts(first, first.saturating_add(ENTRIES_PER_BITMAP - 1)).await;
             match batch.get(index) {
                 Ok(bits) => {
                     let tally = self.tally(*k, bits, &large);
@@ -180,10 +180,10 @@ impl<'a> Bitmaps<'a> {
         self.batch = batch;
     }
 
-    /// The overflow tree's entries for the blocks from `first` to before `end`.
-    async fn large_counts(&mut self, first: u64, end: u64) -> Vec<(u64, u32)> {
+    /// The overflow tree's entries for the blocks from `first` to `last`.
+    async fn large_counts(&mut self, first: u64, last: u64) -> Vec<(u64, u32)> {
         let mut large = Vec::new();
-        while let Some((block, count)) = self.overflow.below(end).await {
+        while let Some((block, count)) = self.overflow.up_to(last).await {
             if block >= first {
                 large.push((block, count));
             }
@@ -272,7 +272,7 @@ impl<'a> Bitmaps<'a> {
         if !self.counted.is_last_pass() {
             return;
         }
-        while let Some((block, count)) = self.overflow.below(u64::MAX).await {
+        while let Some((block, count)) = self.overflow.up_to(u64::MAX).await {
             // Behind an index that cannot be read to its end there may be others.
             if block >= self.root.nr_blocks.get() {
                 self.problems.tell(Problem::Overflow { map: self.name, block, count, bits: 0 });

@@ -127,7 +127,7 @@ fn put(block: &mut Block, at: usize, bytes: &[u8]) {
 fn counts_at_the_borders_of_bitmaps_are_no_problem() {
     let border = ENTRIES_PER_BITMAP;
     let around = border - 1..border + 1;
-    let references = [around.clone(), around, border..border + 1, border..border + 1, 2 * border..2 * border + 100];
+    let references = [around.clone(), around.clone(), around, border..border + 1, 2 * border..2 * border + 100];
     assert_eq!(Maps::new(2 * border + 100, &references).check(), []);
 }
 
@@ -181,7 +181,7 @@ fn an_overflow_entry_and_its_bitmap_must_both_say_many() {
 
 #[test]
 fn an_overflow_entry_behind_the_last_bitmap_is_told() {
-    for behind in [ENTRIES_PER_BITMAP, ENTRIES_PER_BITMAP + 1, 100 * ENTRIES_PER_BITMAP, 1 << 40] {
+    for behind in [ENTRIES_PER_BITMAP, ENTRIES_PER_BITMAP + 1, 100 * ENTRIES_PER_BITMAP, 1 << 40, u64::MAX] {
         let maps = Maps::new(ENTRIES_PER_BITMAP, &[5..7, 5..7, 5..7]);
         maps.overflow(|leaf| put(leaf, KEYS_AT + 8, &behind.to_le_bytes()));
         let missing = Problem::Overflow { map: DATA, block: 6, count: 0, bits: 3 };
