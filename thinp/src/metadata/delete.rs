@@ -164,7 +164,12 @@ impl Metadata {
         let (mut left, mut taken) = (STEP_LEAVES, false);
         while left > 0 && self.spare_blocks() > 0 {
             let root = copy.mapping_root.get();
-            let Some((device, tree)) = tm.blocks().look(|blocks| devices.try_last(blocks, root)).await? else { break };
+            let Some((device, tree)) = tm.blocks().look(|blocks| devices.try_last(blocks, root)).await? else {
+                // What is left are two empty leaves.
+                devices.delete(tm, root).await?;
+                DETAILS.delete(tm, copy.details_root.get()).await?;
+                return Ok((None, true));
+            };
             // First the way to the device: its tree is referred to once from here only when that is not shared.
             let (root, _) = devices.insert(tm, root, device, tree).await?;
             let shrunk = self.shrink(core, tree.get(), left).await?;
@@ -242,4 +247,17 @@ fn values(leaves: usize) -> u64 {
 /// node of its own, those of its neighbours there.
 fn changes(leaves: usize) -> u64 {
     (leaves as u64).saturating_add(1).saturating_mul(CHANGES_BY_LEAF)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_reckoned_by_what_its_leaves_hold_at_most() {
+        // In each leaf; of metadata blocks, as many for the last one's neighbours at either side as for each.
+        assert_eq!((values(0), values(3)), (0, 3 * 252));
+        assert_eq!((changes(0), changes(3)), (2 * 252, 4 * 2 * 252));
+        assert_eq!((values(usize::MAX), changes(usize::MAX)), (u64::MAX, u64::MAX));
+    }
 }

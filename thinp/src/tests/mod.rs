@@ -1,6 +1,8 @@
 //! The pool against disks that lose power, fill up and fail.
 
+mod bare;
 mod checks;
+mod deletes;
 mod discards;
 mod disks;
 mod erasures;
