@@ -7,6 +7,7 @@ mod discards;
 mod disks;
 mod erasures;
 mod faults;
+mod mappings;
 mod messages;
 mod model;
 mod modes;
