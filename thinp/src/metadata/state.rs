@@ -208,3 +208,40 @@ impl Core {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use platform::mem::MemDisk;
+    use platform::random::Seeded;
+    use platform::simulated;
+    use platform::task::block_on_ready;
+
+    fn is_refused(opened: Result<Core>) -> bool {
+        matches!(opened.map(|_| ()), Err(MetadataError::BadSuperblock { .. }))
+    }
+
+    #[test]
+    fn a_pool_has_no_more_data_blocks_than_mappings_can_tell_apart() {
+        block_on_ready(async {
+            let runtime = simulated::runtime_at_once(Rc::new(Seeded::from_u64(1)), 1 << 20);
+            let memory = MemDisk::new(METADATA_BLOCKS_MIN * BLOCK_SECTORS);
+            let disk = Disk::new(memory.clone());
+            // So many would fit, were the metadata disk larger.
+            let largest = Core::format(&runtime, &disk, 64, 128, DATA_BLOCKS_MAX).await;
+            assert!(matches!(largest.map(|_| ()), Err(MetadataError::Storage(error)) if error.is_no_space()));
+            assert!(is_refused(Core::format(&runtime, &disk, 64, 128, DATA_BLOCKS_MAX + 1).await));
+
+            let core = Core::format(&runtime, &disk, 64, 128, 100).await.unwrap();
+            for (blocks, refused) in [(DATA_BLOCKS_MAX, false), (DATA_BLOCKS_MAX + 1, true)] {
+                let mut superblock = core.committed.get();
+                superblock.data_space_map.root.nr_blocks.set(blocks);
+                let mut block = superblock.to_block();
+                superblock::KIND.seal(&mut block, SUPERBLOCK);
+                memory.poke(0, &block);
+                let opened = Core::open(&runtime, &disk, 64, false, &Pins::default()).await;
+                assert_eq!((opened.is_ok(), is_refused(opened)), (!refused, refused), "{blocks}");
+            }
+        });
+    }
+}

@@ -234,9 +234,17 @@ mod tests {
         assert_eq!(open(|s| s.incompat_flags.set(4), true), Err(MetadataError::UnknownFeatures { flags: 4 }));
         assert_eq!(open(|s| s.compat_ro_flags.set(2), false), Err(MetadataError::UnknownFeatures { flags: 2 }));
         assert_eq!(open(|s| s.compat_ro_flags.set(2), true), Ok(()));
+        let both = open(|s| (s.incompat_flags.set(4), s.compat_ro_flags.set(4)).1, false);
+        assert_eq!(both, Err(MetadataError::UnknownFeatures { flags: 4 }));
         // Linux opens these, too.
         assert_eq!(open(|s| (s.compat_flags.set(1), s.version.set(7), s.flags.set(0xF0)).2, false), Ok(()));
         assert!(open(|s| s.data_block_sectors.set(129), false).is_err());
         assert!(open(|s| s.data_block_sectors.set(0), false).is_err());
+    }
+
+    #[test]
+    fn the_copy_in_a_metadata_snapshot_holds_no_other() {
+        let superblock = Superblock { held_root: 9.into(), ..Superblock::format(128, 2048) };
+        assert_eq!((superblock.held_root(), superblock.to_snapshot().held_root()), (Some(9), None));
     }
 }

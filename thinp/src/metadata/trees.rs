@@ -167,4 +167,11 @@ mod tests {
         let last = Packed::new(DataBlock(DATA_BLOCKS_MAX - 1), TIME_MAX);
         assert_eq!((last.0.get(), last.block().0, last.time()), (u64::MAX, DATA_BLOCKS_MAX - 1, TIME_MAX));
     }
+
+    #[test]
+    fn consecutive_blocks_are_one_run() {
+        let found = runs([4, 5, 6, 9, 8, u64::MAX, 0].map(DataBlock));
+        let found: Vec<_> = found.iter().map(|run| (run.begin.0, run.blocks)).collect();
+        assert_eq!(found, [(4, 3), (9, 1), (8, 1), (u64::MAX, 1), (0, 1)]);
+    }
 }

@@ -18,6 +18,7 @@ mod records;
 mod shares;
 mod snapshots;
 mod steps;
+mod turns;
 mod views;
 mod writes;
 
