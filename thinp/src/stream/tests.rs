@@ -1,6 +1,7 @@
 //! The codec against streams that the real `thin_recv` took or refused, against a model, and against every kind of damage.
 
 use super::header::{Command, Header};
+use super::info::INFO_BYTES_MAX;
 use super::*;
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -33,7 +34,10 @@ fn receive_in(volume: &mut [u8], stream: &[u8], mut piece: impl FnMut() -> usize
         rest = later;
         while let Some(event) = decoder.next(&mut input)? {
             match event {
-                Event::Payload { offset, bytes } => volume[offset as usize..][..bytes.len()].copy_from_slice(bytes),
+                Event::Payload { offset, bytes } => {
+                    assert!(!bytes.is_empty());
+                    volume[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+                }
                 Event::Unmap { offset, length } => volume[offset as usize..][..length as usize].fill(0),
                 Event::Info | Event::Data { .. } | Event::Digest(_) | Event::End(_) => {}
             }
@@ -195,11 +199,16 @@ fn version_1_0_has_neither_beginning_nor_end() {
     let mut volume = vec![1; 2048];
     receive_in(&mut volume, &stream, || 7).unwrap();
     assert_eq!(volume, [vec![1; 512], vec![9; 512], vec![0; 512], vec![1; 512]].concat());
+    for command in [Command::Data, Command::Optional] {
+        let empty = [data.clone(), old(chunk(command, 2048, 0, &[]))].concat();
+        assert!(receive(&mut volume, &empty).is_ok(), "it may end with an empty chunk");
+    }
     let refused = |stream: &[u8]| receive(&mut vec![0; 2048], stream).unwrap_err();
     assert_eq!(refused(&data[..data.len() - 1]).reason, Reason::Truncated);
     assert_eq!(refused(&[]).reason, Reason::Truncated);
     assert_eq!(refused(&[data.clone(), chunk(Command::Unmap, 0, 512, &[])].concat()).reason, Reason::OtherVersion);
     assert_eq!(refused(&old(chunk(Command::Begin, 0, 0, &[]))).reason, Reason::UnknownCommand(2));
+    assert_eq!(refused(&old(chunk(Command::End, 0, 24, &[0; 24]))).reason, Reason::UnknownCommand(3));
     assert_eq!(refused(&old(chunk(Command::Info, 0, 90, &[0; 90]))).reason, Reason::InfoMisplaced);
 }
 
@@ -219,6 +228,8 @@ fn what_is_sent_is_received_in_whatever_pieces() {
         let most = 1 + below(&dice, 5000);
         let decoder = receive_in(&mut volume, &stream, || 1 + below(&dice, most) as usize).unwrap();
         assert_eq!(decoder.info(), Some(&info));
+        let token = decoder.token().expect("every stream of ours ends with a digest");
+        assert_eq!((token.target, token.base), (info.target, info.base));
         assert!(volume == expected, "seed {seed}");
     }
 }
@@ -320,6 +331,7 @@ fn a_broken_transfer_goes_on_behind_the_last_digest() {
         }
     }
     encoder.end(&mut out).unwrap();
+    let mut went_on = 0;
     for _ in 0..50 {
         let cut = below(&dice, out.len() as u64) as usize;
         let mut volume = vec![0; volume_bytes as usize];
@@ -343,7 +355,9 @@ fn a_broken_transfer_goes_on_behind_the_last_digest() {
         let decoder = receive(&mut volume, &send(&rest, &later.copied().collect::<Vec<_>>())).unwrap();
         assert!(decoder.token().is_some_and(|token| token.resume.offset <= volume_bytes));
         assert!(volume == expected, "cut at {cut}");
+        went_on += 1;
     }
+    assert!(went_on > 10, "{went_on}");
 }
 
 #[test]
@@ -404,6 +418,12 @@ fn chunks_out_of_place_are_refused() {
     assert_eq!(foreign(vec![chunk(Command::End, 0, 25, &[0; 25])]), Err(bad));
     let long = (MIB << 6) + 4 * 4096;
     assert_eq!(foreign(vec![chunk(Command::Optional, 0, long, &[])]), Err(Reason::TooLong { most: long }));
+    let just = long - 2 * HEADER_BYTES as u64;
+    assert_eq!(foreign(vec![chunk(Command::Optional, 0, just, &[])]), Err(Reason::Truncated));
+    for (offset, length) in [(512, 90), (0, INFO_BYTES_MAX + 1)] {
+        let bad = Reason::BadHeader { chunk: "an info chunk", offset, length };
+        assert_eq!(foreign(vec![chunk(Command::Info, offset, length, &[])]), Err(bad));
+    }
 
     let ours = |volume_bytes, tail: &[Vec<u8>]| {
         let stream = [begin(), info_chunk(&info(volume_bytes).to_bytes()), tail.concat()].concat();
@@ -453,6 +473,7 @@ fn an_info_chunk_that_makes_no_sense_is_refused() {
     assert!(malformed(&|body| body[54] = 2), "goes on, and does not");
     assert!(!malformed(&|body| (body[3], body[54]) = (2, 2)));
     assert!(malformed(&|body| (body[3], body[53]) = (2, 2)), "goes on beyond the volume");
+    assert!(!malformed(&|body| (body[3], body[54]) = (2, 16)), "nothing was left to send");
 }
 
 #[test]
@@ -474,9 +495,31 @@ fn a_token_is_taken_as_it_was_given_out_only() {
 }
 
 #[test]
+fn a_token_fits_the_stream_that_goes_on_where_it_says() {
+    let resume = Resume { offset: 512, digest: [0xA5; 32] };
+    let rest = Info { resume: Some(resume), ..info(4096) };
+    let token = Token::new(&rest, resume);
+    assert!(token.fits(&rest));
+    let others = [
+        Info { resume: None, ..rest.clone() },
+        Info { resume: Some(Resume { offset: 1024, ..resume }), ..rest.clone() },
+        Info { resume: Some(Resume { digest: [0; 32], ..resume }), ..rest.clone() },
+        Info { base: Some(Identity([1; 16])), ..rest.clone() },
+        Info { target: Identity([1; 16]), ..rest },
+    ];
+    for other in others {
+        assert!(!token.fits(&other), "{other:?}");
+    }
+}
+
+#[test]
 fn the_encoder_refuses_what_a_decoder_would() {
     let mut out = Vec::new();
     assert!(Encoder::begin(&info(1000), &mut out).is_err());
+    for (bytes, fits) in [(0, false), (1, true), (ORIGIN_BYTES_MAX, true), (ORIGIN_BYTES_MAX + 1, false)] {
+        let origin = Some("x".repeat(bytes));
+        assert_eq!(Encoder::begin(&Info { origin, ..info(4096) }, &mut out).is_ok(), fits, "a name of {bytes} bytes");
+    }
     let mut encoder = Encoder::begin(&info(4096), &mut out).unwrap();
     encoder.data(1024, 512, &mut out).unwrap();
     assert_eq!(encoder.unmap(2048, 512, &mut out), Err(Reason::PayloadDiffers(512)), "payload is missing");
@@ -486,8 +529,8 @@ fn the_encoder_refuses_what_a_decoder_would() {
     assert!(encoder.unmap(3584, 1024, &mut out).is_err(), "beyond the end");
     let mut encoder = Encoder::begin(&info(1 << 40), &mut out).unwrap();
     assert!(encoder.data(0, STRETCH_BYTES + 512, &mut out).is_err());
-    encoder.data(0, 512, &mut out).unwrap();
-    assert_eq!(encoder.end(&mut out), Err(Reason::PayloadDiffers(512)));
+    encoder.data(0, STRETCH_BYTES, &mut out).unwrap();
+    assert_eq!(encoder.end(&mut out), Err(Reason::PayloadDiffers(STRETCH_BYTES)));
 }
 
 #[test]
