@@ -40,9 +40,8 @@ pub(super) fn is_marked(bytes: &[u8], device: DeviceId) -> bool {
 
 /// The sequence of a page, whose header is all that was read.
 pub(super) fn sequence(bytes: &[u8]) -> Option<u64> {
-    let low = word(bytes, 32)?;
-    let high = word(bytes, 36)?;
-    bytes.starts_with(MAGIC).then_some(u64::from(high) << 32 | u64::from(low))
+    let sequence = u64::from_le_bytes(*bytes.get(32..)?.first_chunk()?);
+    bytes.starts_with(MAGIC).then_some(sequence)
 }
 
 /// Writes a page into `out` and zeroes the rest of it. The payload must fit.

@@ -96,6 +96,20 @@ fn damage_keeps_the_flag() {
     });
 }
 
+/// A check names the first thousand, and counts the others.
+#[test]
+fn all_problems_are_counted_that_keep_the_flag() {
+    run(11, MemDisk::new(2048 * 8), MemDisk::new(32 * BLOCK), async |world| {
+        let pool = world.open().await;
+        pool.0.metadata.hog(300).await.unwrap();
+        pool.0.metadata.set_needs_check().await.unwrap();
+        let report = pool.check_view(&pool.open_view("test", None).await.unwrap()).await.unwrap();
+        assert!(report.problems.len() == 1000 && report.untold > 300, "{}", report.untold);
+        let problems = 1000 + report.untold;
+        assert_eq!(pool.clear_needs_check().await, Err(Error::NotSound { problems }));
+    });
+}
+
 /// The simulator's seed 107049293955: a slow write to a block whose mapping was lost came into the block when another device had it.
 #[test]
 fn what_began_before_a_transaction_was_lost_ends_before_blocks_are_given_away() {

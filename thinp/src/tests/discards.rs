@@ -3,7 +3,9 @@
 use super::disks::{Gate, Limited};
 use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{DiscardPolicy, Errno, Mode};
+use crate::metadata::{DataBlock, DataRun};
 use crate::{Features, Pool, PoolOptions};
+use core::ops::Range;
 use platform::block::{Bufs, Disk, Limits, Op};
 use platform::mem::MemDisk;
 use platform::time::Duration;
@@ -175,6 +177,23 @@ fn what_was_discarded_before_a_metadata_snapshot_is_reclaimed_after_it() {
         thin.discard(BLOCK, BLOCK).await.unwrap();
         pool.reserve_metadata_snap().await.unwrap();
         world.write(&thin, 10 * BLOCK, 1, 0x22).await.unwrap();
+    });
+}
+
+/// They are held, and so nobody can have them, until a commit.
+#[test]
+fn very_many_freed_runs_do_not_wait_for_somebody_elses_commit() {
+    const MOST: u64 = 16_384;
+    run_blank(11, 64, async |world| {
+        let pool = world.open().await;
+        let free = async |runs: Range<u64>| {
+            let runs: Vec<_> = runs.map(|run| DataRun { begin: DataBlock(2 * run), blocks: 1 }).collect();
+            pool.0.change_freeing(async || Ok(runs.clone()), |runs| runs).await.unwrap();
+            pool.0.bound_passdown().await.unwrap();
+            pool.0.passdown.is_empty()
+        };
+        assert!(!free(0..1).await && !free(1..MOST).await, "a few are passed down with the next commit");
+        assert!(free(MOST..MOST + 1).await);
     });
 }
 

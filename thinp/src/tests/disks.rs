@@ -204,6 +204,11 @@ impl Gate {
         self.opened.set(true);
         self.held.take().into_iter().for_each(|io| self.inner.submit(io));
     }
+
+    /// Holds again what comes from now on.
+    pub fn close(&self) {
+        self.opened.set(false);
+    }
 }
 
 impl BlockDevice for Gate {

@@ -2,7 +2,7 @@
 
 use super::{BLOCK, id, run_blank};
 use crate::control::{DiskBlocks, Errno, Mode};
-use crate::{Error, Features, Pool, PoolOptions};
+use crate::{Error, Features, OpenError, Pool, PoolDisk, PoolOptions};
 use std::string::ToString;
 
 async fn errno(pool: &Pool, message: &str) -> Option<Errno> {
@@ -152,11 +152,20 @@ fn a_pool_has_no_use_for_more_metadata_than_its_map_counts() {
 /// An error says what is the matter and what to do about it.
 #[test]
 fn errors_name_the_mode_and_the_way_out() {
-    let modes = [Mode::Write, Mode::OutOfDataSpace, Mode::OutOfMetadataSpace, Mode::ReadOnly, Mode::Fail];
-    let names = ["write", "out of data space", "out of metadata space", "read-only", "fail"];
-    for (mode, name) in modes.into_iter().zip(names) {
+    let modes = [
+        (Mode::Write, "write mode: try again"),
+        (Mode::OutOfDataSpace, "out of data space mode: grow the data disk and the pool, or "),
+        (Mode::OutOfMetadataSpace, "out of metadata space mode: grow the metadata disk and the pool, "),
+        (Mode::ReadOnly, "read-only mode: see in the log why, check the metadata, "),
+        (Mode::Fail, "fail mode: see in the log why, see to the disks, "),
+    ];
+    for (mode, says) in modes {
         let text = Error::Refused(mode).to_string();
-        assert!(text.contains(&std::format!(" in {name} mode: {}", mode.way_out())), "{text}");
+        assert!(text.contains(says), "{text}");
+    }
+    for (disk, name) in [(PoolDisk::Metadata, "the metadata disk is "), (PoolDisk::Data, "the data disk is ")] {
+        let text = OpenError::WriteProtected(disk).to_string();
+        assert!(text.starts_with(name), "{text}");
     }
     assert_eq!((Errno::ENOSPC.to_string().as_str(), Errno::ENOSPC.number()), ("ENOSPC", 28));
 }

@@ -16,6 +16,7 @@ mod opening;
 mod owner;
 mod records;
 mod shares;
+mod shortage;
 mod snapshots;
 mod steps;
 mod turns;

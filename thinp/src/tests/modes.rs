@@ -1,9 +1,10 @@
 //! Running out of space, failing disks, events (reference 7.4, 7.5).
 
+use super::disks::{CachedDisk, Gate};
 use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{Errno, Mode};
 use crate::{Error, Features, Pool, PoolOptions, Thin};
-use platform::block::{IoError, Op, Request};
+use platform::block::{Disk, IoError, Op, Request};
 use platform::layers::Fault;
 use platform::mem::MemDisk;
 use platform::time::Duration;
@@ -36,6 +37,18 @@ fn a_full_pool_is_rw_until_somebody_wants_more() {
         thin.discard(0, 2 * BLOCK).await.unwrap();
         assert_eq!(pool.status().mode, Mode::Write);
         world.write(&thin, 8 * BLOCK, 1, 0x22).await.unwrap();
+    });
+}
+
+/// Who does not wait for space has no time-out either.
+#[test]
+fn nobody_watches_how_long_space_lacks_where_nobody_waits() {
+    run_blank(23, 8, async |world| {
+        let (pool, thin) = full_pool(&world, true).await;
+        assert_eq!(world.write(&thin, 8 * BLOCK, 1, 0x22).await, Err(Error::NoDataSpace));
+        let seen = pool.events();
+        world.runtime.timers.sleep(Duration::from_secs(120)).await;
+        assert_eq!((pool.status().mode, pool.events()), (Mode::OutOfDataSpace, seen));
     });
 }
 
@@ -98,7 +111,7 @@ fn writes_that_waited_too_long_fail_and_later_ones_at_once() {
 type Rule = Rc<RefCell<Option<fn(&Request) -> bool>>>;
 
 async fn failing_pool(world: &World, meta: &Rule, data: &Rule) -> (Pool, Thin) {
-    let fault = |inner: super::CachedDisk, rule: &Rule| {
+    let fault = |inner: CachedDisk, rule: &Rule| {
         let rule = rule.clone();
         world.slow(Fault::new(Rc::new(inner), move |request| {
             let fails = rule.borrow().is_some_and(|rule| rule(request));
@@ -344,6 +357,62 @@ fn what_a_lost_transaction_freed_can_be_freed_again() {
         thin.discard(0, 3 * BLOCK).await.unwrap();
         world.write(&thin, 8 * BLOCK, 3 * BLOCK, 0x22).await.unwrap();
         assert_eq!((pool.status().mode, pool.status().data_used_blocks), (Mode::Write, 8));
+    });
+}
+
+/// Whichever way it can be freed: a delete does not tell the data disk.
+#[test]
+fn what_a_lost_transaction_freed_is_held_for_nobody() {
+    run_blank(21, 8, async |world| {
+        let (meta, data) = (Rule::default(), Rule::default());
+        let (pool, thin) = failing_pool(&world, &meta, &data).await;
+        world.write(&thin, 0, 8 * BLOCK, 0x11).await.unwrap();
+        thin.flush().await.unwrap();
+        thin.discard(0, 3 * BLOCK).await.unwrap();
+        *data.borrow_mut() = Some(|request| request.op == Op::Flush);
+        thin.flush().await.unwrap_err();
+        *data.borrow_mut() = None;
+        pool.clear_needs_check().await.unwrap();
+        drop(thin);
+        pool.delete(id(0)).await.unwrap();
+        pool.create_thin(id(1)).await.unwrap();
+        let other = pool.open_thin(id(1), None).await.unwrap();
+        world.write(&other, 0, 8 * BLOCK, 0x22).await.unwrap();
+        assert_eq!((pool.status().mode, pool.status().data_used_blocks), (Mode::Write, 8));
+    });
+}
+
+/// Who waited for its turn behind a change that failed has nothing more to abort.
+#[test]
+fn a_transaction_is_aborted_once() {
+    run_blank(22, 8, async |world| {
+        let fails = Rc::new(Cell::new(false));
+        let failing = fails.clone();
+        let data = Fault::new(Rc::new(world.data.clone()), move |request| {
+            failing.get().then_some(IoError::Device { op: request.op, sector: request.sector })
+        });
+        let gate = Gate::new(data, |request| request.op == Op::Flush);
+        gate.open();
+        let options = PoolOptions::default();
+        let pool = Pool::open(&world.runtime, world.meta_disk(), Disk::new(gate.clone()), options).await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        gate.close();
+        let (seen, spawner) = (pool.events(), &world.runtime.spawner);
+        let committing = pool.clone();
+        let committed = spawner.spawn(async move { committing.commit().await });
+        world.runtime.timers.sleep(Duration::from_millis(1)).await;
+        let creating = pool.clone();
+        let created = spawner.spawn(async move { creating.create_thin(id(1)).await });
+        world.runtime.timers.sleep(Duration::from_millis(1)).await;
+        fails.set(true);
+        gate.open();
+        committed.await.unwrap().unwrap_err();
+        created.await.unwrap().unwrap_err();
+        world.runtime.timers.sleep(Duration::from_millis(10)).await;
+        assert_eq!((pool.status().mode, pool.status().needs_check), (Mode::ReadOnly, true));
+        assert_eq!(pool.events(), seen + 1);
     });
 }
 

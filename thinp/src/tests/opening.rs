@@ -1,11 +1,18 @@
 //! Which disks are opened, formatted, refused (design "Where it runs").
 
+use super::disks::CachedDisk;
 use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{Errno, Mode};
 use crate::metadata::MetadataError;
 use crate::{Error, Features, Format, OpenError, Pool, PoolDisk, PoolOptions};
 use platform::block::{BlockDevice, Disk};
+use platform::layers::ShortTransfers;
 use platform::mem::MemDisk;
+use platform::random::Seeded;
+use platform::simulated;
+use platform::task::Executor;
+use platform::time::Duration;
+use std::rc::Rc;
 use std::vec;
 
 const META_SECTORS: u64 = 512 * 8;
@@ -55,6 +62,31 @@ fn blank_disks_become_a_pool_that_opens_again() {
     run(3, meta, data, holds_the_block);
 }
 
+/// Nor does anything wait for what will not come any more.
+#[test]
+fn no_task_of_a_pool_outlives_it() {
+    let executor = Rc::new(Executor::new());
+    let tasks = executor.clone();
+    simulated::run(&executor, Rc::new(Seeded::from_u64(1)), 16 << 20, async move |runtime| {
+        let (meta, data) = (MemDisk::new(META_SECTORS), MemDisk::new(32 * BLOCK));
+        let world = World { runtime, meta: CachedDisk::new(meta), data: CachedDisk::new(data) };
+        let before = tasks.live();
+        for used in [false, true] {
+            let pool = world.open().await;
+            if used {
+                pool.create_thin(id(0)).await.unwrap();
+                let thin = pool.open_thin(id(0), None).await.unwrap();
+                world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+            }
+            world.runtime.timers.sleep(Duration::from_secs(5)).await;
+            assert!(tasks.live() > before);
+            drop(pool);
+            world.runtime.timers.sleep(Duration::from_secs(1)).await;
+            assert_eq!(tasks.live(), before, "used {used}");
+        }
+    });
+}
+
 #[test]
 fn nothing_is_made_unless_allowed() {
     let never = PoolOptions { format: Format::Never, ..PoolOptions::default() };
@@ -71,18 +103,26 @@ fn nothing_is_made_unless_allowed() {
 /// Trap 29.
 #[test]
 fn trap_29_blank_metadata_beside_a_used_data_disk_is_refused() {
+    const SECTORS: u64 = 40 * BLOCK;
     let used_at = |sector: u64| {
-        let data = MemDisk::new(1024 * BLOCK);
+        let data = MemDisk::new(SECTORS);
         data.poke(sector * 512 + 511, &[1]);
         try_default(MemDisk::new(META_SECTORS), data)
     };
-    for sector in [0, 2047, 1024 * BLOCK - 2048, 1024 * BLOCK - 1] {
+    for sector in [0, 2047, SECTORS - 2048, SECTORS - 1] {
         assert_eq!(used_at(sector), OpenError::DataInUse { sector });
     }
-    // Between the two ends nobody looks.
-    let data = MemDisk::new(1024 * BLOCK);
-    data.poke(2048 * 512, &[1]);
-    run(4, MemDisk::new(META_SECTORS), data, async |world| assert!(world.open().await.formatted()));
+    // Between the two ends nobody looks, in whatever pieces the disk is read.
+    for most in [BLOCK, 100] {
+        let data = MemDisk::new(SECTORS);
+        data.poke(2048 * 512, &[1]);
+        data.poke((SECTORS - 2049) * 512, &[1]);
+        run(4, MemDisk::new(META_SECTORS), data, async move |world| {
+            let data = world.slow(ShortTransfers::new(Rc::new(world.data.clone()), most));
+            let pool = Pool::open(&world.runtime, world.meta_disk(), data, PoolOptions::default()).await.unwrap();
+            assert!(pool.formatted());
+        });
+    }
 }
 
 /// Trap 29.

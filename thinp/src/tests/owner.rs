@@ -219,6 +219,40 @@ fn views_of_a_pool_that_was_taken_over_show_nothing() {
     }
 }
 
+/// Neither what was changed in memory when the other was noticed, nor what had waited for its turn.
+#[test]
+fn a_change_that_is_under_way_when_the_pool_is_taken_over_is_not_taken_for_made() {
+    for made in [false, true] {
+        run_blank(13, 64, async move |world| {
+            let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+            let change = async || {
+                assert_eq!(pool.0.taken_over(), Error::TakenOver);
+                if made { Ok(()) } else { pool.0.metadata.create_thin(id(1)).await }
+            };
+            assert_eq!(pool.0.change(change).await, Err(Error::TakenOver), "made {made}");
+            is_out(&world, &pool, &thin).await;
+        });
+    }
+}
+
+/// It writes nothing, so it is in nobody's way.
+#[test]
+fn a_pool_that_is_open_read_only_is_not_taken_over() {
+    let (meta, data) = run_blank(14, 64, async |world| {
+        let (pool, _thin) = world.pool_with_device(PoolOptions::default()).await;
+        pool.close().await.unwrap();
+        (world.meta.contents(), world.data.contents())
+    });
+    run(15, meta, data, async |world| {
+        let features = Features { read_only: true, ..Features::default() };
+        let pool = world.open_with(PoolOptions { features, ..PoolOptions::default() }).await;
+        let view = pool.open_view("test", None).await.unwrap();
+        change_from_outside(&world).await;
+        assert!(pool.check_view(&view).await.unwrap().is_sound());
+        assert!(!pool.is_taken_over() && pool.status().mode == Mode::ReadOnly);
+    });
+}
+
 #[test]
 fn an_idle_pool_with_active_devices_only_reads() {
     run_blank(4, 64, async |world| {

@@ -125,6 +125,36 @@ fn it_works_on_a_full_pool() {
     });
 }
 
+/// The first page takes two blocks. Without them the pool stays as it is.
+#[test]
+fn it_is_made_of_the_last_two_blocks() {
+    for blocks in 1..=2 {
+        run_blank(32, blocks, async move |world| {
+            let pool = world.open().await;
+            let made = Records::create(&pool).await.map(|records| records.pages());
+            assert_eq!(made, if blocks == 2 { Ok(1) } else { Err(Error::NoDataSpace) });
+            assert_eq!(
+                (pool.status().mode, pool.status().data_used_blocks),
+                (Mode::Write, if blocks == 2 { 2 } else { 0 })
+            );
+        });
+    }
+}
+
+/// Nobody commits what others have changed on the way to it.
+#[test]
+fn pages_and_devices_change_in_one_commit() {
+    run_blank(33, 32, async |world| {
+        let (pool, records) = pool_with_records(&world).await;
+        pool.create_thin(id(1)).await.unwrap();
+        let before = pool.committed_state().unwrap();
+        let thin = pool.open_thin(id(1), None).await.unwrap();
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        records.apply(&[Change::CreateThin(id(2))], &[(0, b"two".to_vec())]).await.unwrap();
+        assert_eq!(pool.committed_state(), Some(before + 1));
+    });
+}
+
 /// Volumes that wait for space while they hold all buffers do not keep a deletion from its record.
 #[test]
 fn it_needs_no_buffers_of_others() {
@@ -139,8 +169,11 @@ fn it_needs_no_buffers_of_others() {
         let waiting = world.runtime.spawner.spawn(async move { w.write(&writer, 0, 1, 0x22).await });
         world.runtime.timers.sleep(Duration::from_secs(1)).await;
         let mut hoard = Vec::new();
-        while let Ok(buf) = world.runtime.bufs.alloc(4096) {
-            hoard.push(buf);
+        for page in 0..3 {
+            hoard.extend(core::iter::from_fn(|| world.runtime.bufs.alloc(4096).ok()));
+            let pages = [(0, vec![page; 5])];
+            let applied = world.runtime.timers.timeout(Duration::from_secs(1), records.apply(&[], &pages)).await;
+            applied.expect("it waits for nobody").unwrap();
         }
         records.apply(&[Change::Delete(id(1))], &[(0, b"gone".to_vec())]).await.unwrap();
         waiting.await.unwrap().unwrap();

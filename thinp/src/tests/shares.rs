@@ -91,6 +91,27 @@ fn what_the_source_has_not_mapped_is_unmapped() {
     });
 }
 
+/// In steps of a thousand blocks, and no block beyond the last.
+#[test]
+fn many_blocks_are_shared_and_their_neighbours_stay() {
+    run_blank(12, 64, async |world| {
+        let (pool, a, b) = pool_with_two(&world).await;
+        for block in [9, 10, 1500, 2009, 2010] {
+            world.write(&a, block * BLOCK, BLOCK, 0x11).await.unwrap();
+        }
+        for block in [19, 1510, 1600, 2020, 3100] {
+            world.write(&b, block * BLOCK, BLOCK, 0x22).await.unwrap();
+        }
+        b.share(20 * BLOCK, &a, 10 * BLOCK, 2000 * BLOCK).await.unwrap();
+        let expected =
+            [(19, 0x22), (20, 0x11), (21, 0), (1510, 0x11), (1600, 0), (2019, 0x11), (2020, 0x22), (3100, 0x22)];
+        for (block, byte) in expected {
+            world.expect(&b, block * BLOCK, BLOCK, byte).await;
+        }
+        assert_eq!(pool.committed_status().await.unwrap().data_used_blocks, 8);
+    });
+}
+
 /// dm-thin makes no device that does, and `thin_check` 1.x takes it for damage.
 #[test]
 fn a_device_maps_no_data_block_twice() {
@@ -143,12 +164,25 @@ fn a_copy_waits_for_what_is_under_way_on_either_side() {
             let mut copying = core::pin::pin!(copying);
             assert!(world.runtime.timers.timeout(Duration::from_secs(5), &mut copying).await.is_err());
             world.expect(&b, BLOCK, BLOCK, 0).await;
+            // And what comes meanwhile waits for the copy.
+            let late = [a.clone(), b.clone()].map(|thin| {
+                let world = world.clone();
+                world.clone().runtime.spawner.spawn(async move { world.write(&thin, 9, 1, 0x55).await })
+            });
+            let [mut late_a, mut late_b] = late;
+            for late in [&mut late_a, &mut late_b] {
+                assert!(world.runtime.timers.timeout(Duration::from_secs(5), late).await.is_err());
+            }
             gate.open();
             io.await.unwrap().unwrap();
             copying.await.unwrap().unwrap();
+            late_a.await.unwrap().unwrap();
+            late_b.await.unwrap().unwrap();
             world.write(&a, 0, 1, 0x44).await.unwrap();
             world.expect(&b, 0, 2, if writes { 0x33 } else { 0x11 }).await;
-            world.expect(&b, 2, BLOCK - 2, 0x11).await;
+            world.expect(&b, 2, 7, 0x11).await;
+            world.expect(&b, 9, 1, 0x55).await;
+            world.expect(&b, 10, BLOCK - 10, 0x11).await;
         });
     }
 }

@@ -1,6 +1,6 @@
 //! Deleting what is large, and running out of space, while other I/O goes on.
 
-use super::{BLOCK, World, id, run};
+use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{Errno, Mode};
 use crate::error::Error;
 use crate::metadata::{VirtualBlock, check};
@@ -125,6 +125,44 @@ fn full_metadata_takes_writes_again_when_there_is_space() {
             sound(&world).await;
         });
     }
+}
+
+#[test]
+fn a_device_that_is_being_deleted_is_left_alone() {
+    run_blank(21, 32, async |world| {
+        let (pool, _thin) = world.pool_with_device(PoolOptions::default()).await;
+        let records = Records::create(&pool).await.unwrap();
+        pool.create_thin(id(7)).await.unwrap();
+        let deletion = pool.begin_deletion(id(7)).await.unwrap();
+        let deleting = Error::Deleting(id(7));
+        assert_eq!(pool.open_thin(id(7), None).await.err(), Some(deleting));
+        assert_eq!(pool.create_snap(id(8), id(7)).await, Err(deleting));
+        assert_eq!(pool.delete(id(7)).await, Err(deleting));
+        assert_eq!(pool.shrink_to_delete(id(7)).await, Err(deleting));
+        let changes = [
+            Change::CreateSnap { device: id(8), origin: id(7) },
+            Change::Exchange(id(0), id(7)),
+            Change::Delete(id(7)),
+        ];
+        for change in changes {
+            assert_eq!(records.apply(&[change], &[]).await, Err(deleting));
+        }
+        drop(deletion);
+        drop(pool.open_thin(id(7), None).await.unwrap());
+        pool.delete(id(7)).await.unwrap();
+    });
+}
+
+/// What it is asked for is there already: nothing of others is committed for it.
+#[test]
+fn a_device_that_one_transaction_can_delete_stays_as_it_is() {
+    run_blank(22, 32, async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        pool.create_snap(id(7), id(0)).await.unwrap();
+        world.write(&thin, 0, 3 * BLOCK, 0x11).await.unwrap();
+        pool.shrink_to_delete(id(7)).await.unwrap();
+        assert_eq!((pool.committed_state(), pool.status().data_used_blocks), (None, 3));
+    });
 }
 
 #[test]

@@ -82,6 +82,21 @@ fn a_view_that_was_ended_is_shown_until_its_reads_have_ended() {
     });
 }
 
+/// The commit before it is one as any other: what it frees is free, and the data disk is told.
+#[test]
+fn what_was_freed_before_a_view_is_passed_down() {
+    run(4, MemDisk::new(400 * 8), MemDisk::new(64 * BLOCK), async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        world.write(&thin, 0, 4 * BLOCK, 0x11).await.unwrap();
+        thin.flush().await.unwrap();
+        thin.discard(0, 3 * BLOCK).await.unwrap();
+        assert_eq!(world.data.discarded_sectors(), 0);
+        let _view = pool.open_view("test", None).await.unwrap();
+        world.runtime.timers.sleep(Duration::from_millis(10)).await;
+        assert_eq!(world.data.discarded_sectors(), 3 * BLOCK);
+    });
+}
+
 /// Who knows what a view showed knows by the commit's number whether another one would show the same.
 #[test]
 fn a_view_is_of_the_last_commit() {
