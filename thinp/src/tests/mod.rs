@@ -19,6 +19,7 @@ mod shares;
 mod shortage;
 mod snapshots;
 mod steps;
+mod transfers;
 mod turns;
 mod views;
 mod writes;

@@ -257,6 +257,13 @@ fn trap_24_fua_filling_a_new_block_completes_after_the_commit() {
         log.borrow_mut().clear();
         world.write_bytes(&thin, 1, &[1; 512], true).await.unwrap();
         assert_eq!(*log.borrow(), [("data", Op::Write { fua: true }, 1)], "the block is mapped durably");
+        log.borrow_mut().clear();
+        world.write(&thin, 1, 1, 0x11).await.unwrap();
+        assert_eq!(*log.borrow(), [("data", Op::Write { fua: false }, 1)], "nobody asked for more");
+        world.write(&thin, BLOCK, 1, 0x11).await.unwrap();
+        world.write_bytes(&thin, 1, &[1; 512], true).await.unwrap();
+        assert_eq!(count(&log, "data", |op| *op == Op::Write { fua: true }), 0, "the commit makes it durable");
+        assert_eq!(commits(&log), 1);
     });
 }
 

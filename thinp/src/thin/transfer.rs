@@ -180,11 +180,15 @@ impl Device {
         Transfer::start(&self.data, &self.pool.runtime.spawner, op, sector, bufs)
     }
 
-    /// Fills sectors (from the block's start) of a data block.
-    pub(super) async fn fill(&self, to: DataBlock, sectors: Range<u64>, with: Filling) -> Result<(), Error> {
-        let target = self.block_sector(to);
-        let (from, here) = (target + sectors.start, sectors.clone());
-        let failed = |source| Error::Io { device: self.id, sector: from, source };
+    /// Fills sectors (from the block's start) of a data block, around a piece that is written.
+    pub(super) async fn fill(
+        &self,
+        to: DataBlock,
+        here: Range<u64>,
+        with: Filling,
+        piece: &Piece,
+    ) -> Result<(), Error> {
+        let (target, failed) = (self.block_sector(to), self.io_error(piece));
         if here.is_empty() {
             return Ok(());
         }
@@ -196,7 +200,7 @@ impl Device {
                 let Some(origin) = &self.origin else { return Ok(()) };
                 let source = block.0.saturating_mul(self.pool.block_sectors);
                 let there = origin.size_sectors().saturating_sub(source).clamp(here.start, here.end);
-                self.copy(origin, source, target, here.start..there).await?.map_err(failed)?;
+                self.copy(origin, source, target, here.start..there).await?.map_err(&failed)?;
                 if self.pool.options.features.skip_block_zeroing {
                     return Ok(());
                 }

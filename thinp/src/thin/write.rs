@@ -171,8 +171,8 @@ impl Device {
         let to = reserved.block();
         let results = join4(
             self.write_payload(to, piece, payload),
-            self.fill(to, 0..piece.at, filling),
-            self.fill(to, piece.end()..self.pool.block_sectors, filling),
+            self.fill(to, 0..piece.at, filling, piece),
+            self.fill(to, piece.end()..self.pool.block_sectors, filling, piece),
             // Who still reads the old block must be done before somebody else can be given it.
             self.in_flight.drain(),
         )
