@@ -8,8 +8,8 @@ use core::ops::Range;
 use pdata::block::BLOCK_BYTES;
 
 impl Metadata {
-    /// Maps blocks of a device, which must not be mapped, to the data blocks of the same numbers, which must be free, in
-    /// leaves that are full; and commits.
+    /// Maps blocks of a device, which must not be mapped, to the data blocks of the same numbers, which must be free,
+    /// in leaves that are full; and commits.
     pub(crate) async fn map_run(&self, device: DeviceId, blocks: Range<u64>) -> Result<()> {
         let change = self.change().await?;
         let core = &change.core;

@@ -228,8 +228,8 @@ fn what_was_shared_is_seen_as_shared_on_either_side() {
         let shared = lookup(&metadata, 1, 0).await.unwrap();
         assert!(shared.shared && lookup(&metadata, 2, 7).await == Some(shared));
 
-        // Device 4 is older than the snapshots and took no part in them: the clock goes on, not back, and so does the time of
-        // the other, or what its snapshots have would be overwritten.
+        // Device 4 is older than the snapshots and took no part in them: the clock goes on, not back, and so does the
+        // time of the other, or what its snapshots have would be overwritten.
         device(&metadata, id(4)).await;
         metadata.create_snap(id(3), id(1)).await.unwrap();
         metadata.create_snap(id(5), id(1)).await.unwrap();
