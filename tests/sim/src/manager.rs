@@ -456,7 +456,11 @@ impl Worker {
         let Some(volumes) = answer.body["volumes"].as_array().filter(|_| !faults::lied()) else { return };
         let names: Vec<&str> = volumes.iter().filter_map(|volume| volume["name"].as_str()).collect();
         let model = self.life.model.borrow();
-        assert!(names.iter().all(|name| model.was_there_since(name, begun)), "the appliance has {names:?}, the model {:?}", model.volumes.keys());
+        assert!(
+            names.iter().all(|name| model.was_there_since(name, begun)),
+            "the appliance has {names:?}, the model {:?}",
+            model.volumes.keys()
+        );
         for (name, volume) in model.volumes.iter().filter(|(name, _)| before.contains(*name)) {
             let listed = names.contains(&name.as_str());
             // What a message made has no record while none can be written, and is shown to nobody.
