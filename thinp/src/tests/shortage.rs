@@ -9,7 +9,7 @@ use std::vec::Vec;
 
 const OUT: Mode = Mode::OutOfMetadataSpace;
 
-/// Takes metadata blocks until there is just room for a change that leaves as many as there were: one is for its commit.
+/// Takes metadata blocks until there is just room for a change that leaves as many as there were: one is for the commit.
 async fn leave_barely_room(pool: &Pool) {
     let (_, mut hogged) = take_room(pool).await;
     pool.0.metadata.let_go(hogged.split_off(hogged.len() - 2)).await.unwrap();
@@ -26,8 +26,8 @@ async fn take_room(pool: &Pool) -> (u64, Vec<u64>) {
     (left_blocks, hogged)
 }
 
-/// Maps a block of device 0, which is open: by the metadata alone, so that nobody commits. It copies what it changes, and
-/// there is no room any more before the next commit.
+/// Maps a block of device 0, which is open: by the metadata alone, so that nobody commits. It copies what it changes,
+/// and there is no room any more before the next commit.
 async fn map_and_leave_no_room(pool: &Pool) {
     let metadata = &pool.0.metadata;
     let data = metadata.reserve_data_block().await.unwrap();
