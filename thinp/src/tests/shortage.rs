@@ -9,7 +9,7 @@ use std::vec::Vec;
 
 const OUT: Mode = Mode::OutOfMetadataSpace;
 
-/// Takes metadata blocks until there is just room for a change that leaves as many as there were: one is for the commit.
+/// Takes metadata blocks until there is room just for a change that leaves as many as there were: one is for commits.
 async fn leave_barely_room(pool: &Pool) {
     let (_, mut hogged) = take_room(pool).await;
     pool.0.metadata.let_go(hogged.split_off(hogged.len() - 2)).await.unwrap();
