@@ -137,6 +137,9 @@ fn a_pool_grows_to_both_of_its_disks() {
             let status = pool.status();
             assert_eq!((status.metadata_total_blocks, status.data_total_blocks), (sizes.metadata, sizes.data));
         }
+        // What the format cannot count is not there.
+        world.meta.resize(5_000_000 * 8);
+        assert_eq!(pool.disk_blocks().metadata, 4_161_600);
     });
 }
 
