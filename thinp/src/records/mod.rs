@@ -140,10 +140,11 @@ impl Records {
         page::encode(&mut buf, Header { device: self.device(), page, sequence }, payload);
         match inner.metadata.lookup(self.device(), spare(page)).await? {
             Some(mapping) if !mapping.shared => {
-                let sector = mapping.block.0.saturating_mul(inner.block_sectors);
-                let (written, buf) = inner.data.write(sector, buf, false).await;
+                let place = mapping.block.0.saturating_mul(inner.block_sectors);
+                let (written, buf) = inner.data.write(place, buf, false).await;
                 self.0.buffer.replace((buf.len() == PAGE_BYTES).then_some(buf));
-                written.map_err(|source| Error::Io { device: self.device(), sector, source })
+                let (device, sector) = (self.device(), self.sector(spare(page)));
+                written.map_err(|source| Error::Io { device, sector, source })
             }
             // Somebody made a snapshot of the device elsewhere.
             _ => self.0.thin.write(self.sector(spare(page)), Bufs::from_iter([buf]), false).await,
@@ -187,10 +188,10 @@ async fn make_device(inner: &Rc<Inner>) -> Result<DeviceId, Error> {
     let device = free.and_then(|id| DeviceId::new(u64::from(id))).ok_or(Error::NoFreeId)?;
     let mut buf = inner.runtime.bufs.wait(PAGE_BYTES).await?;
     let copies = [inner.reserve().await?, inner.reserve().await?];
-    for copy in &copies {
+    for (block, copy) in [truth(0), spare(0)].into_iter().zip(&copies) {
         page::encode(&mut buf, Header { device, page: 0, sequence: 0 }, &[]);
-        let sector = copy.block().0.saturating_mul(inner.block_sectors);
-        let (written, back) = inner.data.write(sector, buf, false).await;
+        let [sector, place] = [block.0, copy.block().0].map(|block| block.saturating_mul(inner.block_sectors));
+        let (written, back) = inner.data.write(place, buf, false).await;
         written.map_err(|source| Error::Io { device, sector, source })?;
         buf = back;
     }

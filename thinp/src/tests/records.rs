@@ -3,7 +3,8 @@
 use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{DeviceId, Errno, Mode};
 use crate::{Change, Error, Features, Pool, PoolOptions, Records, Roots};
-use platform::block::Bufs;
+use platform::block::{Bufs, Disk, IoError, Op};
+use platform::layers::Fault;
 use platform::mem::MemDisk;
 use platform::time::Duration;
 use std::cell::Cell;
@@ -139,6 +140,42 @@ fn it_is_made_of_the_last_two_blocks() {
             );
         });
     }
+}
+
+/// With its own sectors: nobody who sees the error knows the data disk's.
+#[test]
+fn a_page_that_cannot_be_written_is_told_with_its_sector() {
+    run_blank(34, 32, async |world| {
+        let left = Rc::new(Cell::new(u32::MAX));
+        let writes = left.clone();
+        let data = Fault::new(Rc::new(world.data.clone()), move |request| {
+            let write = matches!(request.op, Op::Write { .. });
+            writes.set(writes.get().saturating_sub(u32::from(write)));
+            (write && writes.get() == 0).then_some(IoError::Device { op: request.op, sector: request.sector })
+        });
+        let pool = Pool::open(&world.runtime, world.meta_disk(), Disk::new(data), PoolOptions::default());
+        let pool = pool.await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.write(&thin, 0, 9 * BLOCK, 0x11).await.unwrap();
+        let at = |error| match error {
+            Some(Error::Io { device: DeviceId::MAX, sector, .. }) => sector,
+            error => panic!("{error:?}"),
+        };
+        for (writes, sector) in [(1, 0), (2, BLOCK)] {
+            left.set(writes);
+            assert_eq!(at(Records::create(&pool).await.err()), sector);
+        }
+        left.set(u32::MAX);
+        let records = Records::create(&pool).await.unwrap();
+        left.set(1);
+        assert_eq!(at(records.apply(&[], &[(0, b"zero".to_vec())]).await.err()), BLOCK);
+        left.set(u32::MAX);
+        records.apply(&[], &[(2, b"two".to_vec())]).await.unwrap();
+        left.set(1);
+        assert_eq!(at(records.apply(&[], &[(2, b"again".to_vec())]).await.err()), 5 * BLOCK);
+        assert_eq!(records.read(2).await.unwrap(), b"two");
+    });
 }
 
 /// Nobody commits what others have changed on the way to it.
