@@ -212,7 +212,7 @@ pub struct ViewInfo {
     pub holder: String,
     /// How long ago that was.
     pub age: Duration,
-    /// How long ago it was ended or dropped, if reads that are still under way keep it from giving its blocks back.
+    /// How long ago it was ended, if reads that are still under way keep it from giving its blocks back.
     pub ending: Option<Duration>,
     /// Metadata blocks that it holds back, alone or with other views.
     pub held_back_blocks: u64,

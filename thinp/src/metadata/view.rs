@@ -25,7 +25,7 @@ use pdata::space_map::DiskMap;
 use platform::Runtime;
 use platform::block::{Class, Disk, Flow, IoError};
 use platform::buf::BufPool;
-use platform::time::{Instant, Timers};
+use platform::time::Instant;
 use zerocopy::little_endian::U64;
 
 /// Thin id to the root of a device's tree, to be read.
@@ -128,26 +128,8 @@ struct Listed {
     pin: Weak<Pin>,
     holder: String,
     since: Instant,
-    /// It was ended or dropped, and waits for reads under way.
+    /// It was ended, and waits for reads under way.
     ending: Cell<Option<Instant>>,
-}
-
-struct Opened {
-    pin: Rc<Pin>,
-    listed: Rc<Listed>,
-    timers: Timers,
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        self.listed.end(&self.timers);
-    }
-}
-
-impl Listed {
-    fn end(&self, timers: &Timers) {
-        self.ending.set(self.ending.get().or_else(|| Some(timers.now())));
-    }
 }
 
 /// What is told of a view.
@@ -156,7 +138,7 @@ pub struct Shown {
     pub holder: String,
     /// When it was opened.
     pub since: Instant,
-    /// When it was ended or dropped, if reads that are still under way keep it from giving its blocks back.
+    /// When it was ended, if reads that are still under way keep it from giving its blocks back.
     pub ending: Option<Instant>,
     /// Metadata blocks that it holds back, alone or with others.
     pub held_back_blocks: u64,
@@ -183,7 +165,7 @@ impl Views {
 
 /// A reader's hold on one moment of a pool, until it is dropped or [ended](self).
 pub struct View {
-    opened: Rc<Opened>,
+    pin: Rc<Pin>,
     pub(super) committed: Committed,
 }
 
@@ -211,13 +193,11 @@ impl Metadata {
         let disk = self.disk.with_flow(Flow { class: Class::Background, volume: 0 });
         let pace = bytes_per_second.map(|bytes| Pace::new(&self.runtime.timers, bytes));
         let blocks = BlockManager::reader(disk, self.views.bufs.clone(), CACHE_BLOCKS, pin.clone(), pace);
-        let timers = self.runtime.timers.clone();
-        let (holder, since, ending) = (holder.to_string(), timers.now(), Cell::new(None));
+        let (holder, since, ending) = (holder.to_string(), self.runtime.timers.now(), Cell::new(None));
         let listed = Rc::new(Listed { pin: Rc::downgrade(&pin), holder, since, ending });
-        self.views.listed.borrow_mut().push(listed.clone());
-        let opened = Rc::new(Opened { pin, listed, timers });
+        self.views.listed.borrow_mut().push(listed);
         let superblock = core.committed.get();
-        Ok(View { opened, committed: Committed { blocks: Rc::new(blocks), superblock } })
+        Ok(View { pin, committed: Committed { blocks: Rc::new(blocks), superblock } })
     }
 
     /// Commits since this was opened.
@@ -258,7 +238,7 @@ impl Metadata {
             let open = self.views.listed().into_iter().find(|(view, ..)| view.ending.get().is_none());
             let Some((oldest, pin, _)) = open else { return };
             log::warn!("metadata blocks run short: the view of {} is ended", oldest.holder);
-            oldest.end(&self.runtime.timers);
+            oldest.ending.set(Some(self.runtime.timers.now()));
             pin.end().await;
         }
     }
@@ -267,12 +247,12 @@ impl Metadata {
 impl View {
     /// It was ended because its blocks were needed; what it is has to read for it fails with [`pdata::Error::Ended`].
     pub fn is_ended(&self) -> bool {
-        self.opened.pin.is_ended()
+        self.pin.is_ended()
     }
 
     /// Which commit it shows, as [`Metadata::commits`] counts them.
     pub fn commit(&self) -> u64 {
-        self.opened.pin.commit()
+        self.pin.commit()
     }
 
     /// Userland's transaction id.
@@ -299,7 +279,7 @@ impl View {
     /// this one.
     pub async fn metadata_snapshot(&self) -> Result<Option<View>> {
         let snapshot = self.committed.snapshot().await?;
-        Ok(snapshot.map(|committed| View { opened: self.opened.clone(), committed }))
+        Ok(snapshot.map(|committed| View { pin: self.pin.clone(), committed }))
     }
 
     /// The devices with their details, in order.

@@ -130,7 +130,6 @@ impl<'a, E, S: AsyncFnMut(&[u8]) -> Result<(), E>> Dump<'a, S> {
         let mut devices = Wanted::open(committed, options).await?;
         while let Some((_, root, _)) = devices.next().await? {
             let mut places = LeafPlaces::open(self.blocks, root).await?;
-            runs.begin_device();
             while let Some(group) = places.next().await? {
                 group.iter().for_each(|place| runs.add(place.number));
             }

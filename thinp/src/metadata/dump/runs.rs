@@ -36,11 +36,6 @@ pub struct Run {
 }
 
 impl Runs {
-    /// The leaves of another device follow.
-    pub fn begin_device(&mut self) {
-        self.last = (END, END);
-    }
-
     /// The device's next leaf.
     pub fn add(&mut self, leaf: u64) {
         let (before, current) = self.last;
@@ -48,7 +43,7 @@ impl Runs {
         self.last = (current, leaf);
     }
 
-    /// The device has no more leaves.
+    /// The device has no more leaves; what comes next is another's.
     pub fn end_device(&mut self) {
         self.add(END);
     }
@@ -108,7 +103,6 @@ mod tests {
     fn runs(devices: &[&[u64]]) -> Vec<Vec<u64>> {
         let mut runs = Runs::default();
         for device in devices {
-            runs.begin_device();
             device.iter().for_each(|leaf| runs.add(*leaf));
             runs.end_device();
         }

@@ -353,7 +353,6 @@ async fn dump<E>(
 ) -> Result<(), DumpError<E>> {
     let mut runs = Runs::default();
     for device in &salvage.devices {
-        runs.begin_device();
         salvage.remains(forest, device).await.leaves.into_iter().for_each(|leaf| runs.add(leaf));
         runs.end_device();
     }
