@@ -116,6 +116,14 @@ pub struct Report {
 }
 
 impl Report {
+    fn tell(&mut self, problem: Problem) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(problem);
+        } else {
+            self.untold = self.untold.saturating_add(1);
+        }
+    }
+
     /// The worst that was found.
     pub fn worst(&self) -> Option<Severity> {
         self.problems.iter().map(Problem::severity).max()
@@ -172,18 +180,10 @@ struct Check {
 }
 
 impl Check {
-    fn tell(&mut self, problem: Problem) {
-        if self.report.problems.len() < PROBLEMS_MAX {
-            self.report.problems.push(problem);
-        } else {
-            self.report.untold = self.report.untold.saturating_add(1);
-        }
-    }
-
     /// The fields that nothing depends on.
     fn superblock(&mut self, superblock: &Superblock) {
         for (field, found, expected) in superblock.odd_fields() {
-            self.tell(Problem::Field { block: SUPERBLOCK, field, found, expected });
+            self.report.tell(Problem::Field { block: SUPERBLOCK, field, found, expected });
         }
     }
 
@@ -203,8 +203,8 @@ impl Check {
             let counted = of_root.map_or(0, |(_, root)| self.mappings.entries_below(root.get()));
             match (of_root, of_record) {
                 (Some(_), Some((_, record))) => self.device(device, record.into(), counted, superblock.time.get()),
-                (Some(_), None) => self.tell(Problem::NoDetails { device }),
-                (None, _) => self.tell(Problem::NoMappings { device }),
+                (Some(_), None) => self.report.tell(Problem::NoDetails { device }),
+                (None, _) => self.report.tell(Problem::NoMappings { device }),
             }
             if of_root.is_some() {
                 root = roots.next().await;
@@ -222,34 +222,32 @@ impl Check {
     fn device(&mut self, device: u64, details: Details, counted: u64, now: u32) {
         let stored = details.mapped_blocks;
         if stored != counted {
-            self.tell(Problem::MappedBlocks { device, stored, counted });
+            self.report.tell(Problem::MappedBlocks { device, stored, counted });
         }
         let time = details.creation_time.max(details.snapshotted_time);
         if time > now {
-            self.tell(Problem::Future { device, time, now });
+            self.report.tell(Problem::Future { device, time, now });
         }
     }
 
     /// Counts every reference within the trees of a superblock.
     async fn walk(&mut self, superblock: &Superblock) {
-        let Check { checker, devices, mappings, details, data, .. } = self;
+        let Check { checker, devices, mappings, details, data, report } = self;
         details.tree(checker, superblock.details_root.get(), |_, _, _: &[DetailsRecord]| ()).await;
         let mut roots = Vec::new();
         let keep = |_: &mut Checker, _: &Node<'_>, values: &[U64]| roots.extend(values.iter().map(|root| root.get()));
         devices.tree(checker, superblock.mapping_root.get(), keep).await;
         let now = superblock.time.get();
-        let mut future = Vec::new();
         for root in roots {
             let count = |_: &mut Checker, node: &Node<'_>, values: &[Packed]| {
                 count_data(data, values);
                 let time = values.iter().map(|mapping| mapping.time()).max().unwrap_or(0);
-                if time > now && future.len() < PROBLEMS_MAX {
-                    future.push(Problem::FutureMapping { block: node.number(), time, now });
+                if time > now {
+                    report.tell(Problem::FutureMapping { block: node.number(), time, now });
                 }
             };
             mappings.tree(checker, root, count).await;
         }
-        future.into_iter().for_each(|problem| self.tell(problem));
     }
 
     /// Walks the metadata snapshot in block `held`.
@@ -259,11 +257,11 @@ impl Check {
         match block.and_then(|block| Superblock::of_snapshot(&block.bytes())) {
             Ok(superblock) => {
                 for (field, found, expected) in superblock.odd_snapshot_fields(live) {
-                    self.tell(Problem::Field { block: held, field, found, expected });
+                    self.report.tell(Problem::Field { block: held, field, found, expected });
                 }
                 self.trees(&superblock, false).await;
             }
-            Err(why) => self.tell(Problem::Snapshot { block: held, why }),
+            Err(why) => self.report.tell(Problem::Snapshot { block: held, why }),
         }
     }
 
@@ -304,7 +302,7 @@ fn count_data(data: &mut Counts, mappings: &[Packed]) {
     let (mut first, mut blocks) = (0, 0);
     for mapping in mappings {
         let block = mapping.block().0;
-        if blocks > 0 && block == first + blocks {
+        if block == first + blocks {
             blocks += 1;
         } else {
             data.add_run(first, blocks);
@@ -324,5 +322,64 @@ impl<'a, T: Value> Readable<'a, T> {
 
     async fn next(&mut self) -> Option<(u64, T)> {
         self.0.as_mut()?.next().await.ok().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::DataBlock;
+    use crate::metadata::tests::{commit, device, format, runtime};
+    use platform::task::block_on_ready;
+
+    /// A map without blocks tells what it was given.
+    #[test]
+    fn a_data_block_is_counted_as_often_as_a_leaf_has_it() {
+        for blocks in [&[0, 0, 1][..], &[3, 3, 4, 7, 8], &[1, 1], &[2, 3, 4, 6], &[5, 4, 3], &[]] {
+            let mut counts = Counts::new(0, 0);
+            let mappings: Vec<Packed> = blocks.iter().map(|block| Packed::new(DataBlock(*block), 1)).collect();
+            count_data(&mut counts, &mappings);
+            assert_eq!(counts.beyond(), blocks);
+        }
+    }
+
+    #[test]
+    fn problems_beyond_those_that_are_kept_are_counted() {
+        let mut report = Report::default();
+        for device in 0..PROBLEMS_MAX as u64 {
+            report.tell(Problem::NoDetails { device });
+            assert_eq!((report.problems.len() as u64, report.untold), (device + 1, 0));
+        }
+        report.tell(Problem::NoDetails { device: 0 });
+        report.tell(Problem::NoDetails { device: 0 });
+        assert_eq!((report.problems.len(), report.untold), (PROBLEMS_MAX, 2));
+    }
+
+    #[test]
+    fn another_pass_counts_the_same_leaves() {
+        block_on_ready(async {
+            let (disk, metadata) = format(512, 1000).await;
+            device(&metadata, 1, 300).await;
+            commit(&metadata).await;
+            let Committed { blocks, superblock } = Committed::on_disk(&runtime(), &Disk::new(disk)).await.unwrap();
+            for again in [true, false] {
+                let mut check = Check {
+                    checker: Checker::new(blocks.clone(), 512),
+                    devices: Walk::default(),
+                    mappings: Walk::default(),
+                    details: Walk::default(),
+                    data: Counts::new(1000, 0),
+                    report: Report::default(),
+                };
+                check.walk(&superblock).await;
+                check.data = Counts::new(1000, 0);
+                if again {
+                    check.count_again().await;
+                }
+                let (map, mut compared) = (&superblock.data_space_map.root, Compared::default());
+                check.checker.compare_disk_map(map, &check.data, &mut compared).await;
+                assert_eq!(check.checker.into_problems().0.is_empty(), again);
+            }
+        });
     }
 }

@@ -25,6 +25,8 @@ mod scene;
 pub mod space;
 mod state;
 mod superblock;
+#[cfg(test)]
+mod tests;
 mod text;
 mod trees;
 pub mod view;

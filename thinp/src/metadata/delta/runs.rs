@@ -159,4 +159,19 @@ mod tests {
         assert_eq!(of(Join::WhereBlocksGoOn), [(3, 3), (7, 1), (8, 1)]);
         assert_eq!(of(Join::WhereDataGoesOn), [(3, 2), (5, 1), (7, 1), (8, 1)]);
     }
+
+    #[test]
+    fn what_differs_goes_on_where_both_sides_do() {
+        let of = |join| {
+            let mut joined = Joined { join, same: true, last: None, ready: VecDeque::new() };
+            // The data of both goes on, of the left, of the right, of none.
+            let data = [(10, 20), (11, 21), (12, 30), (20, 31), (30, 40)];
+            for (block, (left, right)) in (5..).zip(data) {
+                joined.add(block, Found::Different { left: DataBlock(left), right: DataBlock(right) });
+            }
+            joined.ready.iter().chain(&joined.last).map(|run| (run.begin.0, run.blocks)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Join::WhereBlocksGoOn), [(5, 5)]);
+        assert_eq!(of(Join::WhereDataGoesOn), [(5, 2), (7, 1), (8, 1), (9, 1)]);
+    }
 }

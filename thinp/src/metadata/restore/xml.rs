@@ -314,6 +314,10 @@ mod tests {
             ("<!DOCTYPE a>", 1, "a document type"),
             ("< a>", 1, "no name"),
             ("</a b=\"1\">", 1, "too many attributes"),
+            ("<b =\"1\"/>", 1, "not of the form"),
+            ("<b c d=\"1\"/>", 1, "not of the form"),
+            ("<b c<d=\"1\"/>", 1, "not of the form"),
+            ("<b c/d=\"1\"/>", 1, "not of the form"),
         ];
         for (text, line, what) in cases {
             let wrong = tags(text, 3).unwrap_err();
@@ -321,5 +325,8 @@ mod tests {
         }
         let long = format!("<a b=\"{}\"/>", "x".repeat(2 * TAG_BYTES_MAX));
         assert_eq!(tags(&long, 1000).unwrap_err().what, "a tag is too long");
+        // The longest, of which the end comes last.
+        let longest = format!("<a b=\"{}\"/>", "x".repeat(TAG_BYTES_MAX - 8));
+        assert_eq!((longest.len(), tags(&longest, TAG_BYTES_MAX).unwrap().len()), (TAG_BYTES_MAX + 1, 1));
     }
 }
