@@ -141,6 +141,7 @@ impl Control for Manager {
         let cleared = self.service.alone(async |served| {
             owner::must_be_ours(&self.service, &served.catalog().appliance().clone())?;
             let report = served.pool.clear_needs_check().await?;
+            served.stale.set(true);
             startup::reload(served).await?;
             owner::activate(&self.service, served).await?;
             served.reconcile().await?;

@@ -44,6 +44,9 @@ pub struct Served {
     /// None in a pool that was made elsewhere and not adopted: then the catalog lives in memory only.
     pub(crate) records: RefCell<Option<Records>>,
     pub(crate) catalog: Rc<RefCell<Catalog>>,
+    /// The pool takes changes again after a transaction failed, and the records were not read since. They may be those of that
+    /// transaction: what is written over them must not come from an older memory.
+    pub(crate) stale: Cell<bool>,
     pub(crate) metadata_disk: Disk,
     /// Why the records that the pool has cannot be used.
     pub(crate) trouble: Option<String>,
@@ -267,7 +270,8 @@ impl Service {
     pub(crate) async fn close(&self) {
         let _alone = self.changes.acquire(1).await;
         let Ok(served) = self.served() else { return };
-        if let Err(error) = owner::release(&served).await {
+        let released = async { owner::release(&*self.current().await?).await };
+        if let Err(error) = released.await {
             log::error!("releasing the pool: {error}");
         }
         if let Err(error) = served.pool.close().await {
@@ -303,7 +307,16 @@ impl Service {
         work: impl AsyncFnOnce(&Rc<Served>) -> Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
         let _alone = self.changes.acquire(1).await;
-        work(&self.served()?).await
+        work(&self.current().await?).await
+    }
+
+    /// What is served, with the records that are on the disk. The caller keeps changes away.
+    pub(crate) async fn current(&self) -> Result<Rc<Served>, ServiceError> {
+        let served = self.served()?;
+        if served.stale.get() {
+            crate::startup::reload(&served).await?;
+        }
+        Ok(served)
     }
 
     /// Deletes a volume.
@@ -603,7 +616,7 @@ impl Directory for Targets {
     async fn open(&self, target: &str, peer: &Peer) -> Result<Rc<Unit>, Refusal> {
         let service = &self.0;
         let _alone = service.changes.acquire(1).await;
-        let served = service.served().map_err(|_| Refusal::Unavailable)?;
+        let served = service.current().await.map_err(|_| Refusal::Unavailable)?;
         let rule = service.rule(&served, target).ok_or(Refusal::NotFound)?;
         if !rule.admits(peer) {
             return Err(Refusal::Forbidden);

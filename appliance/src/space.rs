@@ -27,7 +27,7 @@ impl SpaceCache {
     pub async fn get(&self, service: &Service) -> Result<(Vec<VolumeRecord>, Rc<Vec<DeviceSpace>>), ServiceError> {
         let _turn = self.turns.acquire(1).await;
         let changes = service.changes().await;
-        let served = service.served()?;
+        let served = service.current().await?;
         let volumes = served.catalog().by_name(None, usize::MAX).cloned().collect();
         let known = |state| self.found.borrow().as_ref().filter(|(of, _)| *of == state).map(|(_, found)| found.clone());
         if let Some(found) = served.pool.committed_state().and_then(known) {

@@ -8,7 +8,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use mgmt::Token;
 use platform::Runtime;
 use platform::block::Disk;
@@ -45,7 +45,7 @@ pub(crate) async fn open(
         Err(error) => return Err(error.to_string()),
     };
     let (records, catalog) = (RefCell::new(records), Rc::new(RefCell::new(catalog)));
-    let served = Served { pool, records, catalog, metadata_disk: meta, trouble };
+    let served = Served { pool, records, catalog, stale: Cell::new(false), metadata_disk: meta, trouble };
     let writable = served.pool.status().mode <= Mode::OutOfDataSpace;
     if writable {
         owner::must_be_ours(service, served.catalog().appliance()).map_err(|error| error.to_string())?;
@@ -113,6 +113,7 @@ pub(crate) async fn reload(served: &Served) -> Result<(), ServiceError> {
         served.records.replace(records);
         served.catalog.replace(catalog);
     }
+    served.stale.set(false);
     Ok(())
 }
 

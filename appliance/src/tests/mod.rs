@@ -1,6 +1,7 @@
 //! The appliance without its network, over disks in memory that record what is written.
 
 mod policies;
+mod records;
 mod sanitize;
 mod snapshots;
 mod streams;
@@ -20,7 +21,8 @@ use platform::random::{Random, Seeded};
 use platform::simulated;
 use platform::task::Executor;
 use platform::time::WallClock;
-use std::cell::{Cell, RefCell};
+use std::boxed::Box;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -31,8 +33,14 @@ use thinp::metadata::check;
 pub const BLOCK: u64 = 64 << 10;
 
 /// What was written to the two disks, and when they were flushed, in the order in which it was completed.
-#[derive(Clone, Default)]
-pub struct Journal(Rc<RefCell<Vec<Entry>>>, Rc<Cell<bool>>);
+#[derive(Clone)]
+pub struct Journal {
+    entries: Rc<RefCell<Vec<Entry>>>,
+    faults: Rc<RefCell<Faults>>,
+}
+
+/// Which requests fail: the disk (0 for metadata, 1 for data), what is asked of it, and the sector.
+type Faults = Box<dyn FnMut(usize, Op, u64) -> bool>;
 
 enum Entry {
     Write { disk: usize, sector: u64, bytes: Vec<u8>, fua: bool },
@@ -54,16 +62,16 @@ impl BlockDevice for Recorded {
 
     fn submit(&self, mut io: Io) {
         let request = io.request_mut();
-        let (disk, sector) = (self.disk, request.sector);
-        match request.op {
+        let (disk, op, sector) = (self.disk, request.op, request.sector);
+        if (self.journal.faults.borrow_mut())(disk, op, sector) {
+            return io.complete(Err(IoError::Device { op, sector }));
+        }
+        match op {
             Op::Write { fua } => {
                 let bytes = request.bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
-                self.journal.0.borrow_mut().push(Entry::Write { disk, sector, bytes, fua });
+                self.journal.entries.borrow_mut().push(Entry::Write { disk, sector, bytes, fua });
             }
-            Op::Flush if disk == 1 && self.journal.1.get() => {
-                return io.complete(Err(IoError::Device { op: Op::Flush, sector }));
-            }
-            Op::Flush => self.journal.0.borrow_mut().push(Entry::Flush { disk }),
+            Op::Flush => self.journal.entries.borrow_mut().push(Entry::Flush { disk }),
             _ => {}
         }
         self.inner.submit(io);
@@ -89,7 +97,7 @@ impl Disks {
     /// What a power cut leaves after so many of the recorded events: of what was not flushed, any part.
     pub fn after(&self, journal: &Journal, events: usize, random: &Seeded) -> Disks {
         let disks = self.fork();
-        let journal = journal.0.borrow();
+        let journal = journal.entries.borrow();
         let flushed = |disk: usize| {
             let mut behind = journal.iter().take(events).enumerate().rev();
             behind.find(|(_, entry)| matches!(entry, Entry::Flush { disk: of } if *of == disk)).map_or(0, |(at, _)| at)
@@ -108,23 +116,31 @@ impl Disks {
 }
 
 impl Journal {
-    /// Has flushes of the data disk fail, or not any more.
-    pub fn fail_flushes(&self, fail: bool) {
-        self.1.set(fail);
+    fn new() -> Journal {
+        Journal { entries: Rc::default(), faults: Rc::new(RefCell::new(Box::new(|_, _, _| false))) }
+    }
+
+    /// Has these requests fail, and no others any more.
+    pub fn fail(&self, faults: impl FnMut(usize, Op, u64) -> bool + 'static) {
+        *self.faults.borrow_mut() = Box::new(faults);
+    }
+
+    pub fn fail_no_more(&self) {
+        self.fail(|_, _, _| false);
     }
 
     pub fn len(&self) -> usize {
-        self.0.borrow().len()
+        self.entries.borrow().len()
     }
 
     pub fn clear(&self) {
-        self.0.borrow_mut().clear();
+        self.entries.borrow_mut().clear();
     }
 
     /// Commits: the superblock was written.
     pub fn commits(&self) -> usize {
         let superblock = |entry: &&Entry| matches!(entry, Entry::Write { disk: 0, sector: 0, .. });
-        self.0.borrow().iter().filter(superblock).count()
+        self.entries.borrow().iter().filter(superblock).count()
     }
 }
 
@@ -167,7 +183,7 @@ pub fn run_with<T: 'static>(
 
 impl World {
     async fn boot(runtime: Runtime, disks: Disks, settings: Settings) -> World {
-        let journal = Journal::default();
+        let journal = Journal::new();
         let recorded =
             |disk, inner: &MemDisk| Disk::new(Recorded { disk, inner: inner.clone(), journal: journal.clone() });
         let both = vec![("meta".to_string(), recorded(0, &disks.meta)), ("data".to_string(), recorded(1, &disks.data))];
@@ -221,9 +237,9 @@ impl World {
     /// Has a commit fail that has something to commit; the pool is read-only afterwards.
     pub async fn lose_a_transaction(&self) {
         let pool = self.manager.service.served().unwrap().pool.clone();
-        self.journal.fail_flushes(true);
+        self.journal.fail(|disk, op, _| disk == 1 && op == Op::Flush);
         pool.commit().await.unwrap_err();
-        self.journal.fail_flushes(false);
+        self.journal.fail_no_more();
     }
 
     /// Fills bytes of a volume, in a session of its own.

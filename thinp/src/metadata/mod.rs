@@ -20,8 +20,6 @@ mod owner;
 pub mod repair;
 pub mod restore;
 mod room;
-#[cfg(test)]
-mod scene;
 pub mod space;
 mod state;
 mod superblock;

@@ -1,13 +1,10 @@
 //! The pool against disks that lose power, fill up and fail.
 
-mod bare;
 mod checks;
-mod deletes;
 mod discards;
 mod disks;
 mod erasures;
 mod faults;
-mod mappings;
 mod messages;
 mod model;
 mod modes;
@@ -20,7 +17,6 @@ mod shortage;
 mod snapshots;
 mod steps;
 mod transfers;
-mod turns;
 mod views;
 mod writes;
 

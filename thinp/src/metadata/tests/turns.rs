@@ -1,7 +1,6 @@
 //! Transactions: what belongs to one, how it ends, and what comes after one that was spoilt.
 
-use super::bare::{commit, device, format, no_flush, open, provision, runtime, sound};
-use super::id;
+use super::{commit, device, format_on, id, map, no_flush, open, runtime, sound};
 use crate::metadata::{Blocked, Metadata, MetadataError, OpenMode, VirtualBlock};
 use platform::block::{BlockDevice, Disk, IoError, Op, Request};
 use platform::layers::Fault;
@@ -29,7 +28,7 @@ fn who_may_only_read_makes_no_pool() {
 #[test]
 fn the_data_map_only_grows() {
     block_on_ready(async {
-        let metadata = format(&MemDisk::new(8 * 200), 100).await;
+        let metadata = format_on(&MemDisk::new(8 * 200), 100).await;
         assert_eq!(metadata.grow_data(99).await, Err(MetadataError::Shrink { from: 100, to: 99 }));
         assert_eq!(metadata.grow_metadata(199).await, Err(MetadataError::Shrink { from: 200, to: 199 }));
         let most = 200;
@@ -44,7 +43,7 @@ fn the_data_map_only_grows() {
 fn a_pool_that_needs_a_check_says_so_on_disk_and_does_not_grow() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 200);
-        let metadata = format(&disk, 100).await;
+        let metadata = format_on(&disk, 100).await;
         metadata.set_needs_check().await.unwrap();
         assert!(metadata.needs_check());
         let metadata = open(Disk::new(disk)).await;
@@ -58,8 +57,8 @@ fn a_pool_that_needs_a_check_says_so_on_disk_and_does_not_grow() {
 #[test]
 fn what_was_given_up_is_neither_changed_nor_looked_up() {
     block_on_ready(async {
-        let metadata = format(&MemDisk::new(8 * 200), 100).await;
-        device(&metadata, id(1)).await;
+        let metadata = format_on(&MemDisk::new(8 * 200), 100).await;
+        device(&metadata, 1, 0).await;
         assert_eq!(metadata.try_lookup(id(1), VirtualBlock(0)), Ok(None));
         metadata.give_up();
         assert_eq!(metadata.try_lookup(id(1), VirtualBlock(0)), Err(Blocked));
@@ -74,7 +73,7 @@ fn what_was_given_up_is_neither_changed_nor_looked_up() {
 fn a_change_that_failed_half_way_spoils_what_is_not_committed() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 200);
-        let metadata = format(&disk, 1000).await;
+        let metadata = format_on(&disk, 1000).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..600).await.unwrap();
         let fails = Rc::new(Cell::new(false));
@@ -102,9 +101,9 @@ fn a_change_that_failed_half_way_spoils_what_is_not_committed() {
 #[test]
 fn a_change_that_ran_out_alone_is_undone_as_if_it_had_been_refused() {
     block_on_ready(async {
-        let metadata = format(&MemDisk::new(8 * 400), 1000).await;
-        device(&metadata, id(1)).await;
-        provision(&metadata, id(1), 0).await;
+        let metadata = format_on(&MemDisk::new(8 * 400), 1000).await;
+        device(&metadata, 1, 0).await;
+        map(&metadata, 1, 0).await.unwrap();
         let (mut ran_out, mut went) = (0, 0);
         for spare in (10..60).rev() {
             metadata.spare_only(spare).await.unwrap();
@@ -134,7 +133,7 @@ fn a_change_that_ran_out_alone_is_undone_as_if_it_had_been_refused() {
 fn an_abort_does_not_take_anothers_transaction_for_its_own() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 200);
-        let first = format(&disk, 100).await;
+        let first = format_on(&disk, 100).await;
         first.create_thin(id(1)).await.unwrap();
         let second = open(Disk::new(disk.clone())).await;
         second.create_thin(id(2)).await.unwrap();
@@ -150,13 +149,13 @@ fn an_abort_does_not_take_anothers_transaction_for_its_own() {
 #[test]
 fn a_closed_device_forgets_at_the_next_commit_what_an_abort_took() {
     block_on_ready(async {
-        let metadata = format(&MemDisk::new(8 * 200), 100).await;
+        let metadata = format_on(&MemDisk::new(8 * 200), 100).await;
         for number in [1, 2] {
-            device(&metadata, id(number)).await;
+            device(&metadata, number, 0).await;
         }
         commit(&metadata).await;
         for number in [1, 2] {
-            provision(&metadata, id(number), 0).await;
+            map(&metadata, number, 0).await.unwrap();
         }
         metadata.close_device(id(1));
         metadata.abort().await.unwrap();

@@ -1,7 +1,6 @@
 //! Looking mappings up, removing them, and sharing them with another device.
 
-use super::bare::{commit, details, device, format, open, provision, sound};
-use super::id;
+use super::{commit, details, device, format_on, id, map, open, sound};
 use crate::control::DeviceId;
 use crate::metadata::{Blocked, DataBlock, DataRun, MappedRange, Mapping, Metadata, MetadataError, VirtualBlock};
 use futures_util::future::join;
@@ -32,7 +31,7 @@ fn run(begin: u64, end: u64, data_begin: u64, shared: bool) -> Option<MappedRang
 #[test]
 fn a_device_that_is_not_open_shows_nothing_though_it_was_just_made() {
     block_on_ready(async {
-        let metadata = format(&MemDisk::new(8 * 200), 100).await;
+        let metadata = format_on(&MemDisk::new(8 * 200), 100).await;
         metadata.create_thin(id(1)).await.unwrap();
         assert_eq!(metadata.try_lookup(id(1), VirtualBlock(0)), Err(Blocked));
         assert_eq!(metadata.lookup(id(1), VirtualBlock(0)).await, Err(MetadataError::NotOpen(id(1))));
@@ -46,7 +45,7 @@ fn a_device_that_is_not_open_shows_nothing_though_it_was_just_made() {
 #[test]
 fn a_mapped_range_ends_where_it_was_asked_to_and_where_sharing_changes() {
     block_on_ready(async {
-        let metadata = format(&MemDisk::new(8 * 200), 100).await;
+        let metadata = format_on(&MemDisk::new(8 * 200), 100).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..10).await.unwrap();
         metadata.open_device(id(1)).await.unwrap();
@@ -63,7 +62,7 @@ fn a_mapped_range_ends_where_it_was_asked_to_and_where_sharing_changes() {
 #[test]
 fn a_mapping_beyond_the_data_disk_is_damage() {
     block_on_ready(async {
-        let metadata = format(&MemDisk::new(8 * 200), 100).await;
+        let metadata = format_on(&MemDisk::new(8 * 200), 100).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_uncounted(id(1), 0, DataBlock(99)).await.unwrap();
         metadata.map_uncounted(id(1), 1, DataBlock(100)).await.unwrap();
@@ -82,7 +81,7 @@ fn a_mapping_beyond_the_data_disk_is_damage() {
 fn as_many_mappings_are_removed_as_were_asked_for() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 200);
-        let metadata = format(&disk, 1000).await;
+        let metadata = format_on(&disk, 1000).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..900).await.unwrap();
         metadata.open_device(id(1)).await.unwrap();
@@ -108,7 +107,7 @@ fn as_many_mappings_are_removed_as_were_asked_for() {
 fn without_room_a_few_mappings_are_removed_at_a_time() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 400);
-        let metadata = format(&disk, 1_000_000).await;
+        let metadata = format_on(&disk, 1_000_000).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..20).await.unwrap();
         metadata.open_device(id(1)).await.unwrap();
@@ -162,10 +161,10 @@ impl BlockDevice for Hold {
 
 /// Devices 1 and 2, block 0 of each mapped, both open; of the tree of device 1 nothing is in memory.
 async fn two_devices(disk: &MemDisk) -> (Hold, Metadata) {
-    let metadata = format(disk, 100).await;
+    let metadata = format_on(disk, 100).await;
     for number in [1, 2] {
-        device(&metadata, id(number)).await;
-        provision(&metadata, id(number), 0).await;
+        device(&metadata, number, 0).await;
+        map(&metadata, number, 0).await.unwrap();
     }
     commit(&metadata).await;
     let hold = Hold::new(disk);
@@ -173,7 +172,7 @@ async fn two_devices(disk: &MemDisk) -> (Hold, Metadata) {
     for number in [1, 2] {
         metadata.open_device(id(number)).await.unwrap();
     }
-    provision(&metadata, id(2), 1).await;
+    map(&metadata, 2, 1).await.unwrap();
     (hold, metadata)
 }
 
@@ -187,7 +186,7 @@ fn a_read_that_fails_counts_only_if_nothing_changed_meanwhile() {
             hold.holds.set(true);
             let (found, ()) = join(metadata.lookup(id(1), VirtualBlock(0)), async {
                 if changes {
-                    provision(&metadata, id(2), 2).await;
+                    map(&metadata, 2, 2).await.unwrap();
                 }
                 if looks {
                     metadata.root(id(2)).await.unwrap();
@@ -212,11 +211,11 @@ async fn times(metadata: &Metadata, a: DeviceId, b: DeviceId) -> [u32; 3] {
 fn what_was_shared_is_seen_as_shared_on_either_side() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 1000);
-        let metadata = format(&disk, 100).await;
-        device(&metadata, id(1)).await;
-        device(&metadata, id(2)).await;
+        let metadata = format_on(&disk, 100).await;
+        device(&metadata, 1, 0).await;
+        device(&metadata, 2, 0).await;
         for block in 0..2 {
-            provision(&metadata, id(1), block).await;
+            map(&metadata, 1, block).await.unwrap();
         }
         assert_eq!(times(&metadata, id(1), id(2)).await, [0, 0, 0]);
         let share = async |source, from, target, to, most| {
@@ -230,11 +229,11 @@ fn what_was_shared_is_seen_as_shared_on_either_side() {
 
         // Device 4 is older than the snapshots and took no part in them: the clock goes on, not back, and so does the
         // time of the other, or what its snapshots have would be overwritten.
-        device(&metadata, id(4)).await;
+        device(&metadata, 4, 0).await;
         metadata.create_snap(id(3), id(1)).await.unwrap();
         metadata.create_snap(id(5), id(1)).await.unwrap();
         assert_eq!(metadata.time(), 3);
-        let new = provision(&metadata, id(1), 5).await;
+        let new = map(&metadata, 1, 5).await.unwrap();
         assert!(!lookup(&metadata, 1, 5).await.unwrap().shared);
         assert_eq!(share(1, 5, 4, 9, 1).await, 1);
         assert_eq!(times(&metadata, id(1), id(4)).await, [3, 3, 1]);
@@ -248,10 +247,10 @@ fn what_was_shared_is_seen_as_shared_on_either_side() {
 #[test]
 fn nothing_is_shared_when_metadata_blocks_run_short() {
     block_on_ready(async {
-        let metadata = format(&MemDisk::new(8 * 1000), 100).await;
-        device(&metadata, id(1)).await;
-        device(&metadata, id(2)).await;
-        provision(&metadata, id(1), 0).await;
+        let metadata = format_on(&MemDisk::new(8 * 1000), 100).await;
+        device(&metadata, 1, 0).await;
+        device(&metadata, 2, 0).await;
+        map(&metadata, 1, 0).await.unwrap();
         for (spare, blocks) in [(256, 1), (255, 0)] {
             metadata.spare_only(spare).await.unwrap();
             let to = VirtualBlock(spare);
@@ -259,7 +258,7 @@ fn nothing_is_shared_when_metadata_blocks_run_short() {
             assert_eq!(shared.blocks, blocks, "{spare} blocks to spare");
             if blocks > 0 {
                 metadata.remove_range(id(2), to, VirtualBlock(spare + 1), 1).await.unwrap();
-                provision(&metadata, id(1), 0).await;
+                map(&metadata, 1, 0).await.unwrap();
             }
         }
     });

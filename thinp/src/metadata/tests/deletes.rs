@@ -1,7 +1,6 @@
 //! Deletes and releases in steps: how much each takes, with plenty of metadata blocks and with few.
 
-use super::bare::{LEAF, commit, details, format, no_flush, runtime, sound};
-use super::id;
+use super::{LEAF, commit, details, format_on, id, no_flush, runtime, sound};
 use crate::metadata::{Metadata, MetadataError, Progress, dump};
 use platform::block::Disk;
 use platform::mem::MemDisk;
@@ -33,7 +32,7 @@ async fn mapped(metadata: &Metadata, device: u64) -> u64 {
 fn a_step_frees_so_many_leaves_and_leaves_a_smaller_device() {
     block_on_ready(async {
         let (disk, blocks) = (MemDisk::new(8 * 1000), LARGE * LEAF);
-        let metadata = format(&disk, blocks + 100).await;
+        let metadata = format_on(&disk, blocks + 100).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..blocks).await.unwrap();
         assert!(metadata.is_large(id(1)).await.unwrap());
@@ -60,7 +59,7 @@ fn a_step_frees_so_many_leaves_and_leaves_a_smaller_device() {
 fn a_device_of_few_full_leaves_is_not_large() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 500);
-        let metadata = format(&disk, 100 * LEAF).await;
+        let metadata = format_on(&disk, 100 * LEAF).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..100 * LEAF).await.unwrap();
         assert!(!metadata.is_large(id(1)).await.unwrap());
@@ -77,7 +76,7 @@ fn a_device_of_few_full_leaves_is_not_large() {
 fn what_others_have_as_well_goes_at_once_however_large() {
     block_on_ready(async {
         let (disk, blocks) = (MemDisk::new(8 * 1000), LARGE * LEAF);
-        let metadata = format(&disk, blocks).await;
+        let metadata = format_on(&disk, blocks).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..blocks).await.unwrap();
         metadata.create_snap(id(2), id(1)).await.unwrap();
@@ -100,7 +99,7 @@ fn what_others_have_as_well_goes_at_once_however_large() {
 fn a_snapshot_that_has_no_leaf_alone_goes_at_once_with_hardly_any_room() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 400);
-        let metadata = format(&disk, MANY_BITMAPS).await;
+        let metadata = format_on(&disk, MANY_BITMAPS).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..2 * LEAF).await.unwrap();
         metadata.create_snap(id(2), id(1)).await.unwrap();
@@ -118,7 +117,7 @@ fn a_snapshot_that_has_no_leaf_alone_goes_at_once_with_hardly_any_room() {
 fn without_room_for_a_leaf_a_step_takes_a_few_mappings() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 400);
-        let metadata = format(&disk, MANY_BITMAPS).await;
+        let metadata = format_on(&disk, MANY_BITMAPS).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..20).await.unwrap();
         metadata.spare_only(20).await.unwrap();
@@ -145,7 +144,7 @@ fn without_room_for_a_leaf_a_step_takes_a_few_mappings() {
 fn a_device_is_large_when_its_counts_may_take_half_of_what_is_spare() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 800);
-        let metadata = format(&disk, MANY_BITMAPS).await;
+        let metadata = format_on(&disk, MANY_BITMAPS).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..LEAF).await.unwrap();
         for (spare, large) in [(200, false), (100, true)] {
@@ -164,7 +163,7 @@ fn a_device_is_large_when_its_counts_may_take_half_of_what_is_spare() {
 fn with_nothing_to_spare_deletes_and_releases_are_refused() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 400);
-        let metadata = format(&disk, 1000).await;
+        let metadata = format_on(&disk, 1000).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.reserve_metadata_snap(no_flush).await.unwrap();
         metadata.spare_only(0).await.unwrap();
@@ -178,7 +177,7 @@ fn with_nothing_to_spare_deletes_and_releases_are_refused() {
 
 /// A pool whose metadata snapshot has devices of so many full leaves, numbered from 1 on, alone.
 async fn snapshot_of(disk: &MemDisk, leaves: &[u64]) -> Metadata {
-    let metadata = format(disk, leaves.iter().sum::<u64>() * LEAF).await;
+    let metadata = format_on(disk, leaves.iter().sum::<u64>() * LEAF).await;
     let mut begin = 0;
     for (number, leaves) in (1..).zip(leaves) {
         metadata.create_thin(id(number)).await.unwrap();
@@ -225,7 +224,7 @@ async fn held_devices(disk: &MemDisk) -> usize {
 
 /// So many empty devices, all of which a metadata snapshot has as well; the pool has another in a tree of its own.
 async fn snapshot_of_shared(disk: &MemDisk, devices: u64) -> Metadata {
-    let metadata = format(disk, MANY_BITMAPS).await;
+    let metadata = format_on(disk, MANY_BITMAPS).await;
     for number in 1..=devices {
         metadata.create_thin(id(number)).await.unwrap();
     }
@@ -275,7 +274,7 @@ fn a_metadata_snapshot_without_devices_is_released_without_room_for_a_leaf() {
 fn a_release_that_has_no_room_for_anything_fails() {
     block_on_ready(async {
         let disk = MemDisk::new(8 * 400);
-        let metadata = format(&disk, MANY_BITMAPS).await;
+        let metadata = format_on(&disk, MANY_BITMAPS).await;
         metadata.create_thin(id(1)).await.unwrap();
         metadata.map_run(id(1), 0..LEAF).await.unwrap();
         let held = metadata.reserve_metadata_snap(no_flush).await.unwrap();

@@ -1,8 +1,8 @@
-//! For tests: metadata in states that take many requests, or the errors of others, to come about.
+//! Metadata in states that take many requests, or the errors of others, to come about.
 
-use super::superblock;
-use super::trees::Packed;
-use super::{DataBlock, Metadata, Result};
+use super::super::superblock;
+use super::super::trees::Packed;
+use super::super::{DataBlock, Metadata, Result};
 use crate::control::DeviceId;
 use core::ops::Range;
 use pdata::block::BLOCK_BYTES;
@@ -10,7 +10,7 @@ use pdata::block::BLOCK_BYTES;
 impl Metadata {
     /// Maps blocks of a device, which must not be mapped, to the data blocks of the same numbers, which must be free,
     /// in leaves that are full; and commits.
-    pub(crate) async fn map_run(&self, device: DeviceId, blocks: Range<u64>) -> Result<()> {
+    pub async fn map_run(&self, device: DeviceId, blocks: Range<u64>) -> Result<()> {
         let change = self.change().await?;
         let core = &change.core;
         self.load(core, device).await?;
@@ -27,7 +27,7 @@ impl Metadata {
     }
 
     /// Maps a block of a device to a data block that is not counted, and commits.
-    pub(crate) async fn map_uncounted(&self, device: DeviceId, block: u64, data: DataBlock) -> Result<()> {
+    pub async fn map_uncounted(&self, device: DeviceId, block: u64, data: DataBlock) -> Result<()> {
         let change = self.change().await?;
         let core = &change.core;
         self.load(core, device).await?;
@@ -42,7 +42,7 @@ impl Metadata {
     }
 
     /// Takes metadata blocks that nothing refers to until just so many are to spare, and commits.
-    pub(crate) async fn spare_only(&self, blocks: u64) -> Result<()> {
+    pub async fn spare_only(&self, blocks: u64) -> Result<()> {
         let change = self.change().await?;
         let tm = &change.core.tm;
         self.commit_in(&change, async || Ok(())).await?;
@@ -56,7 +56,7 @@ impl Metadata {
     }
 
     /// Metadata blocks to spare.
-    pub(crate) fn spare(&self) -> u64 {
+    pub fn spare(&self) -> u64 {
         self.spare_blocks()
     }
 }
