@@ -172,7 +172,9 @@ async fn reap(under_way: &mut UnderWay, batch: &mut Batch, kind: Option<&'static
 mod tests {
     use super::*;
     use crate::btree::NODE;
-    use platform::block::Disk;
+    use alloc::rc::Rc;
+    use core::cell::Cell;
+    use platform::block::{BlockDevice, Disk, Io, Limits};
     use platform::buf::BufPool;
     use platform::mem::MemDisk;
     use platform::task::block_on_ready;
@@ -210,25 +212,47 @@ mod tests {
         }
     }
 
-    #[test]
-    fn neighbours_share_a_request() {
-        use platform::block::{BlockDevice, Io, Limits};
-        struct Counting(MemDisk, alloc::rc::Rc<core::cell::Cell<u32>>);
-        impl BlockDevice for Counting {
-            fn limits(&self) -> Limits {
-                self.0.limits()
-            }
-            fn submit(&self, io: Io) {
-                self.1.set(self.1.get() + 1);
-                self.0.submit(io);
-            }
+    /// Counts requests, and takes none of more than `sectors_max`.
+    struct Counting {
+        inner: MemDisk,
+        requests: Rc<Cell<u32>>,
+        sectors_max: u64,
+    }
+
+    impl BlockDevice for Counting {
+        fn limits(&self) -> Limits {
+            Limits { transfer_sectors_max: self.sectors_max, ..self.inner.limits() }
         }
-        let requests = alloc::rc::Rc::default();
-        let device = Counting(disk(300), alloc::rc::Rc::clone(&requests));
+
+        fn submit(&self, io: Io) {
+            let bytes: usize = io.request().bufs.iter().map(|buf| buf.len()).sum();
+            assert!(bytes as u64 <= self.sectors_max * 512, "a request of {bytes} bytes");
+            self.requests.set(self.requests.get() + 1);
+            self.inner.submit(io);
+        }
+    }
+
+    /// Requests that it takes to read all of 300 blocks but one, of a disk that takes so many sectors in each.
+    fn requests(sectors_max: u64) -> u32 {
+        let requests = Rc::default();
+        let device = Counting { inner: disk(300), requests: Rc::clone(&requests), sectors_max };
         let blocks = BlockManager::new(Disk::new(device), BufPool::new(1 << 20), 16);
         let numbers: Vec<u64> = (0..300).rev().filter(|n| *n != 130).collect();
-        block_on_ready(blocks.read_batch(&numbers, &NODE, &mut Batch::default()));
+        let mut batch = Batch::default();
+        block_on_ready(blocks.read_batch(&numbers, &NODE, &mut batch));
+        assert_eq!((0..numbers.len()).filter(|index| batch.get(*index).is_err()).count(), 1, "that is damaged");
+        requests.get()
+    }
+
+    #[test]
+    fn neighbours_share_a_request() {
         // 64 + 64 + 2, the gap, 64 + 64 + 41.
-        assert_eq!(requests.get(), 6);
+        assert_eq!(requests(1 << 20), 6);
+    }
+
+    #[test]
+    fn no_request_is_larger_than_the_disk_takes() {
+        // 130 and 169 blocks, ten at a time.
+        assert_eq!(requests(10 * BLOCK_SECTORS), 13 + 17);
     }
 }

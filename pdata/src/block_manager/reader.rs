@@ -81,3 +81,63 @@ impl BlockManager {
         reader.pin.begin_read().map(Some)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TransactionManager;
+    use crate::block_manager::Batch;
+    use alloc::vec::Vec;
+    use platform::mem::MemDisk;
+    use platform::random::Seeded;
+    use platform::simulated;
+    use platform::task::Executor;
+
+    fn run(test: impl AsyncFnOnce(Timers) + 'static) {
+        let random = Rc::new(Seeded::from_u64(1));
+        simulated::run(&Executor::new(), random, 1 << 20, async move |runtime| test(runtime.timers).await);
+    }
+
+    /// A request of up to four blocks takes an eighth of a second.
+    const RATE: u64 = 32 * BLOCK_BYTES as u64;
+
+    #[test]
+    fn requests_are_no_closer_than_the_pace_allows() {
+        run(async |timers| {
+            let (begun, pace) = (timers.now(), Pace::new(&timers, RATE));
+            for (blocks, millis) in [(1, 0), (4, 125), (8, 250), (1, 500)] {
+                pace.wait(blocks).await;
+                assert_eq!(timers.now() - begun, Duration::from_millis(millis), "{blocks} blocks");
+            }
+            // Time in which nothing was read is not made up for.
+            timers.sleep(Duration::from_secs(10)).await;
+            let rested = timers.now();
+            for millis in [0, 125] {
+                pace.wait(4).await;
+                assert_eq!(timers.now() - rested, Duration::from_millis(millis));
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_read_at_a_pace_is_read_in_small_requests_and_counted() {
+        run(async |timers| {
+            let (disk, bufs) = (Disk::new(MemDisk::new(200 * 8)), BufPool::new(1 << 20));
+            let tm = TransactionManager::create(BlockManager::new(disk.clone(), bufs.clone(), 100), 200).await.unwrap();
+            tm.close().await.unwrap();
+            tm.blocks().write_out().await.unwrap();
+            tm.committed();
+            let numbers: Vec<u64> = (0..12).collect();
+            for (rate, millis) in [(None, 0), (Some(RATE), 250)] {
+                let pace = rate.map(|rate| Pace::new(&timers, rate));
+                let reader = BlockManager::reader(disk.clone(), bufs.clone(), 0, tm.pin().await.unwrap(), pace);
+                let (begun, mut batch) = (timers.now(), Batch::default());
+                reader.read_batch_raw(&numbers, &mut batch).await;
+                assert_eq!(timers.now() - begun, Duration::from_millis(millis));
+                assert!((0..12).all(|index| batch.get(index).is_ok()));
+                assert_eq!(reader.blocks_read(), 12);
+            }
+            assert_eq!(tm.blocks().blocks_read(), 0, "who changes the disk counts nothing");
+        });
+    }
+}

@@ -73,6 +73,27 @@ fn devices_that_are_all_large_make_a_state() {
     assert!(report.damaged.is_empty() && !report.devices_missing, "{report}");
 }
 
+/// Each device gets back what it had itself.
+#[test]
+fn leaves_of_an_earlier_state_fill_the_holes_of_the_same_device() {
+    let disk = pool_of(&[1, 2], LARGE);
+    block_on_ready(async {
+        let metadata = open_on(platform::block::Disk::new(disk.clone()), CACHE).await;
+        metadata.reserve_metadata_snap(async || Ok(())).await.unwrap();
+        for device in [1, 2] {
+            metadata.open_device(id(device)).await.unwrap();
+            provision(&metadata, id(device), LARGE).await;
+        }
+        commit(&metadata).await;
+    });
+    // The last leaves are new, and so is all that leads to them; the metadata snapshot has the others.
+    let last = |device| *image::leaves(&disk, root_of(&disk, device)).last().unwrap();
+    let (_, report) = repaired(&wiped(&disk, &[last(1), last(2)])).unwrap();
+    let told: Vec<_> = report.damaged.iter().map(|damaged| (damaged.device, damaged.mappings)).collect();
+    assert_eq!(told, [(id(1), LARGE), (id(2), LARGE)], "all but the new one each");
+    assert_eq!(report.state.origin, Origin::Superblock);
+}
+
 /// The state of the last commit is the one that is wanted, unless it gives less than another.
 #[test]
 fn an_earlier_state_that_gives_more_is_taken_unless_the_last_commit_is_wanted() {

@@ -436,7 +436,9 @@ mod tests {
         let forest = made.forest(&[]);
         let tree = forest.tree(7, Role::Mappings).unwrap();
         assert_eq!((tree.whole, tree.keys, tree.mappings, tree.time, tree.newest), (true, Some((5, 9)), 2, 3, 1));
-        assert!(forest.tree(7, Role::Devices).is_none() && forest.tree(7, Role::Details).is_none());
+        assert!(matches!(forest.look(7, Role::Devices), Look::Missing), "it holds no roots");
+        assert!(matches!(forest.look(8, Role::Devices), Look::Unvisited), "it may be a tree without devices");
+        assert!(matches!(forest.look(7, Role::Details), Look::Missing));
         assert!(forest.tree(9, Role::Mappings).is_none(), "there is no node");
         let walked = |block, role| {
             let pieces = block_on_ready(forest.walk(block, role));

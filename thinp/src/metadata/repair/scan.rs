@@ -288,6 +288,8 @@ mod tests {
     fn a_node_takes_no_more_memory_than_is_told() {
         assert_eq!((Scan::bytes(1024), Scan::bytes(1025)), (1024 * 38, 2 * 1024 * 38));
         assert_eq!(Known::bytes(1024) - Known::bytes(0), 1024 * 67);
+        // A table of 256 that grows has up to twice that, beside the half that it had.
+        assert_eq!(Known::bytes(0), 4 * 256 * size_of::<Tree>());
     }
 
     #[test]
@@ -303,6 +305,19 @@ mod tests {
         known.set(7 + 255, Role::Mappings, &Tree::default());
         assert!(known.is_full(7));
         assert!(!known.is_full(7 + 256), "nothing is known of it: it has a place of its own");
+    }
+
+    #[test]
+    fn an_empty_node_has_no_keys_and_may_be_anything() {
+        let (mappings, roots) = (What::Leaf { like_roots: false }, What::Leaf { like_roots: true });
+        let scan = scan_of(&[mappings, roots, What::Details, What::Internal]);
+        let found = |block| scan.get(block).unwrap();
+        assert_eq!([7, 8, 9, 10].map(|block| found(block).is_plain_leaf()), [true, false, false, false]);
+        assert_eq!([7, 8, 9, 10].map(|block| found(block).like_roots()), [false, true, false, false]);
+        let mut scan = Scan::default();
+        scan.note(&super::super::made::node(7, mappings));
+        let empty = scan.get(7).unwrap();
+        assert_eq!((empty.keys, empty.is_plain_leaf()), (None, false));
     }
 
     #[test]

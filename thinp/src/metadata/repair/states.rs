@@ -261,6 +261,9 @@ mod tests {
         assert_eq!(damaged, Some((Some(3), None)), "which a tree can do without that is whole itself");
         let [_, damaged] = newest(&made(), &[(1, old), (2, old), (3, Tree { whole: false, ..new })]);
         assert_eq!(damaged, of((1, 2)), "but no other");
+        let fewer = tree(5, 80, 2);
+        let [whole, _] = newest(&made(), &[(1, old), (2, old), (3, fewer), (4, fewer)]);
+        assert_eq!(whole, of((3, 4)), "however few mappings it has");
         let [whole, _] = newest(&made(), &[(1, old), (2, Tree { whole: false, ..old })]);
         assert_eq!(whole, None);
     }

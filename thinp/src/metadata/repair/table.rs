@@ -83,6 +83,6 @@ mod tests {
             assert_eq!(table.get_mut(block), Some(&mut { block }));
             assert_eq!((table.get(block - 1), table.get(block + 1)), (None, None));
         }
-        assert_eq!(Table::<u64>::bytes(PIECE + 1), 2 * PIECE * 8);
+        assert_eq!((table.0.len(), Table::<u64>::bytes(PIECE + 1)), (4, 2 * PIECE * 8));
     }
 }
