@@ -220,9 +220,8 @@ mod tests {
         assert!(adopted(1) && adopted(2) && !adopted(3));
     }
 
-    /// A place that two devices share may have more room in one of them.
     #[test]
-    fn a_leaf_fills_a_place_only_as_far_as_the_device_has_room() {
+    fn what_fills_a_place_counts_but_for_what_is_left_out() {
         let made = Made::new(&[leaf(7, 5, 9), leaf(8, 20, 29)]);
         let forest = made.forest(&[]);
         let mut salvage = Salvage::made(vec![Device::made(1, 40, 4)]);
