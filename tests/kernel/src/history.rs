@@ -54,7 +54,7 @@ impl Start {
         let (strict, wide) = (kind < 4, kind == 4);
         let block_sectors = if wide { 128 } else { block_sectors };
         let data_blocks = match (strict, wide) {
-            (true, _) => (DATA_SLOT_SECTORS / block_sectors).min(400),
+            (true, _) => (DATA_SLOT_SECTORS / block_sectors - GROWTH_KEPT_BLOCKS).min(400),
             (_, true) => 900,
             _ => dice.between(6, 40).min(DATA_SLOT_SECTORS / block_sectors / 2),
         };
@@ -543,5 +543,19 @@ impl Player<'_> {
             return text;
         }
         text.chars().map(|c| if self.dice.chance(50) { c.to_ascii_uppercase() } else { c }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_new_pool_can_grow() {
+        for seed in 0..1000 {
+            let start = Start::new(&mut Dice::new(seed));
+            let grown = (start.data_blocks + GROWTH_KEPT_BLOCKS) * start.block_sectors;
+            assert!(grown <= DATA_SLOT_SECTORS, "SEED={seed}: {start:?}");
+        }
     }
 }
