@@ -353,7 +353,7 @@ fn leaf(found: &Found) -> Tree {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made::{Made, leaf, node};
+    use super::super::made::{Made, leaf, leaf_of, node};
     use super::*;
     use platform::task::block_on_ready;
 
@@ -458,6 +458,20 @@ mod tests {
         let roles = [Role::Mappings, Role::Devices, Role::Details];
         assert_eq!(roles.map(|role| is_taken(7, role)), [true, true, false]);
         assert_eq!(roles.map(|role| is_taken(8, role)), [false, false, true]);
+    }
+
+    #[test]
+    fn a_leaf_of_details_tells_of_its_devices_together() {
+        let details = |mapped_blocks, transaction_id, creation_time, snapshotted_time| {
+            DetailsRecord::from(Details { mapped_blocks, transaction_id, creation_time, snapshotted_time })
+        };
+        let made = Made::stored(&[leaf_of(7, &[(4, details(100, 8, 1, 6)), (9, details(20, 3, 5, 2))])]);
+        let tree = block_on_ready(made.grown().survey(7, Role::Details)).unwrap();
+        assert_eq!((tree.whole, tree.keys, tree.devices, tree.mappings), (true, Some((4, 9)), 2, 120));
+        assert_eq!(tree.ids, scramble(4).wrapping_add(scramble(9)));
+        assert_eq!((tree.time, tree.transaction_id), (6, 8), "the latest of all");
+        let made = Made::stored(&[leaf_of(7, &[(4, details(1, 8, 7, 6))])]);
+        assert_eq!(block_on_ready(made.grown().survey(7, Role::Details)).unwrap().time, 7);
     }
 
     /// Many nodes that are of two kinds only damage makes: what is known of them is bounded.

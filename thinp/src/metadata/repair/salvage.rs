@@ -190,8 +190,10 @@ impl Remains {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made::{Made, leaf};
+    use super::super::made::{Made, internal, leaf, leaf_of};
     use super::*;
+    use crate::metadata::DataBlock;
+    use crate::metadata::trees::Packed;
     use alloc::vec;
     use platform::task::block_on_ready;
 
@@ -230,5 +232,20 @@ mod tests {
         let remains = block_on_ready(salvage.remains(&forest, &salvage.devices[0]));
         assert_eq!((remains.leaves, remains.mappings, remains.filled, remains.time), (vec![7, 8], 3, 3, 3));
         assert_eq!(block_on_ready(salvage.leaves_kept(&forest)), [0; 0], "none of them is in its own place");
+    }
+
+    /// Two devices share the missing block 40: one has keys up to 49 there, the other up to 19.
+    #[test]
+    fn a_leaf_fills_a_place_only_of_the_devices_that_have_room_for_it() {
+        let mappings =
+            |block: u64, keys: [u64; 2]| leaf_of(block, &keys.map(|key| (key, Packed::new(DataBlock(key), 1))));
+        let trees = [internal(1, &[(0, 40), (50, 3)]), internal(2, &[(0, 40), (20, 4)])];
+        let leaves = [mappings(3, [50, 59]), mappings(4, [20, 29]), mappings(5, [5, 19]), mappings(6, [25, 30])];
+        let made = Made::stored(&[trees.as_slice(), &leaves].concat());
+        let forest = made.forest(&[]);
+        let mut salvage = Salvage::made(vec![Device::made(1, 1, 6), Device::made(2, 2, 4)]);
+        salvage.fills.insert((40, 0), vec![5, 6]);
+        let leaves = |device: usize| block_on_ready(salvage.remains(&forest, &salvage.devices[device])).leaves;
+        assert_eq!((leaves(0), leaves(1)), (vec![5, 6, 3], vec![5, 4]));
     }
 }

@@ -281,7 +281,9 @@ fn classify(node: &Node<'_>, nr_blocks: u64) -> Option<Found> {
 mod tests {
     use super::super::forest::Tree;
     use super::super::known::Known;
+    use super::super::made::{DATA_BLOCKS, DISK_BLOCKS, Made, leaf_of};
     use super::*;
+    use crate::metadata::DataBlock;
 
     /// The bound that the documentation of [`super::super`] tells.
     #[test]
@@ -337,6 +339,41 @@ mod tests {
             scan.note(&Found { block, keys, data_end: 0, time: 0, newest: 0, entries: 2, what: *what });
         }
         scan
+    }
+
+    fn mapping(block: u64, time: u32) -> Packed {
+        Packed::new(DataBlock(block), time)
+    }
+
+    #[test]
+    fn a_leaf_tells_what_it_maps_and_when() {
+        let mappings = [(5, mapping(3, 3)), (6, mapping(9, 5)), (9, mapping(4, 5)), (10, mapping(1, 0))];
+        let made = Made::stored(&[leaf_of(7, &mappings)]);
+        let found = made.scan.get(7).unwrap();
+        assert_eq!((found.keys, found.entries, found.data_end), (Some((5, 10)), 4, 10));
+        assert_eq!((found.time, found.newest), (5, 2));
+        assert!(found.is_plain_leaf());
+    }
+
+    #[test]
+    fn a_leaf_whose_values_are_all_blocks_of_the_disk_may_be_roots() {
+        let values: [&[u64]; 5] = [&[1, DISK_BLOCKS - 1], &[1, DISK_BLOCKS], &[0, 1], &[], &[DISK_BLOCKS]];
+        let nodes = (7..).zip(values).map(|(block, values)| {
+            let entries = (0..).zip(values.iter().map(|value| U64::new(*value)));
+            leaf_of(block, &entries.collect::<Vec<_>>())
+        });
+        let made = Made::stored(&nodes.collect::<Vec<_>>());
+        let like_roots = made.scan.nodes().map(|found| found.like_roots()).collect::<Vec<_>>();
+        assert_eq!(like_roots, [true, false, false, false, false]);
+    }
+
+    #[test]
+    fn a_leaf_with_mappings_beyond_the_data_disk_is_left_out() {
+        let last = mapping(DATA_BLOCKS - 1, 0);
+        let beyond = [(5, last), (6, mapping(DATA_BLOCKS, 0))];
+        let made = Made::stored(&[leaf_of(7, &[(5, last)]), leaf_of(8, &beyond)]);
+        assert_eq!(made.scan.nodes().map(|found| found.block).collect::<Vec<_>>(), [7]);
+        assert_eq!((made.scan.count, made.scan.beyond), (1, 1));
     }
 
     #[test]

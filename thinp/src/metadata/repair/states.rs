@@ -202,6 +202,7 @@ mod tests {
     use super::super::made::{Made, node};
     use super::super::scan::What;
     use super::*;
+    use platform::task::block_on_ready;
 
     /// Details trees in even blocks, mapping trees in odd ones.
     fn made() -> Made {
@@ -266,6 +267,30 @@ mod tests {
         assert_eq!(whole, of((3, 4)), "however few mappings it has");
         let [whole, _] = newest(&made(), &[(1, old), (2, Tree { whole: false, ..old })]);
         assert_eq!(whole, None);
+    }
+
+    /// Without a superblock.
+    #[test]
+    fn a_damaged_state_is_looked_at_only_if_it_is_newer_than_the_whole_one() {
+        let found = |trees: &[(u64, Role, Tree)]| {
+            let made = made();
+            trees.iter().for_each(|(block, role, _)| made.scan.set_role(*block, *role));
+            block_on_ready(states(&mut made.forest(trees), None))
+        };
+        let search =
+            |mapping_root| State { origin: Origin::Search, mapping_root: Some(mapping_root), details_root: None };
+        let whole = pair(Origin::Search, 1, 2);
+        let pair_of = |time| [(1, Role::Devices, tree(5, 100, time)), (2, Role::Details, tree(5, 100, time))];
+        let with = |third: Tree| {
+            let [mappings, details] = pair_of(4);
+            found(&[mappings, details, (3, Role::Devices, third)])
+        };
+        assert_eq!(found(&pair_of(4)), [whole]);
+        assert_eq!(with(tree(6, 100, 5)), [whole, search(3)]);
+        assert_eq!(with(Tree { newest: 2, ..tree(6, 100, 4) }), [whole, search(3)], "more of the same time is newer");
+        for older in [tree(6, 200, 3), tree(6, 200, 4)] {
+            assert_eq!(with(older), [whole], "{older:?}");
+        }
     }
 
     /// The details of a damaged mapping tree name as many mappings as are left of it, or more.
