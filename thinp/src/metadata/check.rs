@@ -124,6 +124,11 @@ impl Report {
         }
     }
 
+    /// How many problems were found.
+    pub fn found(&self) -> u64 {
+        self.untold.saturating_add(self.problems.len() as u64)
+    }
+
     /// The worst that was found.
     pub fn worst(&self) -> Option<Severity> {
         self.problems.iter().map(Problem::severity).max()
@@ -353,6 +358,7 @@ mod tests {
         report.tell(Problem::NoDetails { device: 0 });
         report.tell(Problem::NoDetails { device: 0 });
         assert_eq!((report.problems.len(), report.untold), (PROBLEMS_MAX, 2));
+        assert_eq!(report.found(), PROBLEMS_MAX as u64 + 2);
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Pool {
             }
             let report = inner.check_metadata().await?;
             if !report.is_sound() {
-                return Err(Error::NotSound { problems: report.problems.len() as u64 + report.untold });
+                return Err(Error::NotSound { problems: report.found() });
             }
             // What began before the transaction was lost may be at work on blocks whose mappings went with it, and which are given
             // away from now on.
