@@ -132,3 +132,37 @@ impl Encoder {
         self.counts.chunks = self.counts.chunks.saturating_add(1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::HEADER_BYTES;
+    use super::super::info::Identity;
+    use super::*;
+
+    /// Of a stretch that has so much already: its payload is too much for a test.
+    #[test]
+    fn a_digest_comes_before_what_makes_a_stretch_too_long() {
+        let target = Identity([7; 16]);
+        let info = Info { volume_bytes: 4096, block_bytes: 65536, target, base: None, origin: None, resume: None };
+        let (bytes, chunks) = (STRETCH_BYTES, STRETCH_CHUNKS);
+        for (stretch_bytes, stretch_chunks, data, due) in [
+            (bytes - 1024, 1, 1024, false),
+            (bytes - 1024, 1, 1536, true),
+            (0, chunks - 1, 512, false),
+            (0, chunks, 512, true),
+            (bytes, chunks - 1, 0, false),
+        ] {
+            let mut encoder = Encoder::begin(&info, &mut Vec::new()).unwrap();
+            (encoder.stretch_bytes, encoder.stretch_chunks) = (stretch_bytes, stretch_chunks);
+            let mut out = Vec::new();
+            match data {
+                0 => encoder.unmap(0, 512, &mut out).unwrap(),
+                length => encoder.data(0, length, &mut out).unwrap(),
+            }
+            let first = Header::parse(out.get(..HEADER_BYTES).unwrap()).unwrap().command;
+            assert_eq!(first == Command::Digest, due, "{stretch_bytes} bytes, {stretch_chunks} chunks");
+            let begun = if due { (data, 1) } else { (stretch_bytes + data, stretch_chunks + 1) };
+            assert_eq!((encoder.stretch_bytes, encoder.stretch_chunks), begun);
+        }
+    }
+}

@@ -512,6 +512,30 @@ fn a_token_fits_the_stream_that_goes_on_where_it_says() {
     }
 }
 
+/// Piece by piece, as a stream arrives: none as long as nothing is verified, and then what the last digest verified.
+#[test]
+fn a_token_is_there_once_there_is_something_to_go_on_from() {
+    let tokens = |stream: &[u8], info: &Info| {
+        let (mut decoder, mut tokens, mut input) = (Decoder::new(None), Vec::new(), stream);
+        while let Some(event) = decoder.next(&mut input).unwrap() {
+            match event {
+                Event::Info => tokens.push(decoder.token()),
+                Event::Digest(Checkpoint { resume, .. }) => {
+                    assert_eq!(decoder.token(), Some(Token::new(info, resume)));
+                    tokens.push(decoder.token());
+                }
+                _ => assert_eq!(decoder.token(), tokens.last().copied().flatten()),
+            }
+        }
+        tokens.into_iter().map(|token| token.map(|token| token.resume.offset)).collect::<Vec<_>>()
+    };
+    let (stream, volume_bytes) = small_stream();
+    assert_eq!(tokens(&stream, &info(volume_bytes)), [None, Some(3 * 512), Some(5 * 512), Some(10 * 512)]);
+    let rest = Info { resume: Some(Resume { offset: 512, digest: [0xA5; 32] }), ..info(4096) };
+    let stream = send(&rest, &[Chunk::Unmap { offset: 1024, length: 512 }]);
+    assert_eq!(tokens(&stream, &rest), [Some(512), Some(3 * 512)], "that of the stream that it goes on with");
+}
+
 #[test]
 fn the_encoder_refuses_what_a_decoder_would() {
     let mut out = Vec::new();
