@@ -3,6 +3,7 @@
 mod checks;
 mod deletes;
 mod deltas;
+mod dumps;
 mod mappings;
 mod restores;
 mod room;
