@@ -165,6 +165,19 @@ fn a_device_that_one_transaction_can_delete_stays_as_it_is() {
     });
 }
 
+/// Even a few mappings are many where there is hardly any room for what their data blocks' counts take.
+#[test]
+fn a_pool_tells_which_device_is_large() {
+    run(23, MemDisk::new(100 * 8), MemDisk::new(32 * BLOCK), async |world| {
+        let (pool, _thin) = world.pool_with_device(PoolOptions::default()).await;
+        pool.create_thin(id(7)).await.unwrap();
+        pool.0.metadata.map_run(id(7), 0..20).await.unwrap();
+        assert_eq!(pool.is_large(id(7)).await, Ok(false));
+        pool.0.metadata.spare_only(4).await.unwrap();
+        assert_eq!((pool.is_large(id(7)).await, pool.is_large(id(0)).await), (Ok(true), Ok(false)));
+    });
+}
+
 #[test]
 fn a_large_device_goes_with_its_record() {
     run(20, MemDisk::new(4000 * 8), MemDisk::new(110_000 * BLOCK), async |world| {

@@ -6,7 +6,7 @@ use crate::{Error, Pool, PoolOptions, Thin};
 use platform::block::{BlockDevice, Bufs, Disk, IoError, Limits, Op, Request};
 use platform::layers::Fault;
 use platform::time::Duration;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::vec::Vec;
 
@@ -97,6 +97,36 @@ fn the_buffer_that_is_kept_for_copies_is_kept() {
         drop(hoard);
         world.expect(&thin, 2 * BLOCK, 1, 0).await;
         world.expect(&thin, 2 * BLOCK + 1, BLOCK - 1, 0x11).await;
+    });
+}
+
+/// A block of 128 KiB, through a buffer of 64 KiB.
+#[test]
+fn copies_and_zeroes_are_requests_as_large_as_their_buffer() {
+    run_blank(6, 32, async |world| {
+        let asked = Rc::new(RefCell::new(Vec::new()));
+        let seen = asked.clone();
+        let data = Fault::new(Rc::new(world.data.clone()), move |request: &Request| {
+            // The payload is one sector, and written beside the others.
+            if request.sectors > 1 {
+                seen.borrow_mut().push((request.op, request.sector, request.sectors));
+            }
+            None
+        });
+        let change = |limits: &mut Limits| limits.write_zeroes_sectors_max = 0;
+        let data = Disk::new(Limited { inner: data, change });
+        let options = PoolOptions { data_block_sectors: 256, ..PoolOptions::default() };
+        let pool = Pool::open(&world.runtime, world.meta_disk(), data, options).await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        let (read, write) = (Op::Read, Op::Write { fua: false });
+        asked.take();
+        world.write(&thin, 255, 1, 0x11).await.unwrap();
+        assert_eq!(asked.take(), [(write, 0, 128), (write, 128, 127)]);
+        pool.create_snap(id(1), id(0)).await.unwrap();
+        asked.take();
+        world.write(&thin, 255, 1, 0x22).await.unwrap();
+        assert_eq!(asked.take(), [(read, 0, 128), (write, 256, 128), (read, 128, 127), (write, 384, 127)]);
     });
 }
 
