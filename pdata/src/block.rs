@@ -72,6 +72,7 @@ impl BlockKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::array::ARRAY;
     use crate::btree::NODE;
     use crate::space_map::{BITMAP, INDEX};
 
@@ -105,21 +106,25 @@ mod tests {
         assert_eq!(vector(&NODE, 10, &index), 0xB7AF1487);
     }
 
+    /// What is wrong with block 3 of these fields.
+    fn wrong<'a>(kind: &BlockKind, fields: impl IntoIterator<Item = &'a (usize, &'a [u8])>) -> &'static str {
+        let mut block = [0; BLOCK_BYTES];
+        for (at, bytes) in fields {
+            block[*at..*at + bytes.len()].copy_from_slice(bytes);
+        }
+        kind.seal(&mut block, 3);
+        match kind.verify(&block, 3) {
+            Ok(()) => "nothing",
+            Err(Error::Damaged { block: 3, what, .. }) => what,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     #[test]
     fn a_node_is_checked_when_it_is_read() {
         let wrong = |fields: &[(usize, &[u8])]| {
-            let mut block = [0; BLOCK_BYTES];
-            for (at, bytes) in
-                [(4, &[2u8] as &[u8]), (16, &[2]), (20, &[252]), (24, &[8]), (40, &[1])].iter().chain(fields)
-            {
-                block[*at..*at + bytes.len()].copy_from_slice(bytes);
-            }
-            NODE.seal(&mut block, 3);
-            match NODE.verify(&block, 3) {
-                Ok(()) => "nothing",
-                Err(Error::Damaged { block: 3, what, .. }) => what,
-                Err(error) => panic!("{error}"),
-            }
+            let sound = [(4, &[2u8] as &[u8]), (16, &[2]), (20, &[252]), (24, &[8]), (40, &[1])];
+            wrong(&NODE, sound.iter().chain(fields))
         };
         assert_eq!(wrong(&[]), "nothing");
         assert_eq!(wrong(&[(40, &[0])]), "its keys are out of order");
@@ -133,5 +138,18 @@ mod tests {
         assert_eq!(wrong(&[(27, &[255]), (20, &[0]), (16, &[0])]), "its capacity does not fit its value size");
         assert_eq!(wrong(&[(16, &[253])]), "it has more entries than it can hold");
         assert_eq!(wrong(&[(27, &[255])]), "its capacity does not fit its value size");
+    }
+
+    #[test]
+    fn an_array_block_is_checked_when_it_is_read() {
+        let wrong = |value_bytes: u32, max: u32, len: u32| {
+            let [value_bytes, max, len] = [value_bytes, max, len].map(u32::to_le_bytes);
+            wrong(&ARRAY, &[(4, &max as &[u8]), (8, &len), (12, &value_bytes)])
+        };
+        assert_eq!([wrong(8, 509, 0), wrong(8, 509, 509), wrong(4072, 1, 1)], ["nothing"; 3]);
+        assert_eq!(wrong(8, 509, 510), "it has more values than it can hold");
+        for (value_bytes, max) in [(8, 508), (8, 0), (0, 509), (0, 0), (4073, 0), (u32::MAX, 0)] {
+            assert_eq!(wrong(value_bytes, max, 0), "its capacity does not fit its value size");
+        }
     }
 }

@@ -26,8 +26,8 @@ pub(super) const fn capacity(value_bytes: usize) -> usize {
 
 fn check(block: &Block) -> core::result::Result<(), &'static str> {
     let (header, _) = Header::ref_from_prefix(block).map_err(|_| "it is too short")?;
-    let value_bytes = header.value_size.get() as usize;
-    if value_bytes == 0 || value_bytes > BLOCK_BYTES || header.max_entries.get() as usize != capacity(value_bytes) {
+    let (value_bytes, max_entries) = (header.value_size.get() as usize, header.max_entries.get() as usize);
+    if value_bytes == 0 || max_entries == 0 || max_entries != capacity(value_bytes) {
         return Err("its capacity does not fit its value size");
     }
     if header.nr_entries.get() > header.max_entries.get() { Err("it has more values than it can hold") } else { Ok(()) }
