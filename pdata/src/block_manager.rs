@@ -6,6 +6,8 @@
 
 mod batch;
 mod reader;
+#[cfg(test)]
+mod tests;
 
 pub use batch::Batch;
 pub use reader::Pace;
@@ -523,104 +525,5 @@ impl UnderWay<'_> {
             self.failure.get_or_insert(write_failed(run.first().map_or(0, |frame| frame.number.get()), source));
             run.iter().for_each(|frame| self.manager.mark_dirty(frame));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::space_map::BITMAP;
-    use platform::block::{BlockDevice, Io, Limits};
-    use platform::mem::MemDisk;
-    use platform::task::block_on_ready;
-
-    /// Notes the writes, and fails those to one sector.
-    struct Noting {
-        disk: MemDisk,
-        writes: Rc<RefCell<Vec<(u64, u64)>>>,
-        bad_sector: Rc<Cell<Option<u64>>>,
-    }
-
-    impl BlockDevice for Noting {
-        fn limits(&self) -> Limits {
-            self.disk.limits()
-        }
-
-        fn submit(&self, io: Io) {
-            let (sector, sectors) = (io.request().sector, io.request().sectors);
-            self.writes.borrow_mut().push((sector / BLOCK_SECTORS, sectors / BLOCK_SECTORS));
-            match self.bad_sector.get().filter(|bad| (sector..sector + sectors).contains(bad)) {
-                Some(sector) => {
-                    let op = io.request().op;
-                    io.complete(Err(IoError::Device { op, sector }));
-                }
-                None => self.disk.submit(io),
-            }
-        }
-    }
-
-    #[test]
-    fn neighbours_are_written_together_and_stay_dirty_together() {
-        let (disk, writes, bad_sector) = (MemDisk::new(1000 * BLOCK_SECTORS), Rc::default(), Rc::default());
-        let device = Noting { disk: disk.clone(), writes: Rc::clone(&writes), bad_sector: Rc::clone(&bad_sector) };
-        let blocks = BlockManager::new(Disk::new(device), BufPool::new(1 << 20), 100);
-        for number in (100..120).chain([130]).rev() {
-            blocks.create(number, &BITMAP, &[number as u8; BLOCK_BYTES]);
-        }
-        bad_sector.set(Some(110 * BLOCK_SECTORS));
-        assert!(matches!(block_on_ready(blocks.write_out()), Err(Error::Io { block: 108, action: "written", .. })));
-        assert_eq!(writes.take(), [(100, 8), (108, 8)]);
-        bad_sector.set(None);
-        block_on_ready(blocks.write_out()).unwrap();
-        assert_eq!(writes.take(), [(108, 8), (116, 4), (130, 1)]);
-        block_on_ready(blocks.write_out()).unwrap();
-        assert!(writes.take().is_empty(), "nothing is dirty any more");
-        for number in (100..120).chain([130]) {
-            let bytes = disk.peek(number * BLOCK_BYTES as u64, BLOCK_BYTES);
-            BITMAP.verify(bytes.first_chunk().unwrap(), number).unwrap();
-            assert_eq!(bytes[BLOCK_BYTES - 1], number as u8);
-        }
-    }
-
-    #[test]
-    fn a_write_takes_a_quarter_of_a_small_pool() {
-        let (disk, writes) = (MemDisk::new(1000 * BLOCK_SECTORS), Rc::default());
-        let device = Noting { disk, writes: Rc::clone(&writes), bad_sector: Rc::default() };
-        let blocks = BlockManager::new(Disk::new(device), BufPool::new(64 << 10), 100);
-        for number in 100..110 {
-            blocks.create(number, &BITMAP, &[0; BLOCK_BYTES]);
-        }
-        block_on_ready(blocks.write_out()).unwrap();
-        assert_eq!(writes.take(), [(100, 4), (104, 4), (108, 2)]);
-    }
-
-    #[test]
-    fn a_block_that_is_made_anew_takes_the_place_of_the_old_one() {
-        let (disk, writes) = (MemDisk::new(1000 * BLOCK_SECTORS), Rc::default());
-        let device = Noting { disk: disk.clone(), writes: Rc::clone(&writes), bad_sector: Rc::default() };
-        let blocks = BlockManager::new(Disk::new(device), BufPool::new(1 << 20), 100);
-        for (number, byte) in [(100, 1), (110, 1), (100, 2)] {
-            blocks.create(number, &BITMAP, &[byte; BLOCK_BYTES]);
-        }
-        assert_eq!(blocks.cached_blocks(), 2);
-        block_on_ready(blocks.write_out()).unwrap();
-        assert_eq!(writes.take(), [(100, 1), (110, 1)]);
-        assert_eq!(disk.peek(101 * BLOCK_BYTES as u64 - 1, 1), [2]);
-    }
-
-    #[test]
-    fn a_block_that_somebody_looks_at_is_copied_and_another_just_moves() {
-        let disk = MemDisk::new(1000 * BLOCK_SECTORS);
-        let blocks = BlockManager::new(Disk::new(disk), BufPool::new(1 << 20), 100);
-        for number in [100, 101] {
-            blocks.create(number, &BITMAP, &[7; BLOCK_BYTES]);
-        }
-        block_on_ready(blocks.write_out()).unwrap();
-        blocks.relocate(blocks.try_read(100, &BITMAP).unwrap(), 200).bytes_mut().fill(8);
-        assert_eq!(blocks.cached_blocks(), 2);
-        let held = blocks.try_read(101, &BITMAP).unwrap();
-        blocks.relocate(held.clone(), 201).bytes_mut().fill(8);
-        assert_eq!((held.number(), held.bytes()[0]), (101, 7));
-        assert_eq!(blocks.cached_blocks(), 3);
     }
 }

@@ -212,6 +212,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_large_request_waits_for_as_many_small_ones_as_it_takes() {
+        // Sixteen blocks are all that the pool has room for.
+        let blocks = BlockManager::new(Disk::new(disk(300)), BufPool::new(64 << 10), 16);
+        let numbers: Vec<u64> = (0..16).map(|small| 100 + 2 * small).chain(200..204).collect();
+        let mut batch = Batch::default();
+        block_on_ready(blocks.read_batch(&numbers, &NODE, &mut batch));
+        assert!((0..numbers.len()).all(|index| batch.get(index).is_ok()));
+    }
+
     /// Counts requests, and takes none of more than `sectors_max`.
     struct Counting {
         inner: MemDisk,

@@ -322,4 +322,32 @@ mod tests {
             assert_eq!(built[0][leaves.clone()], built[1][leaves], "{pieces:?}");
         }
     }
+
+    #[test]
+    fn a_shared_leaf_is_counted_for_each_tree_and_dropped_if_no_tree_has_it() {
+        let tree = BTree::<Plain<U64>>::plain();
+        block_on_ready(async {
+            let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 20), 64);
+            let tm = TransactionManager::create(blocks, 100).await.unwrap();
+            let mut part = tree.build(&tm);
+            for key in 0..300 {
+                part.push(key, key.into()).await.unwrap();
+            }
+            let leaves = part.finish_leaves().await.unwrap();
+            let [both, own] = leaves[..] else { panic!("{leaves:?}") };
+            let unused = tree.create(&tm).await.unwrap();
+            let leaf = Leaf { block: unused, first: 0, last: 0, entries: 0 };
+            let mut shared = SharedLeaves::default();
+            for leaves in [&[both, own][..], &[both]] {
+                let mut builder = tree.build(&tm);
+                for leaf in leaves {
+                    builder.share(*leaf).await.unwrap();
+                }
+                builder.finish(&mut shared).await.unwrap();
+            }
+            shared.drop_unused(&tree, &tm, &[both, own, leaf]).await.unwrap();
+            let counts = [tm.count(both.block).await, tm.count(own.block).await, tm.count(unused).await];
+            assert_eq!(counts, [Ok(2), Ok(1), Ok(0)]);
+        });
+    }
 }

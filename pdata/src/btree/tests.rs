@@ -100,31 +100,62 @@ async fn internal(tm: &TransactionManager, leaves: core::ops::Range<u64>) -> u64
     node(tm, true, children.into_iter()).await
 }
 
-/// Room is made in a full internal node before its child is looked at: the key may be the first of what goes to the right.
+/// Room is made in a full internal node before its child is looked at: the key may be the first of what goes to the
+/// right.
 #[test]
-fn a_key_is_found_again_in_the_half_that_begins_with_it() {
+fn a_key_is_found_again_in_the_part_that_begins_with_it() {
     const FULL: u64 = 252;
     block_on_ready(async {
-        // How many of the leaves the left, the full and the right node have.
-        for (before, after) in [(0, 0), (100, 0), (0, 100), (FULL, 0), (0, FULL), (126, 126)] {
-            for chosen in (before..before + FULL).step_by(3).chain(before + 120..before + 132) {
-                let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 1000)), BufPool::new(1 << 22), 1000);
-                let tm = TransactionManager::create(blocks, 1000).await.unwrap();
+        // How many children the left, the full and the right node have, and which of the full one's begins another.
+        let cases = [
+            (0, 0, 126),
+            (100, 0, 76),
+            (0, 100, 176),
+            (FULL, 0, 126),
+            (0, FULL, 126),
+            (126, 126, 63),
+            (FULL, FULL, 84),
+        ];
+        for (before, after, cut) in cases {
+            for chosen in [0, cut - 1, cut, cut + 1, FULL - 1].map(|child| before + child) {
+                let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+                let tm = TransactionManager::create(blocks, 100).await.unwrap();
                 let tree = BTree::new(Plain::<U64>::new());
+                let right = node(&tm, false, [(chosen * 10, 0)].into_iter()).await;
+                // All other children are one leaf: none of them is gone to.
+                let wrong = node(&tm, false, core::iter::empty()).await;
                 let parts = [0..before, before..before + FULL, before + FULL..before + FULL + after];
                 let mut children = Vec::new();
-                for leaves in parts.into_iter().filter(|leaves| !leaves.is_empty()) {
-                    children.push((leaves.start * 10, internal(&tm, leaves).await));
+                for part in parts.into_iter().filter(|part| !part.is_empty()) {
+                    let first = part.start * 10;
+                    let leaves = part.map(|child| (child * 10, if child == chosen { right } else { wrong }));
+                    children.push((first, node(&tm, true, leaves).await));
                 }
                 let root = node(&tm, true, children.into_iter()).await;
                 let (root, old) = tree.insert(&tm, root, chosen * 10, 7.into()).await.unwrap();
-                assert_eq!(old, Some((chosen * 10).into()), "{before}, {after}");
-                assert_eq!(
-                    tm.blocks().look(|blocks| tree.try_lookup(blocks, root, chosen * 10)).await.unwrap(),
-                    Some(7.into())
-                );
+                assert_eq!(old, Some(0.into()), "{before}, {after}: {chosen}");
+                let found = tm.blocks().look(|blocks| tree.try_lookup(blocks, root, chosen * 10)).await;
+                assert_eq!(found, Ok(Some(7.into())));
             }
         }
+    });
+}
+
+#[test]
+fn an_empty_leaf_is_a_tree_or_damage() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+        let tm = TransactionManager::create(blocks, 100).await.unwrap();
+        let tree = BTree::new(Plain::<U64>::new());
+        let empty = node(&tm, false, core::iter::empty()).await;
+        assert_eq!(tree.cursor(tm.blocks(), empty, 0, 4).next().await, Ok(None));
+        let leaf = node(&tm, false, [(0, 7), (5, 8)].into_iter()).await;
+        let root = node(&tm, true, [(0, leaf), (10, empty)].into_iter()).await;
+        let mut cursor = tree.cursor(tm.blocks(), root, 0, 4);
+        assert_eq!(cursor.next().await, Ok(Some((0, 7.into()))));
+        assert_eq!(cursor.next().await, Ok(Some((5, 8.into()))));
+        let what = "it is empty but no root";
+        assert_eq!(cursor.next().await, Err(Error::Damaged { block: empty, kind: "btree node", what }));
     });
 }
 

@@ -239,3 +239,27 @@ impl MetadataMap {
 fn check_size(from: u64, to: u64) -> Result<()> {
     if (from..=METADATA_BLOCKS_MAX).contains(&to) { Ok(()) } else { Err(Error::BadSize { from, to }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use platform::block::Disk;
+    use platform::buf::BufPool;
+    use platform::mem::MemDisk;
+    use platform::task::block_on_ready;
+
+    /// The bitmap says of any count above 2 only that it is one.
+    #[test]
+    fn what_waits_is_taken_from_the_whole_of_a_large_count() {
+        block_on_ready(async {
+            let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
+            let tm = TransactionManager::create(blocks, 100).await.unwrap();
+            (0..5).for_each(|_| tm.inc(50));
+            tm.settle().await.unwrap();
+            for shared in [true, true, true, false] {
+                tm.dec(50);
+                assert_eq!(tm.is_shared(50).await, Ok(shared));
+            }
+        });
+    }
+}

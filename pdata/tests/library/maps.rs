@@ -262,3 +262,16 @@ fn changes_of_counts_wait_until_there_are_more_than_1024() {
         assert!(store.tm.free_blocks_after_commit() <= free - 1025);
     });
 }
+
+#[test]
+fn changes_of_counts_that_wait_are_settled_however_few() {
+    block_on_ready(async {
+        let mut store = Store::new(4000, 10, 64).await;
+        store.commit().await;
+        let free = store.tm.free_blocks_after_commit();
+        store.tm.inc(1000);
+        assert_eq!(store.tm.free_blocks_after_commit(), free);
+        store.tm.settle().await.unwrap();
+        assert_eq!(store.tm.free_blocks_after_commit(), free - 1);
+    });
+}

@@ -68,3 +68,18 @@ fn a_search_tells_that_it_goes_on_only_if_there_is_more_to_search() {
         assert_eq!(said(), [""; 0]);
     });
 }
+
+#[test]
+fn what_becomes_of_a_node_is_told() {
+    block_on_ready(async {
+        let store = Store::new(200, 100, 64).await;
+        let mut root = store.tree.create(&store.tm).await.unwrap();
+        said();
+        for (keys, expected) in [(0..15, &[][..]), (15..16, &["leaf split, a root"]), (16..20, &[])] {
+            for key in keys {
+                root = store.tree.insert(&store.tm, root, key, Long::new(key)).await.unwrap().0;
+            }
+            assert_eq!(said(), expected);
+        }
+    });
+}
