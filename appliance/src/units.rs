@@ -12,7 +12,7 @@ use export::{Attributes, Identity, Kept, LogicalUnit, Sanitize, Space, UnitError
 use platform::block::{Bufs, Class, Disk, Flow, IoError, SECTOR_BYTES};
 use platform::buf::Buf;
 use platform::sync::Notify;
-use thinp::Thin;
+use thinp::{CopySource, Thin};
 
 /// A volume, or the metadata: what a session holds while it is logged in.
 pub enum Unit {
@@ -253,8 +253,10 @@ impl LogicalUnit for Unit {
         let Unit::Volume(v) = self else { return Err(UnitError::ReadOnly) };
         let Unit::Volume(from) = source else { return Ok(false) };
         let request = v.write_request(offset_bytes, len_bytes)?;
-        let source = from.request(source_offset_bytes, len_bytes)?;
-        match v.thin.share(request.sector, &from.thin, source.sector, request.sectors).await {
+        let theirs = from.request(source_offset_bytes, len_bytes)?;
+        // A read-only snapshot is known by its root: as a base of increments it must stay as it is.
+        let source = CopySource { thin: &from.thin, sector: theirs.sector, stays: from.read_only };
+        match v.thin.share(request.sector, source, request.sectors).await {
             Ok(()) => Ok(true),
             Err(thinp::Error::NotShareable(_)) => Ok(false),
             Err(error) => Err(v.told(error, offset_bytes)),

@@ -53,4 +53,4 @@ pub use error::{Error, OpenError, PoolDisk};
 pub use open::Format;
 pub use pool::{Features, Pool, PoolOptions};
 pub use records::{Change, Records, Roots};
-pub use thin::{Erasure, Thin};
+pub use thin::{CopySource, Erasure, Thin};

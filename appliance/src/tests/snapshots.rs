@@ -60,6 +60,32 @@ fn a_read_only_snapshot_refuses_writes_and_knows_whether_it_is_intact() {
     });
 }
 
+/// Found by the simulator (seed 107047375858): marking its blocks as shared changed the tree by which it is known.
+#[test]
+fn a_read_only_volume_that_others_copy_from_stays_intact() {
+    run(4, Disks::new(200), async |world| {
+        for volume in ["v", "other"] {
+            world.create(volume, 20).await;
+            world.fill(volume, 0, 5 * BLOCK, 1).await;
+        }
+        world.manager.change_volume(&name("v"), VolumeChange::ReadOnly(true)).await.unwrap();
+        world.snapshot("other", "s").await;
+        world.fill("other", 0, 5 * BLOCK, 2).await;
+        world.create("target", 20).await;
+        let unit = world.login("target").await.unwrap();
+        // What is written since the last snapshot would have to be marked: initiators copy the data instead.
+        for (source, shared) in [("v", false), ("s", true)] {
+            let from = world.login(source).await.unwrap();
+            assert_eq!(unit.share(0, &from, 0, 5 * BLOCK).await, Ok(shared));
+            assert_eq!(world.volume(source).await.intact, Some(true));
+        }
+        drop(unit);
+        assert_eq!(world.volume("target").await.mapped_bytes, 5 * BLOCK);
+        assert_eq!(world.contents("target").await, world.contents("s").await);
+        world.sound().await;
+    });
+}
+
 #[test]
 fn a_volume_goes_back_to_its_snapshot_and_stays_itself() {
     run(3, Disks::new(300), async |world| {

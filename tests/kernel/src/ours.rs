@@ -13,7 +13,7 @@ use platform::task::Executor;
 use platform::time::Duration;
 use thinp::control::{DeviceId, Errno, Mode, Status};
 use thinp::metadata::{DataBlock, Metadata, MetadataError, OpenMode};
-use thinp::{Error, Format, Pool, PoolOptions, Thin};
+use thinp::{CopySource, Error, Format, Pool, PoolOptions, Thin};
 use xtask::dice::Dice;
 
 use crate::script::{Extent, Op, PoolArguments, WriteKind, digest, pattern};
@@ -271,7 +271,7 @@ pub fn share_some(disks: &Disks, data_block_sectors: u64, mut dice: Dice) -> Res
             let (source, target) = (any(thins.len() as u64) as usize, any(thins.len() as u64) as usize);
             let [from, to, blocks] =
                 [any(COPIED_BLOCKS), any(COPIED_BLOCKS), 1 + any(8)].map(|n| n * data_block_sectors);
-            match thins[target].share(to, &thins[source], from, blocks).await {
+            match thins[target].share(to, CopySource::new(&thins[source], from), blocks).await {
                 Ok(()) => shared += 1,
                 Err(Error::NotShareable(_)) => {}
                 Err(error) => return Err(error),

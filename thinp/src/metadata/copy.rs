@@ -18,28 +18,33 @@ use core::ops::ControlFlow;
 /// With fewer metadata blocks to spare nothing is shared: they are for what cannot be done in another way.
 const SPARE_BLOCKS_MIN: u64 = 256;
 
+/// Where blocks are shared from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// The device.
+    pub device: DeviceId,
+    /// Its first block.
+    pub first: VirtualBlock,
+    /// Its tree must stay as it is.
+    pub stays: bool,
+}
+
 /// What [`Metadata::share`] did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shared {
-    /// Blocks mapped, from the first on. None: the device may map the first data block already, or metadata blocks run
-    /// short.
+    /// Blocks mapped, from the first on. None: the device may map the first data block already, the source would have to
+    /// change, or metadata blocks run short.
     pub blocks: u64,
     /// Data blocks that nothing refers to any more, as in [`super::Removed::freed`].
     pub freed: Vec<DataRun>,
 }
 
 impl Metadata {
-    /// Maps blocks of `device` from `to` on to the data blocks of `source` from `from` on, which must be mapped, in place of
-    /// what they were mapped to. As many as are mapped one behind the other and one pass through the trees reaches, at most
+    /// Maps blocks of `device` from `to` on to the data blocks of `source`, which must be mapped, in place of what they were
+    /// mapped to. As many as are mapped one behind the other and one pass through the trees reaches, at most
     /// `blocks_max`. The blocks of both devices must be quiesced: no lookup of them between verdict and write.
-    pub async fn share(
-        &self,
-        source: DeviceId,
-        from: VirtualBlock,
-        device: DeviceId,
-        to: VirtualBlock,
-        blocks_max: u64,
-    ) -> Result<Shared> {
+    pub async fn share(&self, source: Source, device: DeviceId, to: VirtualBlock, blocks_max: u64) -> Result<Shared> {
+        let Source { device: source, first: from, stays } = source;
         let change = self.change_with_room().await?;
         self.with_open(device, |_| ())?;
         if self.spare_blocks() < SPARE_BLOCKS_MIN {
@@ -48,6 +53,9 @@ impl Metadata {
         let floor = self.check_room_to_share(&change).await?;
         let mut run = self.run_from(&change, source, from, blocks_max.min(NODE_ENTRIES)).await?;
         run.truncate(self.count_foreign(&change, device, from, &run).await?);
+        if stays {
+            run.truncate(self.count_seen_as_shared(source, &run)?);
+        }
         if run.is_empty() {
             return Ok(Shared::default());
         }
@@ -114,6 +122,12 @@ impl Metadata {
             foreign = foreign.saturating_add(1);
         }
         Ok(foreign)
+    }
+
+    /// How many of a run of the device's mappings, from the first on, it sees as shared.
+    fn count_seen_as_shared(&self, device: DeviceId, run: &[Packed]) -> Result<usize> {
+        let snapshotted = self.with(device, |device| device.details.snapshotted_time)?;
+        Ok(run.iter().take_while(|packed| packed.time() < snapshotted).count())
     }
 
     /// Makes sure that there is a time before the device's latest snapshot.

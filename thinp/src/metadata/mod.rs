@@ -29,7 +29,7 @@ mod text;
 mod trees;
 pub mod view;
 
-pub use copy::Shared;
+pub use copy::{Shared, Source};
 pub use delete::Progress;
 pub use error::MetadataError;
 

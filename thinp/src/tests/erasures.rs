@@ -1,7 +1,7 @@
 //! Erasing devices.
 
 use super::{BLOCK, World, id, run, run_blank};
-use crate::{Error, PoolOptions};
+use crate::{CopySource, Error, PoolOptions};
 use platform::block::SECTOR_BYTES;
 use std::string::ToString;
 use std::vec::Vec;
@@ -56,7 +56,7 @@ fn what_others_map_is_not_erased() {
         pool.release_metadata_snap().await.unwrap();
         pool.create_thin(id(8)).await.unwrap();
         let other = pool.open_thin(id(8), None).await.unwrap();
-        other.share(0, &thin, 3 * BLOCK, BLOCK).await.unwrap();
+        other.share(0, CopySource::new(&thin, 3 * BLOCK), BLOCK).await.unwrap();
         assert_eq!(thin.begin_erasure().await.err(), shares(1));
         other.discard(0, BLOCK).await.unwrap();
 
@@ -65,8 +65,8 @@ fn what_others_map_is_not_erased() {
         assert_eq!(thin.begin_erasure().await.err(), erasing);
         assert_eq!(pool.create_snap(id(9), id(0)).await.err(), erasing);
         assert_eq!(pool.reserve_metadata_snap().await.err(), erasing);
-        assert_eq!(other.share(0, &thin, 0, BLOCK).await.err(), erasing);
-        assert_eq!(thin.share(0, &other, 0, BLOCK).await.err(), erasing);
+        assert_eq!(other.share(0, CopySource::new(&thin, 0), BLOCK).await.err(), erasing);
+        assert_eq!(thin.share(0, CopySource::new(&other, 0), BLOCK).await.err(), erasing);
         world.expect(&thin, 0, BLOCK, 0x22).await;
         drop(erasure);
         pool.create_snap(id(9), id(0)).await.unwrap();

@@ -2,7 +2,7 @@
 
 use super::disks::Gate;
 use super::{BLOCK, World, id, run, run_blank};
-use crate::{Error, Features, Pool, PoolOptions, Thin};
+use crate::{CopySource, Error, Features, Pool, PoolOptions, Thin};
 use platform::block::Disk;
 use platform::mem::MemDisk;
 use platform::time::Duration;
@@ -30,7 +30,7 @@ fn either_side_is_written_and_the_other_keeps_what_was_copied() {
             let (pool, a, b) = pool_with_two(&world).await;
             world.write(&a, 0, 3 * BLOCK, 0x11).await.unwrap();
             world.write(&b, 0, 9 * BLOCK, 0x22).await.unwrap();
-            b.share(4 * BLOCK, &a, 0, 3 * BLOCK).await.unwrap();
+            b.share(4 * BLOCK, CopySource::new(&a, 0), 3 * BLOCK).await.unwrap();
             assert_eq!(pool.status().data_used_blocks, 9, "three of the target were freed");
             assert_eq!(b.status().await.unwrap().to_string(), std::format!("{} {}", 9 * BLOCK, 9 * BLOCK - 1));
             world.expect(&b, 4 * BLOCK, 3 * BLOCK, 0x11).await;
@@ -64,13 +64,13 @@ fn a_thousand_copies_tick_once() {
         let (pool, a, b) = pool_with_two(&world).await;
         for n in 0..1000 {
             world.write(&a, 0, 1, 0x10).await.unwrap();
-            b.share(n * BLOCK, &a, 0, BLOCK).await.unwrap();
+            b.share(n * BLOCK, CopySource::new(&a, 0), BLOCK).await.unwrap();
         }
         assert_eq!(clock(&pool).await, 1);
         // Devices made later have a time before their first moment.
         pool.create_thin(id(2)).await.unwrap();
         let c = pool.open_thin(id(2), None).await.unwrap();
-        c.share(2000 * BLOCK, &b, 0, 999 * BLOCK).await.unwrap();
+        c.share(2000 * BLOCK, CopySource::new(&b, 0), 999 * BLOCK).await.unwrap();
         assert_eq!(clock(&pool).await, 1);
         world.expect(&c, 2990 * BLOCK + 1, BLOCK - 1, 0).await;
         world.expect(&c, 2990 * BLOCK, 1, 0x10).await;
@@ -83,7 +83,7 @@ fn what_the_source_has_not_mapped_is_unmapped() {
         let (pool, a, b) = pool_with_two(&world).await;
         world.write(&a, 2 * BLOCK, BLOCK, 0x11).await.unwrap();
         world.write(&b, 0, 9 * BLOCK, 0x22).await.unwrap();
-        b.share(BLOCK, &a, 0, 5 * BLOCK).await.unwrap();
+        b.share(BLOCK, CopySource::new(&a, 0), 5 * BLOCK).await.unwrap();
         assert_eq!(pool.status().data_used_blocks, 5);
         for (block, byte) in [(0, 0x22), (1, 0), (2, 0), (3, 0x11), (4, 0), (5, 0), (6, 0x22)] {
             world.expect(&b, block * BLOCK, BLOCK, byte).await;
@@ -102,7 +102,7 @@ fn many_blocks_are_shared_and_their_neighbours_stay() {
         for block in [19, 1510, 1600, 2020, 3100] {
             world.write(&b, block * BLOCK, BLOCK, 0x22).await.unwrap();
         }
-        b.share(20 * BLOCK, &a, 10 * BLOCK, 2000 * BLOCK).await.unwrap();
+        b.share(20 * BLOCK, CopySource::new(&a, 10 * BLOCK), 2000 * BLOCK).await.unwrap();
         let expected =
             [(19, 0x22), (20, 0x11), (21, 0), (1510, 0x11), (1600, 0), (2019, 0x11), (2020, 0x22), (3100, 0x22)];
         for (block, byte) in expected {
@@ -119,18 +119,18 @@ fn a_device_maps_no_data_block_twice() {
         let (pool, a, b) = pool_with_two(&world).await;
         world.write(&a, 0, 3 * BLOCK, 0x11).await.unwrap();
         let refused = |result| matches!(result, Err(Error::NotShareable(_)));
-        assert!(refused(a.share(9 * BLOCK, &a, 0, BLOCK).await), "within a device");
-        b.share(4 * BLOCK, &a, 0, BLOCK).await.unwrap();
-        assert!(refused(b.share(8 * BLOCK, &a, 0, BLOCK).await), "the same once more");
-        assert!(refused(a.share(8 * BLOCK, &b, 4 * BLOCK, BLOCK).await), "the way back");
+        assert!(refused(a.share(9 * BLOCK, CopySource::new(&a, 0), BLOCK).await), "within a device");
+        b.share(4 * BLOCK, CopySource::new(&a, 0), BLOCK).await.unwrap();
+        assert!(refused(b.share(8 * BLOCK, CopySource::new(&a, 0), BLOCK).await), "the same once more");
+        assert!(refused(a.share(8 * BLOCK, CopySource::new(&b, 4 * BLOCK), BLOCK).await), "the way back");
         // A snapshot has the same leaf, until either is written, and then both have what is in it.
         pool.create_snap(id(2), id(0)).await.unwrap();
         let c = pool.open_thin(id(2), None).await.unwrap();
-        assert!(refused(c.share(8 * BLOCK, &a, BLOCK, BLOCK).await));
+        assert!(refused(c.share(8 * BLOCK, CopySource::new(&a, BLOCK), BLOCK).await));
         world.write(&c, 0, BLOCK, 0x22).await.unwrap();
-        assert!(refused(c.share(8 * BLOCK, &a, BLOCK, BLOCK).await));
+        assert!(refused(c.share(8 * BLOCK, CopySource::new(&a, BLOCK), BLOCK).await));
         // What is the snapshot's own the origin may have.
-        a.share(8 * BLOCK, &c, 0, BLOCK).await.unwrap();
+        a.share(8 * BLOCK, CopySource::new(&c, 0), BLOCK).await.unwrap();
         world.expect(&a, 8 * BLOCK, BLOCK, 0x22).await;
         assert_eq!(pool.status().data_used_blocks, 4);
     });
@@ -160,7 +160,8 @@ fn a_copy_waits_for_what_is_under_way_on_either_side() {
             world.runtime.timers.sleep(Duration::from_secs(1)).await;
             assert_eq!(gate.held.borrow().len(), 1);
             let (to, from) = (b.clone(), a.clone());
-            let copying = world.runtime.spawner.spawn(async move { to.share(0, &from, 0, BLOCK).await });
+            let copying =
+                world.runtime.spawner.spawn(async move { to.share(0, CopySource::new(&from, 0), BLOCK).await });
             let mut copying = core::pin::pin!(copying);
             assert!(world.runtime.timers.timeout(Duration::from_secs(5), &mut copying).await.is_err());
             world.expect(&b, BLOCK, BLOCK, 0).await;
@@ -197,7 +198,7 @@ fn a_copy_that_was_not_committed_leaves_what_was_there() {
         world.write(&a, 0, 2 * BLOCK, 0x11).await.unwrap();
         world.write(&b, 0, 2 * BLOCK, 0x22).await.unwrap();
         pool.commit().await.unwrap();
-        b.share(0, &a, 0, 2 * BLOCK).await.unwrap();
+        b.share(0, CopySource::new(&a, 0), 2 * BLOCK).await.unwrap();
         // Four blocks are free, and the two that the target lost are not to be had before the commit.
         world.write(&a, 4 * BLOCK, 4 * BLOCK, 0x33).await.unwrap();
         world.cut()
@@ -221,7 +222,7 @@ fn out_of_data_space_a_copy_works_and_brings_space() {
         world.write(&thin, 0, 4 * BLOCK, 0x11).await.unwrap();
         world.write(&other, 0, 4 * BLOCK, 0x33).await.unwrap();
         assert_eq!(world.write(&thin, 8 * BLOCK, 1, 0x22).await, Err(Error::NoDataSpace));
-        other.share(0, &thin, 0, 4 * BLOCK).await.unwrap();
+        other.share(0, CopySource::new(&thin, 0), 4 * BLOCK).await.unwrap();
         assert_eq!(pool.status().data_used_blocks, 4);
         world.write(&thin, 8 * BLOCK, 1, 0x22).await.unwrap();
         world.expect(&other, 0, 4 * BLOCK, 0x11).await;
@@ -234,18 +235,18 @@ fn what_cannot_be_shared_is_refused() {
         let (pool, a, b) = pool_with_two(&world).await;
         world.write(&a, 0, BLOCK, 0x11).await.unwrap();
         for (to, from, sectors) in [(1, 0, BLOCK), (0, 1, BLOCK), (0, 0, BLOCK - 1)] {
-            assert!(matches!(b.share(to, &a, from, sectors).await, Err(Error::NotShareable(_))));
+            assert!(matches!(b.share(to, CopySource::new(&a, from), sectors).await, Err(Error::NotShareable(_))));
         }
-        assert!(matches!(b.share(u64::MAX - 127, &a, 0, BLOCK).await, Err(Error::OutOfRange { .. })));
+        assert!(matches!(b.share(u64::MAX - 127, CopySource::new(&a, 0), BLOCK).await, Err(Error::OutOfRange { .. })));
         pool.create_thin(id(2)).await.unwrap();
         let with_origin = pool.open_thin(id(2), Some(Disk::new(MemDisk::new(BLOCK)))).await.unwrap();
-        assert!(matches!(with_origin.share(0, &a, 0, BLOCK).await, Err(Error::NotShareable(_))));
-        assert!(matches!(a.share(0, &with_origin, 0, BLOCK).await, Err(Error::NotShareable(_))));
+        assert!(matches!(with_origin.share(0, CopySource::new(&a, 0), BLOCK).await, Err(Error::NotShareable(_))));
+        assert!(matches!(a.share(0, CopySource::new(&with_origin, 0), BLOCK).await, Err(Error::NotShareable(_))));
         let disks = (Disk::new(MemDisk::new(4096)), Disk::new(MemDisk::new(64 * BLOCK)));
         let elsewhere = Pool::open(&world.runtime, disks.0, disks.1, PoolOptions::default()).await.unwrap();
         elsewhere.create_thin(id(1)).await.unwrap();
         let stranger = elsewhere.open_thin(id(1), None).await.unwrap();
-        assert!(matches!(stranger.share(0, &a, 0, BLOCK).await, Err(Error::NotShareable(_))));
+        assert!(matches!(stranger.share(0, CopySource::new(&a, 0), BLOCK).await, Err(Error::NotShareable(_))));
         world.expect(&b, 0, BLOCK, 0).await;
     });
 }
@@ -268,7 +269,7 @@ fn copies_both_ways_under_writes_discards_and_snapshots() {
                             0 => x.discard(to, 3 * BLOCK).await.unwrap(),
                             1 if n == 0 => pool.create_snap(id(100 + round), id(w.below(2))).await.unwrap(),
                             1..=3 => w.write(x, to, BLOCK, 1 + w.below(250) as u8).await.unwrap(),
-                            _ => match x.share(to, y, from, (1 + w.below(12)) * BLOCK).await {
+                            _ => match x.share(to, CopySource::new(y, from), (1 + w.below(12)) * BLOCK).await {
                                 Ok(()) | Err(Error::NotShareable(_)) => {}
                                 Err(error) => panic!("{error}"),
                             },
@@ -299,7 +300,7 @@ fn a_held_metadata_snapshot_keeps_the_old_mappings() {
         world.write(&a, 0, 2 * BLOCK, 0x11).await.unwrap();
         world.write(&b, 0, 2 * BLOCK, 0x22).await.unwrap();
         pool.reserve_metadata_snap().await.unwrap();
-        b.share(0, &a, 0, 2 * BLOCK).await.unwrap();
+        b.share(0, CopySource::new(&a, 0), 2 * BLOCK).await.unwrap();
         pool.commit().await.unwrap();
         assert_eq!(pool.status().data_used_blocks, 4, "the snapshot maps what the target lost");
         pool.release_metadata_snap().await.unwrap();

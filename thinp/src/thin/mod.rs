@@ -14,6 +14,7 @@ mod transfer;
 mod write;
 
 pub use erase::Erasure;
+pub use share::CopySource;
 pub(crate) use transfer::Scratch;
 
 use crate::control::{DeviceId, Mode, ThinStatus};

@@ -2,7 +2,8 @@
 
 use super::{commit, details, device, format_on, id, map, open, sound};
 use crate::control::DeviceId;
-use crate::metadata::{Blocked, DataBlock, DataRun, MappedRange, Mapping, Metadata, MetadataError, VirtualBlock};
+use crate::metadata::{Blocked, DataBlock, DataRun, MappedRange, Mapping, Metadata, MetadataError};
+use crate::metadata::{Source, VirtualBlock};
 use futures_util::future::join;
 use platform::block::{BlockDevice, Disk, Io, IoError, Limits, Op};
 use platform::mem::MemDisk;
@@ -219,7 +220,8 @@ fn what_was_shared_is_seen_as_shared_on_either_side() {
         }
         assert_eq!(times(&metadata, id(1), id(2)).await, [0, 0, 0]);
         let share = async |source, from, target, to, most| {
-            metadata.share(id(source), VirtualBlock(from), id(target), VirtualBlock(to), most).await.unwrap().blocks
+            let source = Source { device: id(source), first: VirtualBlock(from), stays: false };
+            metadata.share(source, id(target), VirtualBlock(to), most).await.unwrap().blocks
         };
         assert_eq!(share(1, 0, 2, 7, 1).await, 1);
         // The clock ticks once, for there is no time before 0.
@@ -244,6 +246,37 @@ fn what_was_shared_is_seen_as_shared_on_either_side() {
     });
 }
 
+/// A source that stays as it is shares what it sees as shared already: what it got as a snapshot.
+#[test]
+fn a_source_that_stays_has_the_same_tree_afterwards() {
+    block_on_ready(async {
+        let disk = MemDisk::new(8 * 1000);
+        let metadata = format_on(&disk, 100).await;
+        device(&metadata, 1, 0).await;
+        device(&metadata, 2, 0).await;
+        for block in 0..4 {
+            map(&metadata, 1, block).await.unwrap();
+        }
+        metadata.create_snap(id(3), id(1)).await.unwrap();
+        metadata.remove_range(id(1), VirtualBlock(0), VirtualBlock(4), 4).await.unwrap();
+        metadata.open_device(id(3)).await.unwrap();
+        let new = map(&metadata, 3, 2).await.unwrap();
+        commit(&metadata).await;
+        let root = metadata.root(id(3)).await.unwrap();
+        let share = async |stays, first, to| {
+            let source = Source { device: id(3), first: VirtualBlock(first), stays };
+            metadata.share(source, id(2), VirtualBlock(to), 9).await.unwrap().blocks
+        };
+        assert_eq!([share(true, 0, 10).await, share(true, 2, 12).await, share(true, 3, 13).await], [2, 0, 1]);
+        assert_eq!(metadata.root(id(3)).await.unwrap(), root);
+        assert_eq!(share(false, 2, 12).await, 1);
+        assert_ne!(metadata.root(id(3)).await.unwrap(), root);
+        assert_eq!(lookup(&metadata, 2, 12).await.unwrap(), Mapping { block: new, shared: true });
+        commit(&metadata).await;
+        sound(&disk);
+    });
+}
+
 #[test]
 fn nothing_is_shared_when_metadata_blocks_run_short() {
     block_on_ready(async {
@@ -254,7 +287,8 @@ fn nothing_is_shared_when_metadata_blocks_run_short() {
         for (spare, blocks) in [(256, 1), (255, 0)] {
             metadata.spare_only(spare).await.unwrap();
             let to = VirtualBlock(spare);
-            let shared = metadata.share(id(1), VirtualBlock(0), id(2), to, 1).await.unwrap();
+            let source = Source { device: id(1), first: VirtualBlock(0), stays: false };
+            let shared = metadata.share(source, id(2), to, 1).await.unwrap();
             assert_eq!(shared.blocks, blocks, "{spare} blocks to spare");
             if blocks > 0 {
                 metadata.remove_range(id(2), to, VirtualBlock(spare + 1), 1).await.unwrap();

@@ -1,7 +1,7 @@
 //! The operations that are to meet failures, and the pool on which they begin.
 
 use super::super::{BLOCK, World, id, run};
-use crate::{Change, Error, Pool, PoolOptions, Records, Thin};
+use crate::{Change, CopySource, Error, Pool, PoolOptions, Records, Thin};
 use platform::block::Disk;
 use platform::mem::MemDisk;
 use std::boxed::Box;
@@ -151,7 +151,7 @@ pub fn cases() -> Vec<Case> {
             true,
             steps!(|s| s.put(0, 5 * BLOCK, BLOCK, 0x5C).await?),
             steps!(|s| {
-                s.thin(3).share(3 * BLOCK, &s.thin(0), 5 * BLOCK, BLOCK).await?;
+                s.thin(3).share(3 * BLOCK, CopySource::new(&s.thin(0), 5 * BLOCK), BLOCK).await?;
                 s.thin(3).flush().await?;
             })
         ),
