@@ -423,22 +423,26 @@ mod tests {
         assert_eq!((filled(&holes[0]), filled(&holes[1])), (vec![2], vec![]));
     }
 
-    /// The earlier state of device 0: a leaf for key 9, one for key 10, and one for two more.
+    /// The earlier state of device 0: a leaf for key 9, one for key 10, and one for two more; and that of device 1.
     #[test]
     fn leaves_of_an_earlier_state_fill_a_place_from_its_first_key_on() {
         let mappings = |block: u64, keys: &[u64]| {
             let entries: Vec<_> = keys.iter().map(|key| (*key, Packed::new(DataBlock(*key), 1))).collect();
             leaf_of(block, &entries)
         };
-        let (roots, tree) = (leaf_of(1, &[(0, 2_u64)]), internal(2, &[(9, 3), (10, 4), (11, 5)]));
-        let made = Made::stored(&[roots, tree, mappings(3, &[9]), mappings(4, &[10]), mappings(5, &[11, 12])]);
+        let (roots, tree) = (leaf_of(1, &[(0, 2_u64), (1, 6)]), internal(2, &[(9, 3), (10, 4), (11, 5)]));
+        let leaves = [mappings(3, &[9]), mappings(4, &[10]), mappings(5, &[11, 12]), mappings(6, &[10, 11])];
+        let made = Made::stored(&[&[roots, tree], leaves.as_slice()].concat());
         let mut forest = made.grown();
-        let salvage = Salvage::made(vec![Device::made(0, 40, 4)]);
+        let salvage = Salvage::made(vec![Device::made(0, 40, 4), Device::made(1, 41, 2)]);
         for (first, last, expected) in [(10, 99, &[4, 5][..]), (9, 12, &[3, 4, 5]), (10, 11, &[4]), (11, 12, &[5])] {
             let mut holes = [hole(first, last, 0, None)];
             block_on_ready(take_earlier(&salvage, &mut forest, &mut holes));
             assert_eq!(filled(&holes[0]), expected, "{first} to {last}");
         }
+        let mut holes = [hole(0, 99, 0, None), hole(0, 99, 1, None)];
+        block_on_ready(take_earlier(&salvage, &mut forest, &mut holes));
+        assert_eq!((filled(&holes[0]), filled(&holes[1])), (vec![3, 4, 5], vec![6]), "each its own");
     }
 
     #[test]
