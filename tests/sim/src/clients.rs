@@ -1,6 +1,6 @@
 //! Clients that read and write volumes, and judge every answer by the model.
 
-use crate::events::{self, Event};
+use crate::events::{self, Asked, Event};
 use crate::faults;
 use crate::initiator::{Broken, Command, Outcome, SANITIZE_FAILED, SANITIZING, Session};
 use crate::life::{Life, PATIENCE};
@@ -24,9 +24,17 @@ pub struct Client {
 /// What a client asks for.
 enum Action {
     Read(Range<u64>),
-    Write { sectors: Range<u64>, fua: bool },
+    Write {
+        sectors: Range<u64>,
+        fua: bool,
+    },
     Zeroes(Range<u64>),
     Unmap(Range<u64>),
+    /// From the same place of another volume.
+    Copy {
+        source: String,
+        sectors: Range<u64>,
+    },
     Flush,
 }
 
@@ -36,6 +44,7 @@ enum Sent {
     Write { write: Write, fua: bool },
     Zeroes(Write),
     Unmap(Write),
+    Copy { write: Write, source: String, _asked: Asked },
     Flush { begun: u64 },
 }
 
@@ -45,6 +54,9 @@ const SANITIZE_ALONE_ONE_IN: u64 = 3;
 
 /// COMMAND SEQUENCE ERROR: what a SANITIZE is told while others share blocks with the volume.
 const SHARES: Outcome = Outcome::Check(5, 0x2c, 0);
+
+/// THIRD PARTY DEVICE FAILURE: what a copy is told when one of its units fails.
+const COPY_FAILED: Outcome = Outcome::Check(0x0a, 0x0d, 1);
 
 /// Commands that one session has under way at once, at most.
 const AT_ONCE_MAX: u64 = 6;
@@ -257,9 +269,22 @@ impl Client {
             0..48 => Action::Write { sectors: self.some_sectors(size), fua: self.life.world.once_in(16) },
             48..52 => Action::Zeroes(self.some_sectors(size)),
             52..70 => self.some_read(volume, size),
-            70..90 => Action::Unmap(self.sectors_to_unmap(size)),
+            70..86 => Action::Unmap(self.sectors_to_unmap(size)),
+            86..90 => self.some_copy(volume, size),
             _ => Action::Flush,
         }
+    }
+
+    /// From a volume that nobody else has; where connections break nobody would know when the copying ends.
+    fn some_copy(&self, volume: &str, size: u64) -> Action {
+        let model = self.life.model.borrow();
+        let quiet = model.volumes.iter().filter(|(name, other)| *name != volume && other.is_quiet());
+        let sources: Vec<_> = quiet.filter_map(|(name, other)| Some((name, *other.size_sectors.known()?))).collect();
+        if sources.is_empty() || self.life.shape.faults.network {
+            return Action::Flush;
+        }
+        let (source, source_size) = sources[self.below(sources.len() as u64) as usize];
+        Action::Copy { source: source.clone(), sectors: self.sectors_to_unmap(size.min(source_size)) }
     }
 
     /// Several at once, of which most meet in one block.
@@ -384,6 +409,11 @@ impl Client {
                 let command = Command::unmap(sectors.start, len(&sectors));
                 (Sent::Unmap(model.begin_write(volume, sectors, true)), command)
             }
+            Action::Copy { source, sectors } => {
+                let write = model.begin_copy(volume, &source, sectors.clone());
+                let command = Command::copy(&model.naa(&source), sectors.start, len(&sectors) as u16);
+                (Sent::Copy { write, source, _asked: events::asked(Event::Copy) }, command)
+            }
             Action::Flush => (Sent::Flush { begun: model.now() }, Command::flush()),
         }
     }
@@ -394,14 +424,17 @@ impl Client {
             Sent::Write { .. } => "a write",
             Sent::Zeroes(_) => "a write of zeroes",
             Sent::Unmap(_) => "an unmap",
+            Sent::Copy { .. } => "a copy",
             Sent::Flush { .. } => "a flush",
         };
         let begun = match sent {
             Sent::Read(reading) => reading.begun(),
-            Sent::Write { write, .. } | Sent::Zeroes(write) | Sent::Unmap(write) => write.begun,
+            Sent::Write { write, .. } | Sent::Zeroes(write) | Sent::Unmap(write) | Sent::Copy { write, .. } => {
+                write.begun
+            }
             Sent::Flush { begun } => *begun,
         };
-        let refused = matches!(*outcome, SANITIZING | SANITIZE_FAILED)
+        let refused = matches!(*outcome, SANITIZING | SANITIZE_FAILED | COPY_FAILED)
             && self.life.model.borrow_mut().volume(volume).may_be_sanitized_since(begun);
         if !refused {
             self.is_good(what, outcome);
@@ -412,6 +445,9 @@ impl Client {
     /// What came of it is known.
     fn end(&self, volume: &str, sent: &Sent, outcome: &Outcome) {
         let mut model = self.life.model.borrow_mut();
+        if let Sent::Copy { source, .. } = sent {
+            model.copied(source);
+        }
         match (sent, outcome) {
             (Sent::Read(reading), Outcome::Good(bytes)) => {
                 assert_eq!(bytes.len() as u64, reading.sectors() * 512, "a read is answered in full");
@@ -419,12 +455,14 @@ impl Client {
                 assert!(objection.is_none() || faults::lied(), "volume {volume}: {}", objection.unwrap_or_default());
             }
             (Sent::Write { write, fua }, Outcome::Good(_)) => model.write_done(write, *fua),
-            (Sent::Zeroes(write), Outcome::Good(_)) => model.write_done(write, false),
+            (Sent::Zeroes(write) | Sent::Copy { write, .. }, Outcome::Good(_)) => model.write_done(write, false),
             // In a read-only pool it succeeds and does nothing (reference 9.1, trap 26).
             (Sent::Unmap(write), Outcome::Good(_)) if model.needs_check.known() == Some(&false) => {
                 model.write_done(write, false);
             }
-            (Sent::Write { write, .. } | Sent::Zeroes(write) | Sent::Unmap(write), _) => model.write_failed(write),
+            (Sent::Write { write, .. } | Sent::Zeroes(write) | Sent::Unmap(write) | Sent::Copy { write, .. }, _) => {
+                model.write_failed(write)
+            }
             (Sent::Flush { begun }, Outcome::Good(_)) => model.flushed(volume, *begun),
             (Sent::Read(_) | Sent::Flush { .. }, _) => {}
         }

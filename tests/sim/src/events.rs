@@ -22,10 +22,11 @@ pub enum Event {
     Receive,
     EndOfReceive,
     Sanitize,
+    Copy,
 }
 
 /// All of them, with their names.
-pub const EVENTS: [(Event, &str); 16] = [
+pub const EVENTS: [(Event, &str); 17] = [
     (Event::Split, "a split"),
     (Event::Merge, "a merge"),
     (Event::OverflowCount, "an overflow count"),
@@ -42,6 +43,7 @@ pub const EVENTS: [(Event, &str); 16] = [
     (Event::Receive, "a receive"),
     (Event::EndOfReceive, "the end of a receive"),
     (Event::Sanitize, "a sanitize"),
+    (Event::Copy, "a copy"),
 ];
 
 /// So many times each.

@@ -118,6 +118,27 @@ impl Command {
         Command { cdb, data: Vec::new(), read_bytes: PARAMETERS_BYTES }
     }
 
+    /// EXTENDED COPY of sectors to the same place, from the unit with this NAA designator.
+    pub fn copy(naa: &[u8; 16], sector: u64, sectors: u16) -> Command {
+        let (len, mut source, mut segment) = ([0, 0, 0, 76], [0; 32], [0; 28]);
+        let mut cdb = [0; 16];
+        cdb[0] = 0x83;
+        cdb[10..14].copy_from_slice(&len);
+        // No results are kept; a descriptor of a unit and one of a segment.
+        let mut header = [0; 16];
+        (header[1], header[3], header[11]) = (0x18, source.len() as u8, segment.len() as u8);
+        (source[0], source[4], source[5], source[7]) = (0xe4, 1, 3, 16);
+        source[8..24].copy_from_slice(naa);
+        source[29..].copy_from_slice(&[0, 2, 0]);
+        (segment[0], segment[3]) = (0x02, 24);
+        // From the unit that is described to the one that the command is for.
+        segment[6..8].copy_from_slice(&[0xff; 2]);
+        segment[10..12].copy_from_slice(&sectors.to_be_bytes());
+        segment[12..20].copy_from_slice(&sector.to_be_bytes());
+        segment[20..].copy_from_slice(&sector.to_be_bytes());
+        Command::of(cdb, &[&header[..], &source, &segment].concat())
+    }
+
     /// SANITIZE with BLOCK ERASE; `immediate` is answered once it has begun.
     pub fn sanitize(immediate: bool) -> Command {
         let mut cdb = [0; 16];

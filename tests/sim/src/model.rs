@@ -9,12 +9,13 @@ mod moment;
 mod reading;
 mod reservation;
 mod sanitize;
+mod writes;
 
 use crate::faults;
 use crate::history::{History, Reservation};
 use crate::recover::FoundVolume;
 use crate::streams::Snapshot;
-use contents::{Contents, Known, Version, forget_loss};
+use contents::{Contents, Known, forget_loss};
 pub use exchange::Whole;
 use moment::Moment;
 use reading::Expected;
@@ -22,8 +23,8 @@ pub use reading::Reading;
 pub use sanitize::Sanitizing;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::rc::{Rc, Weak};
+pub use writes::Write;
 
 /// Sectors in a data block of every pool here.
 pub const BLOCK: u64 = 128;
@@ -107,7 +108,7 @@ pub struct Volume {
     pub read_only: bool,
     /// It was made as a snapshot of this one.
     pub snapshot_of: Option<String>,
-    /// A stream is being received into it.
+    /// A stream is being received into it, or others copy from it.
     pub busy: bool,
     /// Its number and its identity, once they were told: they stay.
     pub known_as: Option<(u64, String)>,
@@ -219,14 +220,6 @@ pub struct Model {
     reservations: BTreeMap<String, Rc<RefCell<History<Reservation>>>>,
 }
 
-/// A write under way.
-pub struct Write {
-    pub volume: String,
-    pub sectors: Range<u64>,
-    pub number: u64,
-    pub begun: u64,
-}
-
 impl Model {
     pub fn new(metadata_blocks: u64, data_blocks: u64) -> Model {
         Model {
@@ -260,82 +253,6 @@ impl Model {
     pub fn now(&mut self) -> u64 {
         self.clock += 1;
         self.clock
-    }
-
-    /// A write of words of its own, or of zeroes, is about to be sent.
-    pub fn begin_write(&mut self, name: &str, sectors: Range<u64>, zeroes: bool) -> Write {
-        self.writes += 1;
-        let (number, begun) = (self.writes, self.now());
-        for (own, volume) in &mut self.volumes {
-            // A snapshot on its way may have it or not, and so has a volume that is exchanged while it is used.
-            let (own, follows) = (own == name, |follows: &Option<String>| follows.as_deref() == Some(name));
-            if own {
-                volume.zeroed_at = if zeroes { begun } else { volume.zeroed_at };
-                volume.expect_write(&sectors, |sector| if zeroes { 0 } else { word(number, sector) });
-            }
-            let contents = (own || follows(&volume.follows)).then_some(&mut volume.contents);
-            let other = volume.other.as_mut().filter(|other| own || follows(&other.follows));
-            for contents in contents.into_iter().chain(other.map(|other| &mut other.contents)) {
-                for sector in sectors.clone() {
-                    let word = if zeroes { 0 } else { word(number, sector) };
-                    let (ended, done, known, before) = (None, None, Known::Sent, None);
-                    contents.push(sector, Version { word, write: number, begun, ended, done, known, before });
-                }
-            }
-        }
-        Write { volume: name.to_owned(), sectors, number, begun }
-    }
-
-    /// A write was acknowledged.
-    pub fn write_done(&mut self, write: &Write, durable: bool) {
-        let exchanged = self.volume(&write.volume).is_exchanged_since(write.begun);
-        // Done while a transaction was lost: nobody knows whether it was in that.
-        let known = match (write.begun <= self.lost_at, self.volume(&write.volume).sessions) {
-            _ if exchanged => Known::Sent,
-            (false, _) => Known::Done,
-            (true, 0) => Known::Sent,
-            (true, _) => Known::Shaken(self.lost_at),
-        };
-        self.write_ended(write, known);
-        if known == Known::Done {
-            self.done_beside_moments(write);
-        }
-        if durable && !exchanged {
-            let contents = &mut self.volume(&write.volume).contents;
-            contents.durable(write.sectors.clone(), |version| version.write == write.number);
-        }
-    }
-
-    /// A write was answered by an error.
-    pub fn write_failed(&mut self, write: &Write) {
-        self.write_ended(write, Known::Sent);
-    }
-
-    /// A write was refused: nothing of it is anywhere.
-    pub fn write_refused(&mut self, write: &Write) {
-        for volume in self.volumes.values_mut() {
-            for contents in volume.all_contents() {
-                for (_, versions) in contents.doubtful.range_mut(write.sectors.clone()) {
-                    versions.retain(|version| version.write != write.number);
-                }
-            }
-        }
-        // What is left may be beyond doubt.
-        self.volume(&write.volume).contents.durable(write.sectors.clone(), |_| false);
-    }
-
-    fn write_ended(&mut self, write: &Write, known: Known) {
-        let now = self.now();
-        for contents in self.volume(&write.volume).all_contents() {
-            for (_, versions) in contents.doubtful.range_mut(write.sectors.clone()) {
-                for version in versions.iter_mut().filter(|version| version.write == write.number) {
-                    (version.ended, version.known) = (Some(now), known);
-                }
-            }
-        }
-        if let Some(other) = &mut self.volume(&write.volume).other {
-            other.never_sure();
-        }
     }
 
     /// A flush that was sent at `begun` was acknowledged: no transaction that was lost had anything that it promises.
@@ -433,6 +350,13 @@ impl Model {
         let same = volume.known_as.is_none() || told.is_none() || volume.known_as == told;
         assert!(same || faults::lied(), "volume {name} is {told:?}, which was {:?}", volume.known_as);
         volume.known_as = told.or(volume.known_as.take());
+    }
+
+    /// The NAA designator of a volume whose identity was told: its last bytes, behind a company id (`appliance::units`).
+    pub fn naa(&self, name: &str) -> [u8; 16] {
+        let (_, identity) = self.volumes[name].known_as.as_ref().expect("its identity was told");
+        let own = u128::from_str_radix(identity, 16).expect("32 hexadecimal digits") & (u128::MAX >> 28);
+        (0x602_4753 << 100 | own).to_be_bytes()
     }
 
     /// It is not there. One that gets its name later is another.

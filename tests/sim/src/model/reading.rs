@@ -31,11 +31,11 @@ impl Reading {
 
 impl Volume {
     /// A write of these words is about to be sent.
-    pub(super) fn expect_write(&mut self, sectors: &Range<u64>, word: impl Fn(u64) -> Word) {
+    pub(super) fn expect_write(&mut self, words: &[(u64, Word)]) {
         self.readings.retain(|reading| reading.strong_count() > 0);
         for reading in self.readings.iter().filter_map(|reading| reading.upgrade()) {
-            let both = sectors.start.max(reading.sectors.start)..sectors.end.min(reading.sectors.end);
-            reading.words.borrow_mut().extend(both.map(|sector| (sector, word(sector))));
+            let both = words.iter().filter(|(sector, _)| reading.sectors.contains(sector));
+            reading.words.borrow_mut().extend(both);
         }
     }
 
