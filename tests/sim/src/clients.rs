@@ -1,13 +1,13 @@
 //! Clients that read and write volumes, and judge every answer by the model.
 
-use crate::events::{self, Asked, Event};
+use crate::events::{self, Event};
 use crate::faults;
 use crate::initiator::{Broken, Command, Outcome, SANITIZE_FAILED, SANITIZING, Session};
 use crate::life::{Life, PATIENCE};
-use crate::model::{BLOCK, Reading, Write, word};
+use crate::model::{BLOCK, Reading, Volume, Write, word};
 use crate::recover::words_of;
 use platform::time::Duration;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
@@ -19,6 +19,8 @@ pub struct Client {
     number: u64,
     /// A command has failed, and nothing was asked since.
     failed: Cell<bool>,
+    /// What it has copied: from which volume, and a sector of it.
+    copied: RefCell<Option<(String, u64)>>,
 }
 
 /// What a client asks for.
@@ -44,7 +46,7 @@ enum Sent {
     Write { write: Write, fua: bool },
     Zeroes(Write),
     Unmap(Write),
-    Copy { write: Write, source: String, _asked: Asked },
+    Copy { write: Write, source: String },
     Flush { begun: u64 },
 }
 
@@ -63,7 +65,7 @@ const AT_ONCE_MAX: u64 = 6;
 
 impl Client {
     pub fn new(life: Rc<Life>, number: u64) -> Client {
-        Client { life, name: format!("client-{number}"), number, failed: Cell::default() }
+        Client { life, name: format!("client-{number}"), number, failed: Cell::default(), copied: RefCell::default() }
     }
 
     /// Works until the life is over.
@@ -114,6 +116,9 @@ impl Client {
         let names: Vec<&String> = usable.map(|(name, _)| name).collect();
         if names.is_empty() {
             return None;
+        }
+        if let Some((source, _)) = self.copied.borrow().as_ref().filter(|(source, _)| names.contains(&source)) {
+            return Some(source.clone());
         }
         let any = names[self.below(names.len() as u64) as usize];
         // What a snapshot holds is still undecided where it is young.
@@ -253,6 +258,12 @@ impl Client {
         if self.failed.take() {
             return vec![Action::Flush];
         }
+        // What is written there now must not be in the copy.
+        if let Some((_, sector)) =
+            self.copied.borrow_mut().take_if(|(source, sector)| source == volume && *sector < size)
+        {
+            return vec![Action::Write { sectors: sector..sector + 1, fua: self.life.world.once_in(4) }];
+        }
         if filling {
             // Mostly into blocks that are not mapped yet.
             let sector = self.below(size);
@@ -269,8 +280,8 @@ impl Client {
             0..48 => Action::Write { sectors: self.some_sectors(size), fua: self.life.world.once_in(16) },
             48..52 => Action::Zeroes(self.some_sectors(size)),
             52..70 => self.some_read(volume, size),
-            70..86 => Action::Unmap(self.sectors_to_unmap(size)),
-            86..90 => self.some_copy(volume, size),
+            70..82 => Action::Unmap(self.sectors_to_unmap(size)),
+            82..90 => self.some_copy(volume, size),
             _ => Action::Flush,
         }
     }
@@ -278,13 +289,30 @@ impl Client {
     /// From a volume that nobody else has; where connections break nobody would know when the copying ends.
     fn some_copy(&self, volume: &str, size: u64) -> Action {
         let model = self.life.model.borrow();
-        let quiet = model.volumes.iter().filter(|(name, other)| *name != volume && other.is_quiet());
-        let sources: Vec<_> = quiet.filter_map(|(name, other)| Some((name, *other.size_sectors.known()?))).collect();
+        let quiet = |alone: bool| {
+            let fits =
+                move |name: &str, other: &Volume| name != volume && other.is_quiet() && (!alone || other.is_alone());
+            let names = model.volumes.iter().filter(move |(name, other)| fits(name, other)).map(|(name, _)| name);
+            names.collect::<Vec<_>>()
+        };
+        // Blocks that others have are copied as data.
+        let alone = quiet(true);
+        let sources = if alone.is_empty() || self.life.world.once_in(4) { quiet(false) } else { alone };
         if sources.is_empty() || self.life.shape.faults.network {
             return Action::Flush;
         }
-        let (source, source_size) = sources[self.below(sources.len() as u64) as usize];
-        Action::Copy { source: source.clone(), sectors: self.sectors_to_unmap(size.min(source_size)) }
+        let source = sources[self.below(sources.len() as u64) as usize];
+        let (doubtful, sure) = model.blocks(source);
+        let held: Vec<u64> = doubtful.into_iter().chain(sure).filter(|block| (block + 1) * BLOCK <= size).collect();
+        if held.is_empty() {
+            return Action::Flush;
+        }
+        let begin = held[self.below(held.len() as u64) as usize] * BLOCK;
+        let skew = if self.life.world.once_in(4) { self.below(BLOCK) } else { 0 };
+        let end = begin + (1 + self.below(4)) * BLOCK + skew / 2;
+        let source_size = *model.volumes[source].size_sectors.known().expect("nobody resizes it");
+        let sectors = (begin + skew).min(source_size - 1)..end.min(size).min(source_size);
+        if sectors.is_empty() { Action::Flush } else { Action::Copy { source: source.clone(), sectors } }
     }
 
     /// Several at once, of which most meet in one block.
@@ -412,7 +440,7 @@ impl Client {
             Action::Copy { source, sectors } => {
                 let write = model.begin_copy(volume, &source, sectors.clone());
                 let command = Command::copy(&model.naa(&source), sectors.start, len(&sectors) as u16);
-                (Sent::Copy { write, source, _asked: events::asked(Event::Copy) }, command)
+                (Sent::Copy { write, source }, command)
             }
             Action::Flush => (Sent::Flush { begun: model.now() }, Command::flush()),
         }
@@ -445,8 +473,9 @@ impl Client {
     /// What came of it is known.
     fn end(&self, volume: &str, sent: &Sent, outcome: &Outcome) {
         let mut model = self.life.model.borrow_mut();
-        if let Sent::Copy { source, .. } = sent {
+        if let Sent::Copy { source, write } = sent {
             model.copied(source);
+            self.copied.replace(Some((source.clone(), write.sectors.start)));
         }
         match (sent, outcome) {
             (Sent::Read(reading), Outcome::Good(bytes)) => {

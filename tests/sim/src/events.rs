@@ -63,6 +63,7 @@ fn event_of(target: &str, text: &str) -> Option<Event> {
         "transaction aborted" | "transaction aborted, and forgotten" => Event::Abort,
         "mappings swapped" => Event::Swap,
         "step of a long delete" => Event::DeleteStep,
+        "mappings shared by copy" => Event::Copy,
         _ => return None,
     })
 }

@@ -77,6 +77,9 @@ pub struct Shape {
     pub aborts: bool,
 }
 
+/// So many metadata blocks more, and copies share blocks: with less the data is copied.
+const COPIES_BLOCKS: u64 = 300;
+
 const NO_FAULTS: Faults = Faults { errors: false, flips: false, network: false, full: false, slow: false, lie: None };
 
 /// What most have in common.
@@ -134,8 +137,16 @@ const SHAPES: [Shape; 9] = [
     Shape { volume_blocks: 12, filled_blocks: 12, rivals: true, lives: 1, ..USUAL },
     // Several initiators on one volume.
     Shape { volume_blocks: 6, volumes: 6, contest: true, requests: 1200, ..USUAL },
-    // Streams of small volumes.
-    Shape { data_blocks: 400, volume_blocks: 8, volumes: 12, clients: 1, requests: 500, ..USUAL },
+    // Streams of small volumes, and copies between them.
+    Shape {
+        metadata_blocks: 300 + COPIES_BLOCKS,
+        data_blocks: 400,
+        volume_blocks: 8,
+        volumes: 12,
+        clients: 1,
+        requests: 500,
+        ..USUAL
+    },
 ];
 
 impl Lie {
@@ -171,9 +182,10 @@ impl Shape {
             lie: None,
         };
         let lie = world.once_in(8).then(|| Lie::of(world));
+        let room_blocks = if !shape.tight && world.once_in(3) { COPIES_BLOCKS } else { 0 };
         Shape {
             faults: if lie.is_some() { Faults { lie, ..NO_FAULTS } } else { faults },
-            metadata_blocks: vary(shape.metadata_blocks),
+            metadata_blocks: vary(shape.metadata_blocks) + room_blocks,
             data_blocks: vary(shape.data_blocks),
             volume_blocks: vary(shape.volume_blocks),
             aborts: shape.aborts || if shape.clients == 1 { !world.once_in(4) } else { world.once_in(4) },
