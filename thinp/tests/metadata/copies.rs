@@ -7,14 +7,18 @@ use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::cell::Cell;
 use std::rc::Rc;
-use thinp::metadata::{Metadata, MetadataError, VirtualBlock};
+use thinp::metadata::{Metadata, MetadataError, Source, VirtualBlock};
+
+fn source(device: u64, first: VirtualBlock) -> Source {
+    Source { device: id(device), first, stays: false }
+}
 
 /// Shares a mapped range of one device with another.
-async fn share_all(metadata: &Metadata, source: u64, target: u64, blocks: u64) {
+async fn share_all(metadata: &Metadata, from: u64, target: u64, blocks: u64) {
     let mut done = 0;
     while done < blocks {
         let at = VirtualBlock(done);
-        done += metadata.share(id(source), at, id(target), at, blocks - done).await.unwrap().blocks;
+        done += metadata.share(source(from, at), id(target), at, blocks - done).await.unwrap().blocks;
     }
 }
 
@@ -66,13 +70,13 @@ fn what_is_not_there_is_not_shared() {
         let metadata = format(&MemDisk::new(512 * 8), 100).await;
         metadata.create_thin(id(1)).await.unwrap();
         let (first, second) = (VirtualBlock(0), VirtualBlock(1));
-        let not_open = metadata.share(id(1), first, id(1), second, 1).await;
+        let not_open = metadata.share(source(1, first), id(1), second, 1).await;
         assert_eq!(not_open, Err(MetadataError::NotOpen(id(1))));
         metadata.open_device(id(1)).await.unwrap();
-        let not_mapped = metadata.share(id(1), first, id(1), second, 1).await;
+        let not_mapped = metadata.share(source(1, first), id(1), second, 1).await;
         assert_eq!(not_mapped, Err(MetadataError::NotMapped { device: id(1), block: 0 }));
         metadata.set_read_only(true);
-        assert_eq!(metadata.share(id(1), first, id(1), second, 1).await, Err(MetadataError::ReadOnly));
+        assert_eq!(metadata.share(source(1, first), id(1), second, 1).await, Err(MetadataError::ReadOnly));
         assert_eq!(metadata.time(), 0, "the clock did not tick");
     });
 }

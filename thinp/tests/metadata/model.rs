@@ -6,7 +6,7 @@ use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 use std::collections::{BTreeMap, BTreeSet};
 use thinp::control::DeviceId;
-use thinp::metadata::{DataBlock, DataRun, Metadata, MetadataError, Progress, VirtualBlock};
+use thinp::metadata::{DataBlock, DataRun, Metadata, MetadataError, Progress, Source, VirtualBlock};
 
 /// Virtual block to data block, for each device.
 pub type Mappings = BTreeMap<DeviceId, BTreeMap<u64, u64>>;
@@ -228,22 +228,25 @@ impl Driver {
         if !self.now.contains_key(&source) || !self.now.contains_key(&device) {
             return;
         }
+        let (stays, root) = (self.dice.chance(30), self.metadata.root(source).await.unwrap());
         while let Some(next) = self.now[&source].range(from..end).next().map(|(block, _)| *block) {
             (from, to) = (next, to + next - from);
             let clock = self.metadata.time();
             let (first, at) = (VirtualBlock(from), VirtualBlock(to));
-            let shared = match self.metadata.share(source, first, device, at, end - from).await {
+            let copied = Source { device: source, first, stays };
+            let shared = match self.metadata.share(copied, device, at, end - from).await {
                 Ok(shared) => shared,
                 Err(error) => return self.refused(error, MetadataError::NoMetadataSpace, true),
             };
             let ticks = self.metadata.time() - clock;
             assert!(ticks == 0 || (ticks, clock) == (1, 0), "the clock went from {clock} by {ticks}");
             assert!(shared.blocks <= end - from);
+            assert!(!stays || source == device || self.metadata.root(source).await.unwrap() == root);
             if shared.blocks == 0 {
                 let data = self.now[&source][&from];
                 let leaves = self.metadata.data_block_count(DataBlock(data)).await.unwrap();
                 let known = leaves > 1 || self.now[&device].get(&from) == Some(&data);
-                assert!(known || self.metadata.free_metadata_blocks() < 400, "{data} could be shared");
+                assert!(known || stays || self.metadata.free_metadata_blocks() < 400, "{data} could be shared");
                 self.count("no share");
                 (from, to) = (from + 1, to + 1);
                 continue;

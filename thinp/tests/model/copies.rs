@@ -3,8 +3,8 @@
 use crate::count;
 use crate::driver::Driver;
 use crate::world::BLOCK;
-use thinp::Error;
 use thinp::control::{DiscardPolicy, Mode};
+use thinp::{CopySource, Error};
 
 impl Driver {
     /// Copies blocks by sharing them, one by one: each is shared or not.
@@ -23,7 +23,7 @@ impl Driver {
     /// Shares a block, or less if there are sectors to spare; false if that need not be tried again.
     async fn share_block(&mut self, source: u32, from: u64, device: u32, to: u64, spare: u64) -> bool {
         let thins = [device, source].map(|device| self.thins[&device].clone());
-        let result = thins[0].share(to * BLOCK, &thins[1], from * BLOCK, BLOCK - spare).await;
+        let result = thins[0].share(to * BLOCK, CopySource::new(&thins[1], from * BLOCK), BLOCK - spare).await;
         let origins = [device, source].map(|device| self.model.device(device).origin);
         let possible = spare == 0 && origins == [None, None] && source != device;
         match result {
