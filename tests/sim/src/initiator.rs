@@ -359,3 +359,32 @@ impl Session {
         self.send(Bhs::from_bytes(bytes), &[]).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::World;
+    use export::iscsi::pdu::NopIn;
+    use platform::net::Listener as _;
+
+    /// A target answers the logout, and is gone before its ping is answered.
+    #[test]
+    fn who_was_let_go_needs_no_answer_to_a_ping() {
+        let world = World::new(1);
+        let port = Port::new(&world);
+        world.clone().run(1 << 20, async move |runtime| {
+            let (stream, wire) = port.connect().unwrap();
+            let (reader, writer) = stream.split();
+            let session = Session { reader, writer, wire, command_sn: 1, task_tag: 1, segment_bytes: 8192 };
+            let leaving = runtime.spawner.spawn(session.logout());
+            let (mut reader, mut writer) = port.accept().await.unwrap().split();
+            reader.read_exact(&mut [0; 48]).await.unwrap();
+            drop(reader);
+            let mut left = [0; 48];
+            left[0] = opcode::LOGOUT_RESPONSE;
+            writer.write_all(&[NopIn::new().into_bhs().to_bytes(), left].concat()).await.unwrap();
+            drop(writer);
+            leaving.await.unwrap().unwrap();
+        });
+    }
+}
