@@ -57,7 +57,7 @@ impl<'q> Query<'q> {
     }
 
     /// The virtual block to begin with.
-    pub(crate) fn from_block(&self) -> Result<u64, ControlError> {
+    pub(crate) fn first_block(&self) -> Result<u64, ControlError> {
         let number = |value: &str| value.parse().ok().filter(|_| value.bytes().all(|byte| byte.is_ascii_digit()));
         match self.get("from") {
             None => Ok(0),

@@ -98,7 +98,7 @@ impl<C: Control> Api<C> {
         let formats = [("json", RunsFormat::Json), ("xml", RunsFormat::Xml), ("xml-verbose", RunsFormat::XmlVerbose)];
         let format = query.word("format", &formats, RunsFormat::Json)?;
         let (same, metadata_snapshot) = (query.yes("same", true)?, query.yes("metadata_snapshot", false)?);
-        let from_block = query.from_block()?;
+        let from_block = query.first_block()?;
         let request = DeltaRequest { left, right, format, same, metadata_snapshot, from_block };
         let mut out = Out::Waiting(exchange);
         let sink = async |piece: &[u8]| out.begun(format.content_type()).await?.write(piece).await;
@@ -114,7 +114,7 @@ impl<C: Control> Api<C> {
     ) -> Result<(), Failure> {
         let query = Query::parse(exchange.head().query.as_deref(), &["format", "metadata_snapshot", "from"])?;
         let format = query.word("format", &[("json", RunsFormat::Json), ("xml", RunsFormat::Xml)], RunsFormat::Json)?;
-        let (metadata_snapshot, from_block) = (query.yes("metadata_snapshot", false)?, query.from_block()?);
+        let (metadata_snapshot, from_block) = (query.yes("metadata_snapshot", false)?, query.first_block()?);
         let request = MappingsRequest { volume, format, metadata_snapshot, from_block };
         let mut out = Out::Waiting(exchange);
         let sink = async |piece: &[u8]| out.begun(format.content_type()).await?.write(piece).await;

@@ -1,7 +1,6 @@
 //! Disks that wrap a disk: each watches or spoils one thing and passes the rest on.
 
 use crate::block::{BlockDevice, Done, Io, IoError, Limits, Op, Request};
-use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 
@@ -80,17 +79,20 @@ impl BlockDevice for Stats {
     }
 }
 
+/// Names the error that a request fails with, if any.
+type Rule = dyn FnMut(&Request) -> Option<IoError>;
+
 /// Fails the requests that its rule picks, without passing them on.
 #[derive(Clone)]
 pub struct Fault {
     inner: Rc<dyn BlockDevice>,
-    rule: Rc<RefCell<Box<dyn FnMut(&Request) -> Option<IoError>>>>,
+    rule: Rc<RefCell<Rule>>,
 }
 
 impl Fault {
     /// `rule` sees each request and names the error it fails with, if any.
     pub fn new(inner: Rc<dyn BlockDevice>, rule: impl FnMut(&Request) -> Option<IoError> + 'static) -> Fault {
-        Fault { inner, rule: Rc::new(RefCell::new(Box::new(rule))) }
+        Fault { inner, rule: Rc::new(RefCell::new(rule)) }
     }
 }
 

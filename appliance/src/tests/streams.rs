@@ -82,7 +82,8 @@ fn what_is_sent_is_received_byte_for_byte() {
             for (snapshot, base) in
                 [("s1", None), ("s2", Some("s1")), ("s3", Some("s2")), ("s3", None), ("s3", Some("s1"))]
             {
-                streams.borrow_mut().push(send(&world, snapshot, base, None).await);
+                let stream = send(&world, snapshot, base, None).await;
+                streams.borrow_mut().push(stream);
             }
             // An increment costs what differs.
             let used = streams.borrow()[3].len() as f64;

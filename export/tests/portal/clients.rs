@@ -108,7 +108,7 @@ fn esxi_lives_with_thin_provisioning() {
         let naa = vpd(&mut host, 0x83).await;
         assert_eq!(naa[4..8], [1, 3, 0, 16], "the NAA designator comes first");
         assert_eq!(naa[8] >> 4, 6, "IEEE registered extended");
-        assert!(POOL_BLOCK_BYTES <= 1 << 20);
+        const { assert!(POOL_BLOCK_BYTES <= 1 << 20) };
         let blocks = (POOL_BLOCK_BYTES / 512) as u16;
         assert_eq!(host.write(0, &vec![7; POOL_BLOCK_BYTES as usize]).await.status, 0);
         let same = format!("93 00 00 00 00 00 00 00 00 00 00 00 {:02x} {:02x} 00 00", blocks >> 8, blocks & 0xff);

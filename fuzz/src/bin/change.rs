@@ -34,7 +34,10 @@ async fn step(metadata: &Metadata, bytes: &mut Bytes<'_>) -> Result<()> {
         1 => metadata.create_snap(device, DeviceId::new(1).ok_or(MetadataError::ReadOnly)?).await,
         2 => metadata.delete(device).await.map(drop),
         3 => metadata.open_device(device).await.map(drop),
-        4 => Ok(metadata.close_device(device)),
+        4 => {
+            metadata.close_device(device);
+            Ok(())
+        }
         5 => {
             let block = VirtualBlock(bytes.number());
             let data = metadata.reserve_data_block().await?;

@@ -298,7 +298,7 @@ impl Player<'_> {
     /// A device's size: often no whole blocks, sometimes more than the pool has.
     fn thin_sectors(&mut self) -> u64 {
         let block = self.played.start.block_sectors;
-        let blocks = self.dice.between(1, (self.played.start.data_blocks.min(120)).max(10));
+        let blocks = self.dice.between(1, self.played.start.data_blocks.clamp(10, 120));
         let rest = if self.dice.chance(50) { self.dice.below(block) } else { 0 };
         blocks * block + rest
     }

@@ -57,8 +57,11 @@ pub struct Ours {
     pool: Option<Pool>,
     thins: BTreeMap<u64, Thin>,
     /// The write that waits for data space, and what became of it.
-    queued: Option<Rc<RefCell<Option<Result<(), Error>>>>>,
+    queued: Option<Queued>,
 }
+
+/// What became of a write that waits, once it is done.
+type Queued = Rc<RefCell<Option<Result<(), Error>>>>;
 
 fn answer(result: Result<(), Errno>) -> String {
     match result {

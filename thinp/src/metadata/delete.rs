@@ -222,7 +222,7 @@ impl Metadata {
             // It has fewer than its details say, none: nothing keeps it from going as a whole.
             return self.update(device, |device| device.details.mapped_blocks = 0);
         };
-        self.remove_run(change, device, first, u64::MAX, REMOVED_IN_NEED, &floor, &mut Removed::default()).await?;
+        self.remove_run(change, device, first..=u64::MAX, REMOVED_IN_NEED, &floor, &mut Removed::default()).await?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use super::room::Floor;
 use super::trees::{self, Mappings, Packed};
 use super::{Blocked, DataBlock, MappedRange, Mapping, Metadata, MetadataError, Removed, Result, VirtualBlock};
 use crate::control::DeviceId;
-use core::ops::ControlFlow;
+use core::ops::{ControlFlow, RangeInclusive};
 use pdata::Stop;
 use pdata::block_manager::{BlockManager, BlockRef};
 use pdata::btree::BTree;
@@ -166,8 +166,10 @@ impl Metadata {
             }
             let at_once = if short { REMOVED_IN_NEED } else { REMOVED_AT_ONCE };
             let most = usize::try_from(most - removed.mappings).unwrap_or(usize::MAX).min(at_once);
-            at =
-                self.remove_run(&change, device, first, end.0 - 1, most, &floor, &mut removed).await?.saturating_add(1);
+            at = self
+                .remove_run(&change, device, first..=end.0 - 1, most, &floor, &mut removed)
+                .await?
+                .saturating_add(1);
         }
         if removed.mappings > 0 {
             log::trace!("mappings discarded");
@@ -175,17 +177,17 @@ impl Metadata {
         Ok(removed)
     }
 
-    /// Removes `first` and some of what follows it; returns the last block removed. The tree is whole afterwards.
+    /// Removes the first of the blocks and some of the others; returns the last that was removed. The tree is whole afterwards.
     pub(super) async fn remove_run(
         &self,
         change: &Change<'_>,
         device: DeviceId,
-        first: u64,
-        last: u64,
+        blocks: RangeInclusive<u64>,
         most: usize,
         floor: &Floor,
         removed: &mut Removed,
     ) -> Result<u64> {
+        let (first, last) = blocks.into_inner();
         let core = &change.core;
         change.begin();
         let root = self.own(change, device).await?;

@@ -260,8 +260,8 @@ async fn free_or_be_refused(world: &World, pool: &Pool, way: &str) -> Result<(),
     };
     let held = pool.status().held_root;
     let first = free().await;
-    if first.is_err() {
-        for error in [first.unwrap_err(), free().await.unwrap_err()] {
+    if let Err(error) = &first {
+        for error in [error, &free().await.unwrap_err()] {
             let status = pool.status();
             assert_eq!((error.errno(), status.mode), (Errno::ENOSPC, Mode::OutOfMetadataSpace), "{error}");
             assert_eq!((status.needs_check, status.held_root), (false, held));

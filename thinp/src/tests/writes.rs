@@ -295,7 +295,8 @@ fn trap_24_a_fua_write_that_a_lost_transaction_takes_is_not_acknowledged() {
         settled().await;
         let fua = write(BLOCK - 2, 7, true);
         settled().await;
-        assert_eq!((first.held.borrow().len(), thin.mapped_run(0, 1).await.unwrap().0), (1, true), "block 0 is mapped");
+        assert!(thin.mapped_run(0, 1).await.unwrap().0, "block 0 is mapped");
+        assert_eq!(first.held.borrow().len(), 1);
         first.open();
         other.await.unwrap().unwrap();
         settled().await;

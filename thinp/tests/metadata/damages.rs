@@ -34,11 +34,14 @@ fn children(disk: &MemDisk, block: u64) -> Vec<u64> {
     image::node(disk, block).iter().map(|entry| image::word(disk, entry.value_at)).collect()
 }
 
+/// What is done to a pool.
+type Damage = fn(&MemDisk);
+
 /// Trees are whole: nothing may be lost, or said to be.
 #[test]
 fn space_maps_are_not_needed() {
     let (sound, judge) = (two_devices(), Judge::default());
-    let damages: [(&str, fn(&MemDisk)); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("both roots beyond the disk", |disk| {
             [Map::Data, Map::Metadata].into_iter().for_each(|map| word_put(disk, map as u64 + 16, 1 << 50));
         }),
@@ -89,7 +92,7 @@ fn roots_are_not_needed() {
 fn nodes_that_lie_are_not_believed() {
     let (sound, judge) = (two_devices(), Judge::default());
     let leaf = image::node(&sound, image::leaves(&sound, root_of(&sound, 1))[3]).len() as u64;
-    let damages: [(&str, fn(&MemDisk), u64); 5] = [
+    let damages: [(&str, Damage, u64); 5] = [
         (
             "two children swapped",
             |disk| {

@@ -293,7 +293,8 @@ fn a_view_ends_after_its_reads_in_flight() {
     let results = Rc::new(RefCell::new(Vec::new()));
     let (reader, seen) = (view.clone(), results.clone());
     executor.spawner().spawn(async move {
-        seen.borrow_mut().push(contents(&reader).await);
+        let read = contents(&reader).await;
+        seen.borrow_mut().push(read);
     });
     executor.run_ready(100);
     assert_eq!(slow.reads.borrow().len(), 1);

@@ -299,9 +299,7 @@ impl Driver {
 
     /// The next block of a run of writes, or some sectors.
     fn any_write(&mut self) -> Option<(u32, u64, u64)> {
-        if let Some(run) = self.run.take_if(|run| run.left == 0 || !self.model.devices.contains_key(&run.device)) {
-            drop(run);
-        }
+        self.run.take_if(|run| run.left == 0 || !self.model.devices.contains_key(&run.device));
         if self.run.is_none() && self.dice.chance(6) {
             let (block, left) = (self.dice.below(self.shape.virtual_blocks), self.dice.below(60));
             self.run = Some(Run { device: self.busy_device()?, block, backwards: self.dice.chance(3), left });

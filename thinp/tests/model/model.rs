@@ -24,6 +24,7 @@ struct Contents {
     refs: u32,
     now: Box<Stamps>,
     /// What was there since the last flush of the data disk; the first is durable.
+    #[expect(clippy::vec_box, reason = "they move here from above")]
     before: Vec<Box<Stamps>>,
 }
 

@@ -84,7 +84,7 @@ impl Dump {
             match line.trim().split([' ', '>']).next().unwrap_or_default() {
                 "<superblock" => {
                     let names = ["block_size", "nr_cache_blocks", "policy", "hint_width"];
-                    dump.superblock = names.map(|name| text(name)).to_vec();
+                    dump.superblock = names.map(&text).to_vec();
                 }
                 "<mapping" => {
                     let value = (number("origin_block"), text("dirty") == "true");

@@ -34,7 +34,7 @@ macro_rules! steps {
     (|$scene:ident| $body:expr) => {
         |$scene| {
             Box::pin(async move {
-                $body;
+                let () = $body;
                 Ok(())
             })
         }
