@@ -277,11 +277,11 @@ impl Client {
 
     fn some_action(&self, volume: &str, size: u64) -> Action {
         match self.below(100) {
-            0..48 => Action::Write { sectors: self.some_sectors(size), fua: self.life.world.once_in(16) },
-            48..52 => Action::Zeroes(self.some_sectors(size)),
-            52..70 => self.some_read(volume, size),
-            70..82 => Action::Unmap(self.sectors_to_unmap(size)),
-            82..90 => self.some_copy(volume, size),
+            0..46 => Action::Write { sectors: self.some_sectors(size), fua: self.life.world.once_in(16) },
+            46..50 => Action::Zeroes(self.some_sectors(size)),
+            50..63 => self.some_read(volume, size),
+            63..83 => Action::Unmap(self.sectors_to_unmap(size)),
+            83..90 => self.some_copy(volume, size),
             _ => Action::Flush,
         }
     }
