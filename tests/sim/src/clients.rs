@@ -52,7 +52,7 @@ enum Sent {
 
 /// Of so many sessions one begins with sanitizing its volume; and where nothing of what that held may be left.
 const SANITIZE_ONE_IN: u64 = 12;
-const SANITIZE_ALONE_ONE_IN: u64 = 3;
+const SANITIZE_ALONE_ONE_IN: u64 = 2;
 
 /// COMMAND SEQUENCE ERROR: what a SANITIZE is told while others share blocks with the volume.
 const SHARES: Outcome = Outcome::Check(5, 0x2c, 0);
@@ -272,21 +272,23 @@ impl Client {
         if self.life.world.once_in(4) {
             return self.actions_at_once(size);
         }
+        if self.life.shape.copies && self.life.world.once_in(3) {
+            return vec![self.some_copy(volume, size)];
+        }
         vec![self.some_action(volume, size)]
     }
 
     fn some_action(&self, volume: &str, size: u64) -> Action {
         match self.below(100) {
-            0..46 => Action::Write { sectors: self.some_sectors(size), fua: self.life.world.once_in(16) },
-            46..50 => Action::Zeroes(self.some_sectors(size)),
-            50..63 => self.some_read(volume, size),
-            63..83 => Action::Unmap(self.sectors_to_unmap(size)),
-            83..90 => self.some_copy(volume, size),
+            0..48 => Action::Write { sectors: self.some_sectors(size), fua: self.life.world.once_in(16) },
+            48..52 => Action::Zeroes(self.some_sectors(size)),
+            52..70 => self.some_read(volume, size),
+            70..90 => Action::Unmap(self.sectors_to_unmap(size)),
             _ => Action::Flush,
         }
     }
 
-    /// From a volume that nobody else has; where connections break nobody would know when the copying ends.
+    /// From a volume that nobody else has.
     fn some_copy(&self, volume: &str, size: u64) -> Action {
         let model = self.life.model.borrow();
         let quiet = |alone: bool| {
@@ -298,7 +300,7 @@ impl Client {
         // Blocks that others have are copied as data.
         let alone = quiet(true);
         let sources = if alone.is_empty() || self.life.world.once_in(4) { quiet(false) } else { alone };
-        if sources.is_empty() || self.life.shape.faults.network {
+        if sources.is_empty() {
             return Action::Flush;
         }
         let source = sources[self.below(sources.len() as u64) as usize];

@@ -67,6 +67,8 @@ pub struct Shape {
     pub tight: bool,
     /// The pool is made elsewhere ([`crate::premade`]).
     pub premade: bool,
+    /// Clients copy from volume to volume.
+    pub copies: bool,
     /// Initiators fight over one volume ([`crate::contest`]).
     pub contest: bool,
     /// A second appliance takes the pool from the first ([`crate::duel`]).
@@ -76,9 +78,6 @@ pub struct Shape {
     /// Now and then a flush fails, and a transaction is lost.
     pub aborts: bool,
 }
-
-/// So many metadata blocks more, and copies share blocks: with less the data is copied.
-const COPIES_BLOCKS: u64 = 300;
 
 const NO_FAULTS: Faults = Faults { errors: false, flips: false, network: false, full: false, slow: false, lie: None };
 
@@ -95,6 +94,7 @@ const USUAL: Shape = Shape {
     lives: 3,
     tight: false,
     premade: false,
+    copies: false,
     contest: false,
     rivals: false,
     faults: NO_FAULTS,
@@ -102,7 +102,7 @@ const USUAL: Shape = Shape {
 };
 
 /// Pools that differ in kind.
-const SHAPES: [Shape; 9] = [
+const SHAPES: [Shape; 10] = [
     // Transactions are lost.
     Shape { metadata_blocks: 180, volume_blocks: 16, cache_blocks: 16, aborts: true, ..USUAL },
     // Hardly any data.
@@ -137,16 +137,10 @@ const SHAPES: [Shape; 9] = [
     Shape { volume_blocks: 12, filled_blocks: 12, rivals: true, lives: 1, ..USUAL },
     // Several initiators on one volume.
     Shape { volume_blocks: 6, volumes: 6, contest: true, requests: 1200, ..USUAL },
-    // Streams of small volumes, and copies between them.
-    Shape {
-        metadata_blocks: 300 + COPIES_BLOCKS,
-        data_blocks: 400,
-        volume_blocks: 8,
-        volumes: 12,
-        clients: 1,
-        requests: 500,
-        ..USUAL
-    },
+    // Streams of small volumes.
+    Shape { data_blocks: 400, volume_blocks: 8, volumes: 12, clients: 1, requests: 500, ..USUAL },
+    // Copies between small volumes; with less metadata they would share no blocks.
+    Shape { metadata_blocks: 640, volume_blocks: 8, clients: 2, copies: true, ..USUAL },
 ];
 
 impl Lie {
@@ -158,7 +152,7 @@ impl Lie {
 }
 
 /// Indices into them: what is cheap, or has much to find, more often.
-const OFTEN: [usize; 20] = [0, 7, 1, 8, 5, 4, 7, 3, 1, 0, 7, 8, 5, 2, 6, 1, 7, 3, 4, 8];
+const OFTEN: [usize; 23] = [0, 7, 1, 8, 5, 4, 7, 9, 3, 1, 0, 7, 8, 5, 9, 2, 6, 1, 7, 9, 3, 4, 8];
 
 impl Shape {
     /// The shape of the run of a seed. Seeds that follow one another have all kinds in turn.
@@ -175,17 +169,17 @@ impl Shape {
         let faults = Faults {
             errors: world.once_in(8),
             flips: world.once_in(12),
-            network: world.once_in(4),
+            // Where connections break nobody would know when a copy ends.
+            network: world.once_in(4) && !shape.copies,
             full: world.once_in(12),
             // Where blocks are soon used again it matters most.
             slow: shape.tight || world.once_in(2),
             lie: None,
         };
         let lie = world.once_in(8).then(|| Lie::of(world));
-        let room_blocks = if !shape.tight && world.once_in(3) { COPIES_BLOCKS } else { 0 };
         Shape {
             faults: if lie.is_some() { Faults { lie, ..NO_FAULTS } } else { faults },
-            metadata_blocks: vary(shape.metadata_blocks) + room_blocks,
+            metadata_blocks: vary(shape.metadata_blocks),
             data_blocks: vary(shape.data_blocks),
             volume_blocks: vary(shape.volume_blocks),
             aborts: shape.aborts || if shape.clients == 1 { !world.once_in(4) } else { world.once_in(4) },
