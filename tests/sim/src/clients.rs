@@ -140,6 +140,8 @@ impl Client {
             Some(Ok(false)) => Ok(()),
             _ => Err(Broken),
         };
+        // What is read-only could not be written.
+        self.copied.borrow_mut().take_if(|(source, _)| source == volume);
         if sure {
             self.life.model.borrow_mut().session_over(volume);
         }
