@@ -47,6 +47,8 @@ pub enum Count {
     Changes,
     /// Flushes alone: the cache is fullest just before one.
     Flushes,
+    /// Flushes of one disk. Of a metadata disk: the two that every commit rests on.
+    FlushesOf(DiskIndex),
 }
 
 /// What one cut did.
@@ -206,7 +208,7 @@ impl Supply {
         state.disk(disk, offset_bytes, data.len() as u64)?;
         let first = offset_bytes / SECTOR_BYTES as u64;
         state.disks[disk.0].remember(first, data);
-        self.count(&mut state, Count::Changes)?;
+        self.count(&mut state, None)?;
         let last = first + (data.len() / SECTOR_BYTES) as u64;
         let State { disks, dice, flush, .. } = &mut *state;
         if fua && *flush == Flush::Honest {
@@ -220,17 +222,22 @@ impl Supply {
     pub fn flush(&self, disk: DiskIndex) -> Result<(), Refusal> {
         let mut state = self.state();
         state.disk(disk, 0, 0)?;
-        self.count(&mut state, Count::Flushes)?;
+        self.count(&mut state, Some(disk))?;
         if state.flush == Flush::Honest {
             state.disks[disk.0].write_back(0..u64::MAX)?;
         }
         Ok(())
     }
 
-    /// Counts one request towards the armed cut, and cuts when it is the one.
-    fn count(&self, state: &mut State, kind: Count) -> Result<(), Refusal> {
+    /// Counts one request, perhaps a flush of a disk, towards the armed cut, and cuts when it is the one.
+    fn count(&self, state: &mut State, flushed: Option<DiskIndex>) -> Result<(), Refusal> {
         let Some(trigger) = &mut state.trigger else { return Ok(()) };
-        if trigger.count == Count::Flushes && kind != Count::Flushes {
+        let counts = match trigger.count {
+            Count::Changes => true,
+            Count::Flushes => flushed.is_some(),
+            Count::FlushesOf(disk) => flushed == Some(disk),
+        };
+        if !counts {
             return Ok(());
         }
         trigger.left -= 1;
@@ -449,6 +456,14 @@ mod tests {
         assert!(matches!(supply.flush(disk), Err(Refusal::PowerOff)));
         assert!(supply.wait_cut(Duration::ZERO).is_some() && !supply.is_on());
         assert!([1, 2].contains(&sector(&file, 0)[0]));
+
+        let other = supply.add(file).unwrap();
+        supply.power_on();
+        supply.arm(Count::FlushesOf(other), 1);
+        supply.flush(disk).unwrap();
+        supply.write(other, 0, &[3; SECTOR_BYTES], false).unwrap();
+        assert!(supply.is_on());
+        assert!(matches!(supply.flush(other), Err(Refusal::PowerOff)));
     }
 
     #[test]

@@ -50,7 +50,7 @@ struct Run {
 }
 
 pub(super) fn exchanges_are_whole_or_undone(context: &Context) -> Result<()> {
-    let (site, supply) = supplied(context, META_BYTES, DATA_BYTES)?;
+    let (site, supply, _) = supplied(context, META_BYTES, DATA_BYTES)?;
     supply.set_flush(Flush::Honest);
     let mut run = Run::prepare(context, site, supply)?;
     for cut in 1..=CUTS * context.effort {

@@ -12,6 +12,7 @@ mod exchanges;
 mod model;
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use xtask::dice::Dice;
 use xtask::mutants;
-use xtask::nbd::{Count, Flush, Server, Supply};
+use xtask::nbd::{Count, DiskIndex, Flush, Server, Supply};
 
 use crate::appliance::{Appliance, Site};
 use crate::context::Context;
@@ -40,6 +41,9 @@ const fn test(name: &'static str, group: Group, run: fn(&Context) -> Result<()>)
 }
 
 const CUTS: u64 = 50;
+/// A canary ends with the first damage. That came after 5 cuts on the average; so many without one show blindness and not
+/// bad luck.
+const CANARY_CUTS: u64 = 4 * CUTS;
 const META_BYTES: u64 = 8 << 20;
 const DATA_BYTES: u64 = 128 << 20;
 const VOLUME_BYTES: u64 = 8 << 20;
@@ -73,12 +77,12 @@ fn an_early_superblock_is_noticed(context: &Context) -> Result<()> {
 
 /// The canary's verdict: the very same test must find damage.
 fn noticed(mut run: Run) -> Result<()> {
-    match run.cuts(CUTS)? {
+    match run.cuts(CANARY_CUTS)? {
         Some(damage) => {
             println!("(noticed after {} cuts: {})", run.done, damage.lines().next().unwrap_or_default());
             Ok(())
         }
-        None => bail!("{CUTS} power cuts, and nothing was noticed: the test sees too little"),
+        None => bail!("{CANARY_CUTS} power cuts, and nothing was noticed: the test sees too little"),
     }
 }
 
@@ -96,6 +100,8 @@ struct Run {
     context: Context,
     flush: Flush,
     supply: Supply,
+    /// The metadata disk.
+    meta: DiskIndex,
     site: Site,
     families: Vec<Family>,
     dice: Dice,
@@ -106,24 +112,25 @@ struct Run {
     older: usize,
 }
 
-/// Disks whose power can be cut.
-fn supplied(context: &Context, meta_bytes: u64, data_bytes: u64) -> Result<(Site, Supply)> {
+/// Disks whose power can be cut; which of them is the metadata disk.
+fn supplied(context: &Context, meta_bytes: u64, data_bytes: u64) -> Result<(Site, Supply, DiskIndex)> {
     let mut site = Site::new(context, meta_bytes, data_bytes)?;
     let supply = Supply::new(context.seed);
+    let add = |path: &Path| supply.add(File::options().read(true).write(true).open(path)?);
+    let (meta, data) = (add(&site.meta)?, add(&site.data)?);
     let mut server = Server::new(supply.clone());
-    for (name, path) in [("meta", &site.meta), ("data", &site.data)] {
-        server.export(name, supply.add(File::options().read(true).write(true).open(path)?)?);
-    }
+    server.export("meta", meta);
+    server.export("data", data);
     let socket = context.scratch.join("nbd");
     server.listen_unix(&socket)?;
     site.nbd = Some(socket);
-    Ok((site, supply))
+    Ok((site, supply, meta))
 }
 
 impl Run {
     fn new(context: &Context, flush: Flush) -> Result<Run> {
         let mut dice = Dice::new(context.seed);
-        let (site, supply) = supplied(context, META_BYTES, DATA_BYTES)?;
+        let (site, supply, meta) = supplied(context, META_BYTES, DATA_BYTES)?;
         let family = |name: &str| Family {
             volume: Model::new(name, VOLUME_BYTES / BLOCK_BYTES as u64),
             snapshots: Vec::new(),
@@ -133,7 +140,8 @@ impl Run {
         };
         let families = VOLUMES.map(family).into();
         let versions = AtomicU64::new(1);
-        Ok(Run { context: context.clone(), flush, supply, site, families, dice, versions, done: 0, open: 0, older: 0 })
+        let context = context.clone();
+        Ok(Run { context, flush, supply, meta, site, families, dice, versions, done: 0, open: 0, older: 0 })
     }
 
     /// Cuts the power so many times and looks after each; the first damage that is found.
@@ -169,10 +177,12 @@ impl Run {
 
     /// Runs the load until the power goes at a random request.
     fn cut_under_load(&mut self, appliance: Appliance) -> Result<()> {
-        match self.dice.chance(50) {
-            true => self.supply.arm(Count::Flushes, self.dice.between(1, 40)),
-            false => self.supply.arm(Count::Changes, self.dice.between(1, 1500)),
-        }
+        let (count, most) = match self.dice.below(3) {
+            0 => (Count::Changes, 1500),
+            1 => (Count::Flushes, 40),
+            _ => (Count::FlushesOf(self.meta), 20),
+        };
+        self.supply.arm(count, self.dice.between(1, most));
         let (versions, supply) = (&self.versions, &self.supply);
         let next_version = || versions.fetch_add(1, Ordering::Relaxed);
         let errors: Vec<String> = thread::scope(|scope| {
