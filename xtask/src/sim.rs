@@ -26,6 +26,9 @@ usage: cargo xtask mutants NAME              build the image of a mutant
 /// A mutant must be found within a tenth of the crash points of a CI run.
 const POINTS: u64 = 10_000;
 
+/// Some are found after 5,000 on the average: one first seed in ten misses them.
+const GOES: u32 = 2;
+
 /// Far more than so many crash points take.
 const LIMIT: Duration = Duration::from_secs(1800);
 
@@ -103,7 +106,7 @@ fn hunt_all(root: &Path, names: &[String]) -> Result<bool> {
             Some(line) => println!("{line}\ntest mutants::{name} ... ok ({seconds:.0} s)"),
             None => {
                 missed += 1;
-                println!("test mutants::{name} ... FAILED ({seconds:.0} s): not found in {POINTS} crash points");
+                println!("test mutants::{name} ... FAILED ({seconds:.0} s): not found in {GOES} goes");
             }
         }
     }
@@ -152,9 +155,16 @@ fn hunt_one(root: &Path, name: &str, bred: &Bred) -> Result<Option<String>> {
             Command::new(build(&tree, &folder.join("target"))?)
         }
     };
-    let ended = process::run(simulator.args(["--stop", "--points", &POINTS.to_string()]), LIMIT)?;
-    let text = ended.text();
-    let line = text.lines().find(|line| line.starts_with("sim: FAILED")).map(str::to_owned);
-    ensure!(ended.status.success() || line.is_some(), "the simulator broke: {text}");
-    Ok(line)
+    simulator.args(["--stop", "--points", &POINTS.to_string()]);
+    for _ in 0..GOES {
+        let ended = process::run(&mut simulator, LIMIT)?;
+        let text = ended.text();
+        let line = text.lines().find(|line| line.starts_with("sim: FAILED")).map(str::to_owned);
+        ensure!(ended.status.success() || line.is_some(), "the simulator broke: {text}");
+        if line.is_some() {
+            return Ok(line);
+        }
+        println!("mutant {name}: not found in {POINTS} crash points");
+    }
+    Ok(None)
 }
