@@ -203,9 +203,16 @@ impl<D: Directory> Portal<D> {
     }
 
     /// Ends the sessions of a target, or of discovery (`None`), that `admitted` does not pick, and waits until what
-    /// they started is over. Their initiators are asked to log out first.
+    /// they started is over. Their initiators are asked to log out first. Sessions of other targets stay, but their copies
+    /// from and to this one end.
     pub async fn end_sessions(&self, target: Option<&str>, admitted: impl Fn(&Peer) -> bool) {
         self.0.dismiss(|session| session.info.target.as_deref() == target && !admitted(&session.peer)).await;
+        let lu = target.and_then(|target| self.0.units.borrow().get(target).and_then(Weak::upgrade));
+        if let Some(lu) = lu {
+            let barred = self.0.sessions.all(|session| !admitted(&session.peer));
+            let nexuses: Vec<_> = barred.iter().filter_map(|session| session.nexus.as_ref()).collect();
+            lu.tasks.abort(|nexus| nexuses.iter().any(|other| other.is(nexus))).await;
+        }
     }
 
     /// Tells the initiators of a target that its size has changed.

@@ -354,7 +354,7 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
             3 => Attribute::HeadOfQueue,
             _ => Attribute::Simple,
         };
-        let place = scsi.lu.tasks.enter(scsi.nexus.id, attribute, task.control.clone());
+        let place = scsi.lu.tasks.enter(&scsi.nexus, attribute, task.control.clone());
         self.link.runtime.spawner.spawn(run_command(self.link.clone(), scsi, task, place));
     }
 

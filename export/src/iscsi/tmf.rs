@@ -70,22 +70,20 @@ async fn run<U: LogicalUnit>(link: &Rc<Link>, scsi: &Scsi<U>, request: &TaskMana
     }
     match function {
         ABORT_TASK => return abort_task(link, request).await,
-        ABORT_TASK_SET => {
-            lu.tasks.abort(|id| id == nexus.id).await;
-        }
+        ABORT_TASK_SET => lu.tasks.abort(|other| other.is(nexus)).await,
         CLEAR_TASK_SET => {
-            let others = lu.tasks.others(nexus.id);
+            let others = lu.tasks.others(nexus);
             lu.tasks.abort(|_| true).await;
-            lu.attend(Sense::COMMANDS_CLEARED, |other| others.contains(&other.id));
+            lu.attend(Sense::COMMANDS_CLEARED, |other| others.iter().any(|cleared| cleared.is(other)));
         }
         LOGICAL_UNIT_RESET | TARGET_WARM_RESET | TARGET_COLD_RESET => lu.reset().await,
         TASK_REASSIGN => return Response::NoReassignment,
         QUERY_TASK if link.task(request.referenced_task_tag.get()).is_some() => return Response::Succeeded,
-        QUERY_TASK_SET if lu.tasks.has_tasks_of(nexus.id) => return Response::Succeeded,
+        QUERY_TASK_SET if lu.tasks.has_tasks_of(nexus) => return Response::Succeeded,
         QUERY_ASYNCHRONOUS_EVENT if nexus.has_attention() => return Response::Succeeded,
         QUERY_TASK | QUERY_TASK_SET | QUERY_ASYNCHRONOUS_EVENT => {}
         I_T_NEXUS_RESET => {
-            lu.tasks.abort(|id| id == nexus.id).await;
+            lu.tasks.abort(|other| other.is(nexus)).await;
             nexus.attend(Sense::NEXUS_LOSS);
         }
         _ => return Response::NotSupported,

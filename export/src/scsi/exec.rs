@@ -182,7 +182,7 @@ async fn mode_select<U: LogicalUnit, T: Transfer>(
     let after = mode::select(long, &list, &before)?;
     if after != before.state {
         lu.mode.set(after);
-        lu.attend(Sense::MODE_PARAMETERS_CHANGED, |other| other.id != nexus.id);
+        lu.attend(Sense::MODE_PARAMETERS_CHANGED, |other| !other.is(nexus));
     }
     Ok(())
 }
@@ -201,7 +201,7 @@ fn release<U: LogicalUnit>(lu: &Lu<U>, nexus: &Nexus) -> Result<(), Failure> {
     if lu.reservations.borrow().is_used() {
         return Err(Failure::Status(Status::ReservationConflict));
     }
-    if lu.holder().is_some_and(|holder| holder.id == nexus.id) {
+    if lu.holder().is_some_and(|holder| holder.is(nexus)) {
         lu.set_holder(None);
     }
     Ok(())
@@ -252,8 +252,7 @@ async fn persistent_reserve_out<U: LogicalUnit, T: Transfer>(
     for (path, attention) in &effects.attentions {
         lu.attend(*attention, |other| other.path == *path);
     }
-    let aborted = lu.nexuses_of(&effects.aborts);
-    lu.tasks.abort(|id| aborted.contains(&id)).await;
+    lu.tasks.abort(|other| effects.aborts.contains(&other.path)).await;
     Ok(())
 }
 

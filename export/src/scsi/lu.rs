@@ -35,7 +35,6 @@ pub struct Lu<U> {
     /// The nexus that holds the unit by RESERVE.
     reserved_by: RefCell<Weak<Nexus>>,
     nexuses: RefCell<Vec<Weak<Nexus>>>,
-    next_nexus: Cell<u64>,
 }
 
 /// Changeable mode parameters, not kept over restarts.
@@ -57,8 +56,6 @@ impl Default for ModeState {
 
 /// An initiator port, a target port and this unit: one for each session.
 pub struct Nexus {
-    /// Different for each.
-    pub id: u64,
     /// The ports.
     pub path: Path,
     attentions: RefCell<VecDeque<Sense>>,
@@ -80,15 +77,12 @@ impl<U: LogicalUnit> Lu<U> {
             reserving: Semaphore::new(1),
             reserved_by: RefCell::default(),
             nexuses: RefCell::default(),
-            next_nexus: Cell::new(0),
         }
     }
 
     /// A new nexus, with the unit attention that every new one gets.
     pub fn connect(&self, path: Path) -> Rc<Nexus> {
-        let id = self.next_nexus.get();
-        self.next_nexus.set(id + 1);
-        let nexus = Rc::new(Nexus { id, path, attentions: RefCell::default(), copies: Results::default() });
+        let nexus = Rc::new(Nexus { path, attentions: RefCell::default(), copies: Results::default() });
         nexus.attend(Sense::POWER_ON);
         let mut nexuses = self.nexuses.borrow_mut();
         nexuses.retain(|nexus| nexus.strong_count() > 0);
@@ -106,12 +100,6 @@ impl<U: LogicalUnit> Lu<U> {
             .for_each(|nexus| nexus.attend(attention));
     }
 
-    /// The sessions' nexuses of these names.
-    pub fn nexuses_of(&self, paths: &[Path]) -> Vec<u64> {
-        let nexuses = self.nexuses.borrow();
-        nexuses.iter().filter_map(Weak::upgrade).filter(|nexus| paths.contains(&nexus.path)).map(|n| n.id).collect()
-    }
-
     /// Names of the initiator ports that are logged in.
     pub fn initiators(&self) -> Vec<String> {
         self.nexuses.borrow().iter().filter_map(Weak::upgrade).map(|nexus| nexus.path.initiator.clone()).collect()
@@ -119,7 +107,7 @@ impl<U: LogicalUnit> Lu<U> {
 
     /// A command from `nexus` conflicts with a reservation.
     pub fn conflicts(&self, nexus: &Nexus, command: &Command) -> bool {
-        let reserved = self.holder().is_some_and(|holder| holder.id != nexus.id);
+        let reserved = self.holder().is_some_and(|holder| !holder.is(nexus));
         let tolerated = matches!(
             command,
             Command::Release | Command::ReadCapacity10 | Command::ReadCapacity16 { .. } | Command::ReportOpcodes(_)
@@ -153,6 +141,11 @@ impl<U: LogicalUnit> Lu<U> {
 }
 
 impl Nexus {
+    /// They are one: of the same session.
+    pub fn is(&self, other: &Nexus) -> bool {
+        core::ptr::eq(self, other)
+    }
+
     /// Queues a unit attention, once; the resets supersede what was queued before them.
     pub fn attend(&self, attention: Sense) {
         let mut attentions = self.attentions.borrow_mut();

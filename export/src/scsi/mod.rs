@@ -36,6 +36,8 @@ pub enum Status {
     Busy = 0x08,
     /// Another initiator has reserved the unit.
     ReservationConflict = 0x18,
+    /// It was aborted by another initiator.
+    TaskAborted = 0x40,
 }
 
 /// Status code of a command that ended with sense data.

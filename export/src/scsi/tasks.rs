@@ -1,6 +1,7 @@
 //! The task set of a logical unit (SAM-5 section 8): the order of its commands, and aborting them.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use super::lu::Nexus;
+use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -17,6 +18,8 @@ pub enum Attribute {
     Ordered,
     /// At once.
     HeadOfQueue,
+    /// At once, and nobody waits for it: what a copy that came in at another unit does here.
+    Aside,
 }
 
 /// One command as others see it: something that can be aborted.
@@ -65,7 +68,7 @@ pub struct TaskSet {
 }
 
 struct Entry {
-    nexus: u64,
+    nexus: Rc<Nexus>,
     attribute: Attribute,
     control: Rc<TaskControl>,
 }
@@ -80,18 +83,19 @@ pub struct Place {
 
 impl TaskSet {
     /// Takes in a command; call in the order of arrival.
-    pub fn enter(self: &Rc<TaskSet>, nexus: u64, attribute: Attribute, control: Rc<TaskControl>) -> Place {
+    pub fn enter(self: &Rc<TaskSet>, nexus: &Rc<Nexus>, attribute: Attribute, control: Rc<TaskControl>) -> Place {
         let number = self.next.get();
         self.next.set(number + 1);
         if attribute == Attribute::Ordered {
             self.ordered.set(self.ordered.get() + 1);
         }
-        self.entries.borrow_mut().insert(number, Entry { nexus, attribute, control: control.clone() });
+        let entry = Entry { nexus: nexus.clone(), attribute, control: control.clone() };
+        self.entries.borrow_mut().insert(number, entry);
         Place { set: self.clone(), number, attribute, control }
     }
 
     /// Aborts the tasks of the nexuses that `of` picks, and waits until they are gone.
-    pub async fn abort(&self, of: impl Fn(u64) -> bool) {
+    pub async fn abort(&self, of: impl Fn(&Nexus) -> bool) {
         let chosen = self.mark_aborted(of);
         loop {
             let changed = self.changed.notified();
@@ -102,9 +106,9 @@ impl TaskSet {
         }
     }
 
-    fn mark_aborted(&self, of: impl Fn(u64) -> bool) -> Vec<u64> {
+    fn mark_aborted(&self, of: impl Fn(&Nexus) -> bool) -> Vec<u64> {
         let entries = self.entries.borrow();
-        let chosen = entries.iter().filter(|(_, entry)| of(entry.nexus));
+        let chosen = entries.iter().filter(|(_, entry)| of(&entry.nexus));
         let marked = chosen.map(|(number, entry)| {
             entry.control.abort();
             *number
@@ -113,13 +117,14 @@ impl TaskSet {
     }
 
     /// `nexus` has tasks.
-    pub fn has_tasks_of(&self, nexus: u64) -> bool {
-        self.entries.borrow().values().any(|entry| entry.nexus == nexus)
+    pub fn has_tasks_of(&self, nexus: &Nexus) -> bool {
+        self.entries.borrow().values().any(|entry| entry.nexus.is(nexus))
     }
 
     /// Nexuses other than `nexus` that have tasks.
-    pub fn others(&self, nexus: u64) -> BTreeSet<u64> {
-        self.entries.borrow().values().map(|entry| entry.nexus).filter(|other| *other != nexus).collect()
+    pub fn others(&self, nexus: &Nexus) -> Vec<Rc<Nexus>> {
+        let entries = self.entries.borrow();
+        entries.values().map(|entry| &entry.nexus).filter(|other| !other.is(nexus)).cloned().collect()
     }
 }
 
@@ -135,15 +140,23 @@ impl Place {
         }
     }
 
+    /// Resolves when the command is aborted.
+    pub async fn aborted(&self) {
+        self.control.aborted().await;
+    }
+
     fn is_next(&self) -> bool {
         match self.attribute {
-            Attribute::HeadOfQueue => true,
+            Attribute::HeadOfQueue | Attribute::Aside => true,
             Attribute::Simple if self.set.ordered.get() == 0 => true,
             Attribute::Simple => {
                 let entries = self.set.entries.borrow();
                 !entries.range(..self.number).any(|(_, entry)| entry.attribute == Attribute::Ordered)
             }
-            Attribute::Ordered => self.set.entries.borrow().range(..self.number).next().is_none(),
+            Attribute::Ordered => {
+                let entries = self.set.entries.borrow();
+                !entries.range(..self.number).any(|(_, entry)| entry.attribute != Attribute::Aside)
+            }
         }
     }
 }

@@ -1,8 +1,11 @@
 //! EXTENDED COPY and RECEIVE COPY RESULTS, within a unit and between two.
 
 use crate::common::{POOL_BLOCK_BYTES, ThinDisk};
-use crate::initiator::{Initiator, Outcome};
+use crate::initiator::{Initiator, Outcome, cdb};
 use crate::pipe::duplex;
+use crate::sessions::manage;
+use core::time::Duration;
+use export::iscsi::pdu::opcode;
 use export::{Chap, Directory, Peer, Portal, PortalOptions, Refusal, UnitError};
 use platform::Runtime;
 use platform::random::{Random, Seeded};
@@ -125,15 +128,23 @@ fn list(id: u8, usage: u8, cscds: &[Vec<u8>], segments: &[Vec<u8>]) -> Vec<u8> {
     [bytes, cscds, segments].concat()
 }
 
+fn copy_cdb(list: &[u8]) -> String {
+    let [a, b, c, d] = (list.len() as u32).to_be_bytes();
+    format!("83 00 00 00 00 00 00 00 00 00 {a:02x} {b:02x} {c:02x} {d:02x}")
+}
+
 async fn copy(initiator: &mut Initiator, list: &[u8]) -> Outcome {
-    let len = list.len() as u32;
-    let [a, b, c, d] = len.to_be_bytes();
-    let cdb = format!("83 00 00 00 00 00 00 00 00 00 {a:02x} {b:02x} {c:02x} {d:02x}");
     if list.is_empty() {
-        return initiator.command(&cdb, 0).await;
+        return initiator.command(&copy_cdb(list), 0).await;
     }
     let immediate = list.len().min(8192);
-    initiator.command_out(&cdb, list, immediate, immediate, 8192).await
+    initiator.command_out(&copy_cdb(list), list, immediate, immediate, 8192).await
+}
+
+/// Sends a copy and does not wait for its end.
+async fn start_copy(initiator: &mut Initiator, list: &[u8]) {
+    let command = initiator.scsi(0x20, list.len() as u32, cdb(&copy_cdb(list)));
+    initiator.send(command, list).await;
 }
 
 async fn results(initiator: &mut Initiator, action: u8, id: u8) -> Outcome {
@@ -316,5 +327,97 @@ fn rights_and_reservations_hold_for_both_units() {
         assert_eq!(other.command("16", 0).await.status, 0, "RESERVE");
         let outcome = copy(&mut host, &from_second).await;
         assert_eq!((outcome.sense_code(), outcome.sense[18]), ((0x0a, 0x0d, 1), 0x18));
+    });
+}
+
+fn key_list(key: u64, action_key: u64) -> Vec<u8> {
+    [key.to_be_bytes(), action_key.to_be_bytes(), [0; 8]].concat()
+}
+
+/// Begins a copy from the first unit to the second that finds the second slow; returns the initiator that asked for it.
+async fn slow_copy(world: &World) -> Initiator {
+    let mut host = world.login("host", 0).await;
+    assert_eq!(host.write(0, &vec![0xaa; 1 << 19]).await.status, 0);
+    world.disks[1].slow.set(Some(world.runtime.timers.clone()));
+    world.disks[1].hangs.set(true);
+    // Not aligned alike: it is read and written.
+    start_copy(&mut host, &world.list(0, &[blocks((0, 0), (1, 1), 1024)])).await;
+    world.runtime.timers.sleep(Duration::from_millis(2)).await;
+    host
+}
+
+/// Nothing is written to the second unit any more, and the copy is told why.
+async fn is_fenced(world: &World, mut host: Initiator) {
+    let held = || world.disks[1].contents.peek(0, 1 << 20);
+    let before = held();
+    let outcome = host.finish(&[], 0).await;
+    assert!(before == held(), "it was written to after its commands had ended");
+    assert!(before.ends_with(&[0; 512]), "the copy did not come to its end");
+    assert_eq!((outcome.sense_code(), outcome.sense[18]), ((0x0a, 0x0d, 1), 0x40), "TASK ABORTED");
+    assert_eq!(host.command("00", 0).await.status, 0);
+}
+
+/// Whose registration was preempted, and whose tasks were aborted, writes no more: not by a copy either.
+#[test]
+fn preempt_and_abort_ends_copies_from_other_units() {
+    run(|world| async move {
+        let (mut there, mut other) = (world.login("host", 1).await, world.login("other", 1).await);
+        let hex = |action: u8, kind: u8| format!("5f {action:02x} {kind:02x} 00 00 00 00 00 18");
+        for (initiator, key) in [(&mut there, 1), (&mut other, 2)] {
+            assert_eq!(initiator.command_out(&hex(0, 0), &key_list(0, key), 24, 24, 24).await.status, 0);
+        }
+        assert_eq!(there.command_out(&hex(1, 5), &key_list(1, 0), 24, 24, 24).await.status, 0);
+        let host = slow_copy(&world).await;
+        let preempt = other.scsi(0x20, 24, cdb(&hex(5, 5)));
+        other.send(preempt, &key_list(2, 1)).await;
+        world.runtime.timers.sleep(Duration::from_millis(2)).await;
+        world.disks[1].hangs.set(false);
+        assert_eq!(other.finish(&[], 0).await.status, 0, "PREEMPT AND ABORT");
+        is_fenced(&world, host).await;
+    });
+}
+
+/// CLEAR TASK SET and LOGICAL UNIT RESET.
+#[test]
+fn task_management_ends_copies_from_other_units() {
+    for function in [4, 5] {
+        run(move |world| async move {
+            let mut other = world.login("other", 1).await;
+            let host = slow_copy(&world).await;
+            manage(&mut other, function, 0, 0).await;
+            world.runtime.timers.sleep(Duration::from_millis(2)).await;
+            world.disks[1].hangs.set(false);
+            let (answer, _) = other.receive().await.unwrap();
+            assert_eq!(answer.operation(), opcode::TASK_MANAGEMENT_RESPONSE);
+            is_fenced(&world, host).await;
+        });
+    }
+}
+
+/// Who may not use a unit any more does not write to it by a copy that began before.
+#[test]
+fn a_change_of_rights_ends_copies_from_other_units() {
+    run(|world| async move {
+        let mut bystander = world.login("bystander", 0).await;
+        let host = slow_copy(&world).await;
+        world.disks[1].hangs.set(false);
+        world.portal.end_sessions(Some(TARGETS[1]), |peer| !peer.initiator.ends_with("host")).await;
+        is_fenced(&world, host).await;
+        assert_eq!(bystander.command("00", 0).await.status, 0);
+    });
+}
+
+/// An ordered command does not wait for the copies of others, which know nothing of it.
+#[test]
+fn copies_from_other_units_take_no_part_in_the_order() {
+    run(|world| async move {
+        let mut other = world.login("other", 1).await;
+        let mut host = slow_copy(&world).await;
+        let mut ordered = other.scsi(0, 0, [0; 16]);
+        ordered.flags = ordered.flags & !7 | 2;
+        other.send(ordered, &[]).await;
+        assert_eq!(other.finish(&[], 0).await.status, 0);
+        world.disks[1].hangs.set(false);
+        assert_eq!(host.finish(&[], 0).await.status, 0);
     });
 }

@@ -2,7 +2,7 @@
 //!
 //! Whole blocks of the pool are shared and no data moves; what is not aligned, or lies elsewhere, is read and written in
 //! chunks. Either unit is used on the initiator's behalf: what it may not do itself, by its rights and the reservations,
-//! is not done for it.
+//! is not done for it; and what aborts its commands at either unit ends the copy.
 
 pub mod limits;
 mod list;
@@ -14,11 +14,14 @@ use super::cdb::Access;
 use super::exec::{parameter_list, writable};
 use super::lu::{Lu, Nexus};
 use super::sense::Sense;
+use super::tasks::{self, Attribute};
 use super::{CHECK_CONDITION, Failure, Status, Transfer};
 use crate::unit::{LogicalUnit, UnitError};
 use alloc::rc::Rc;
+use core::future::{pending, ready};
 use core::ops::Range;
-use futures_util::future::LocalBoxFuture;
+use core::pin::pin;
+use futures_util::future::{Either, LocalBoxFuture, select};
 use platform::block::Bufs;
 
 /// The units that an initiator may use besides the one it is logged in to.
@@ -42,7 +45,7 @@ type Outcome<T> = Result<T, Trouble>;
 /// Runs an EXTENDED COPY that came in over `nexus`.
 pub async fn extended_copy<U: LogicalUnit, T: Transfer>(
     lu: &Rc<Lu<U>>,
-    nexus: &Nexus,
+    nexus: &Rc<Nexus>,
     neighbours: &dyn Neighbours<U>,
     transfer: &mut T,
 ) -> Result<(), Failure> {
@@ -95,15 +98,23 @@ impl Trouble {
 
 struct Copier<'a, U, T> {
     lu: &'a Rc<Lu<U>>,
-    nexus: &'a Nexus,
+    nexus: &'a Rc<Nexus>,
     neighbours: &'a dyn Neighbours<U>,
     transfer: &'a T,
     cscds: &'a [Cscd],
 }
 
+/// A unit that a segment reads or writes.
+struct Party<U> {
+    lu: Rc<Lu<U>>,
+    /// The copy's place among the tasks of a unit that it did not come in at.
+    visit: Option<tasks::Place>,
+}
+
 /// Bytes of a unit.
 struct End<U> {
     lu: Rc<Lu<U>>,
+    visit: Option<tasks::Place>,
     bytes: Range<u64>,
 }
 
@@ -112,31 +123,32 @@ impl<U: LogicalUnit, T: Transfer> Copier<'_, U, T> {
     async fn copy(&self, segment: &Segment) -> Outcome<u64> {
         let source = self.unit(segment.source.cscd).await?;
         let target = self.unit(segment.target.cscd).await?;
-        let block_bytes = |lu: &Lu<U>| u64::from(lu.unit.attributes().block_bytes);
+        let block_bytes = |party: &Party<U>| u64::from(party.lu.unit.attributes().block_bytes);
         let len_bytes = match segment.amount {
             Amount::SourceBlocks(blocks) => u64::from(blocks) * block_bytes(&source),
             Amount::TargetBlocks(blocks) => u64::from(blocks) * block_bytes(&target),
             Amount::Bytes(bytes) => u64::from(bytes),
         };
         let counts_bytes = matches!(segment.amount, Amount::Bytes(_));
-        for lu in [&source, &target] {
-            if !counts_bytes && !len_bytes.is_multiple_of(block_bytes(lu).max(1)) {
+        for party in [&source, &target] {
+            if !counts_bytes && !len_bytes.is_multiple_of(block_bytes(party).max(1)) {
                 return Err(Trouble::Segment(Sense::INEXACT_SEGMENT));
             }
         }
-        self.permitted(&source, Access::Read).map_err(Trouble::Source)?;
-        self.permitted(&target, Access::Write).map_err(Trouble::Target)?;
-        writable(&target).map_err(|sense| Trouble::Target(sense.into()))?;
-        let from = range(&source, &segment.source, len_bytes).map_err(|sense| Trouble::Source(sense.into()))?;
-        let to = range(&target, &segment.target, len_bytes).map_err(|sense| Trouble::Target(sense.into()))?;
-        self.copy_range(&End { lu: source, bytes: from }, &End { lu: target, bytes: to }).await?;
+        self.permitted(&source.lu, Access::Read).map_err(Trouble::Source)?;
+        self.permitted(&target.lu, Access::Write).map_err(Trouble::Target)?;
+        writable(&target.lu).map_err(|sense| Trouble::Target(sense.into()))?;
+        let source = source.range(&segment.source, len_bytes).map_err(|sense| Trouble::Source(sense.into()))?;
+        let target = target.range(&segment.target, len_bytes).map_err(|sense| Trouble::Target(sense.into()))?;
+        self.copy_range(&source, &target).await?;
         Ok(len_bytes)
     }
 
-    /// The unit of a descriptor.
-    async fn unit(&self, index: u16) -> Outcome<Rc<Lu<U>>> {
+    /// The unit of a descriptor. Who forbids its use from now on, or preempts it, finds the copy there.
+    async fn unit(&self, index: u16) -> Outcome<Party<U>> {
+        let own = || Party { lu: self.lu.clone(), visit: None };
         if index == THIS_UNIT {
-            return Ok(self.lu.clone());
+            return Ok(own());
         }
         let unreachable = Trouble::Segment(Sense::COPY_TARGET_NOT_REACHABLE);
         let Some(cscd) = self.cscds.get(usize::from(index)) else { return Err(unreachable) };
@@ -144,19 +156,38 @@ impl<U: LogicalUnit, T: Transfer> Copier<'_, U, T> {
             return Err(Trouble::Segment(Sense::COPY_TARGET_TYPE));
         }
         let Some(naa) = cscd.naa else { return Err(unreachable) };
-        let lu = match self.lu.unit.identity().naa == naa {
-            true => Some(self.lu.clone()),
-            false => self.neighbours.find(&naa).await,
+        let party = match self.lu.unit.identity().naa == naa {
+            true => own(),
+            false => self.visit(self.neighbours.find(&naa).await.ok_or(unreachable)?),
         };
-        let lu = lu.ok_or(unreachable)?;
-        let fits = cscd.block_bytes == 0 || cscd.block_bytes == lu.unit.attributes().block_bytes;
-        if fits { Ok(lu) } else { Err(Trouble::Segment(Sense::INVALID_FIELD_IN_PARAMETERS)) }
+        let fits = cscd.block_bytes == 0 || cscd.block_bytes == party.lu.unit.attributes().block_bytes;
+        if fits { Ok(party) } else { Err(Trouble::Segment(Sense::INVALID_FIELD_IN_PARAMETERS)) }
+    }
+
+    fn visit(&self, lu: Rc<Lu<U>>) -> Party<U> {
+        let visit = lu.tasks.enter(self.nexus, Attribute::Aside, Rc::default());
+        Party { lu, visit: Some(visit) }
     }
 
     /// The reservations of a unit let the initiator do this.
     fn permitted(&self, lu: &Lu<U>, access: Access) -> Result<(), Failure> {
         let closed = lu.is_closed_to(self.nexus, access);
         if closed { Err(Failure::Status(Status::ReservationConflict)) } else { Ok(()) }
+    }
+
+    /// Does what may take long, unless the copy is aborted meanwhile, or what it does to one of the units.
+    async fn unless_ended<O>(
+        &self,
+        source: &End<U>,
+        target: &End<U>,
+        work: impl Future<Output = Result<O, Failure>>,
+    ) -> Outcome<O> {
+        let (at_source, at_target) = (pin!(source.ended()), pin!(target.ended()));
+        match select(select(at_source, at_target), pin!(work)).await {
+            Either::Left((Either::Left((failure, _)), _)) => Err(Trouble::Source(failure)),
+            Either::Left((Either::Right((failure, _)), _)) => Err(Trouble::Target(failure)),
+            Either::Right((done, _)) => done.map_err(Trouble::Source),
+        }
     }
 
     /// Copies as if everything was read before anything is written.
@@ -181,6 +212,7 @@ impl<U: LogicalUnit, T: Transfer> Copier<'_, U, T> {
 
     /// Shares whole blocks of the target with the source, another unit. False if they cannot be shared.
     async fn share(&self, source: &End<U>, target: &End<U>, bytes: &Range<u64>) -> Outcome<bool> {
+        self.unless_ended(source, target, self.transfer.unless_aborted(ready(()))).await?;
         let theirs = source.at(target, bytes);
         let (from, lu) = (&source.lu, &target.lu);
         // In one order, so that two who copy both ways do not wait for each other.
@@ -214,7 +246,8 @@ impl<U: LogicalUnit, T: Transfer> Copier<'_, U, T> {
     async fn move_piece(&self, source: &End<U>, target: &End<U>, piece: &Range<u64>) -> Outcome<()> {
         let theirs = source.at(target, piece);
         let (whole, mine) = (source.rounded(&theirs), target.rounded(piece));
-        let chunk = self.transfer.buffer((whole.end - whole.start) as usize).await.map_err(Trouble::Source)?;
+        let memory = self.transfer.buffer((whole.end - whole.start) as usize);
+        let chunk = self.unless_ended(source, target, memory).await?;
         let read = {
             let _lock = source.lu.locks.shared(whole.clone()).await;
             source.lu.unit.read(whole.start, chunk.buf).await
@@ -245,7 +278,28 @@ impl<U: LogicalUnit, T: Transfer> Copier<'_, U, T> {
 /// More than what rounding to whole blocks adds to a piece at either end.
 const EDGE_BYTES_MAX: u64 = 4096;
 
+impl<U: LogicalUnit> Party<U> {
+    /// The bytes that a segment reads or writes.
+    fn range(self, place: &Place, len_bytes: u64) -> Result<End<U>, Sense> {
+        let attributes = self.lu.unit.attributes();
+        let start = place.lba.checked_mul(u64::from(attributes.block_bytes));
+        let start = start.and_then(|start| start.checked_add(u64::from(place.offset_bytes)));
+        let end = start.and_then(|start| start.checked_add(len_bytes)).filter(|end| *end <= attributes.size_bytes());
+        let (start, end) = start.zip(end).ok_or(Sense::LBA_OUT_OF_RANGE)?;
+        Ok(End { lu: self.lu, visit: self.visit, bytes: start..end })
+    }
+}
+
 impl<U: LogicalUnit> End<U> {
+    /// Resolves when what the copy does to the unit is aborted there.
+    async fn ended(&self) -> Failure {
+        match &self.visit {
+            Some(visit) => visit.aborted().await,
+            None => pending().await,
+        }
+        Failure::Status(Status::TaskAborted)
+    }
+
     /// Where the bytes of the target come from, if this is the source.
     fn at(&self, target: &End<U>, bytes: &Range<u64>) -> Range<u64> {
         let start = self.bytes.start + (bytes.start - target.bytes.start);
@@ -265,15 +319,6 @@ impl<U: LogicalUnit> End<U> {
     fn failed_write(&self, error: UnitError) -> Trouble {
         Trouble::Target(Failure::of_unit(error, true, self.lu.unit.attributes().block_bytes))
     }
-}
-
-/// The bytes that a segment reads or writes of a unit.
-fn range<U: LogicalUnit>(lu: &Lu<U>, place: &Place, len_bytes: u64) -> Result<Range<u64>, Sense> {
-    let attributes = lu.unit.attributes();
-    let start = place.lba.checked_mul(u64::from(attributes.block_bytes));
-    let start = start.and_then(|start| start.checked_add(u64::from(place.offset_bytes)));
-    let end = start.and_then(|start| start.checked_add(len_bytes)).filter(|end| *end <= attributes.size_bytes());
-    start.zip(end).map(|(start, end)| start..end).ok_or(Sense::LBA_OUT_OF_RANGE)
 }
 
 /// The bytes of the target that are whole blocks of the pool there and where they come from; empty if there are none.

@@ -2,7 +2,7 @@
 //! sections 6.20 and 6.22). Kept in memory as long as the session lives, the last few of them.
 
 use super::limits::RESULTS_MAX;
-use crate::scsi::{CHECK_CONDITION, Failure};
+use crate::scsi::{CHECK_CONDITION, Failure, Status};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -57,8 +57,7 @@ impl Results {
                 Ok(()) => Outcome::Done,
                 Err(Failure::Check(sense)) => Outcome::Failed(CHECK_CONDITION, sense.encode(false)),
                 Err(Failure::Status(status)) => Outcome::Failed(*status as u8, Vec::new()),
-                // TASK ABORTED.
-                Err(Failure::Aborted) => Outcome::Failed(0x40, Vec::new()),
+                Err(Failure::Aborted) => Outcome::Failed(Status::TaskAborted as u8, Vec::new()),
             });
         });
     }
