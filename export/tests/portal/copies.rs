@@ -421,3 +421,30 @@ fn copies_from_other_units_take_no_part_in_the_order() {
         assert_eq!(host.finish(&[], 0).await.status, 0);
     });
 }
+
+/// Initiators send again by themselves what ended with BUSY. A copy that has overwritten what it reads is not such a one.
+#[test]
+fn a_copy_that_has_begun_does_not_end_with_busy() {
+    run(|world| async move {
+        let mut host = world.login("host", 0).await;
+        let disk = &world.disks[0];
+        let data: Vec<u8> = (0..1u32 << 17).flat_map(u32::to_be_bytes).collect();
+        disk.contents.poke(0, &data);
+        // 512 KiB are moved up by 128 KiB, from the end.
+        let list = world.list(0, &[blocks((0, 0), (0, 256), 1024)]);
+        disk.fails.set(Some(UnitError::Busy));
+        assert_eq!(copy(&mut host, &list).await.status, 0x08, "nothing was written");
+        disk.fails.set(None);
+        disk.slow.set(Some(world.runtime.timers.clone()));
+        start_copy(&mut host, &list).await;
+        let (last, end) = (data.last_chunk::<512>().unwrap(), (5 << 17) - 512);
+        while disk.contents.peek(end, 512) != last {
+            world.runtime.timers.sleep(Duration::from_micros(1)).await;
+        }
+        disk.fails.set(Some(UnitError::Busy));
+        let outcome = host.finish(&[], 0).await;
+        assert_eq!(outcome.sense_code(), (0x0a, 0x0d, 1));
+        assert_eq!(outcome.sense[18], 0x08, "BUSY is why");
+        assert_ne!(disk.contents.peek(1 << 17, data.len()), data);
+    });
+}

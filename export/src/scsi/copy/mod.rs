@@ -18,11 +18,13 @@ use super::tasks::{self, Attribute};
 use super::{CHECK_CONDITION, Failure, Status, Transfer};
 use crate::unit::{LogicalUnit, UnitError};
 use alloc::rc::Rc;
+use core::cell::Cell;
 use core::future::{pending, ready};
 use core::ops::Range;
 use core::pin::pin;
 use futures_util::future::{Either, LocalBoxFuture, select};
 use platform::block::Bufs;
+use platform::buf::Buf;
 
 /// The units that an initiator may use besides the one it is logged in to.
 pub trait Neighbours<U> {
@@ -58,7 +60,8 @@ pub async fn extended_copy<U: LogicalUnit, T: Transfer>(
     if list.id.is_some_and(|id| !results.begin(id)) {
         return Err(Sense::OPERATION_IN_PROGRESS.into());
     }
-    let copier = Copier { lu, nexus, neighbours, transfer: &*transfer, cscds: &list.cscds };
+    let copier =
+        Copier { lu, nexus, neighbours, transfer: &*transfer, cscds: &list.cscds, has_written: Cell::new(false) };
     let mut result = Ok(());
     for (number, segment) in (0u64..).zip(&list.segments) {
         match copier.copy(segment).await {
@@ -66,7 +69,7 @@ pub async fn extended_copy<U: LogicalUnit, T: Transfer>(
                 list.id.iter().for_each(|id| results.segment_done(*id, bytes));
             }
             Err(trouble) => {
-                result = Err(trouble.told(number));
+                result = Err(trouble.told(number, copier.has_written.get()));
                 break;
             }
         }
@@ -76,16 +79,18 @@ pub async fn extended_copy<U: LogicalUnit, T: Transfer>(
 }
 
 impl Trouble {
-    /// The answer to the command.
-    fn told(self, segment: u64) -> Failure {
+    /// The answer to the command, which has written something or not.
+    fn told(self, segment: u64, has_written: bool) -> Failure {
         let (failure, is_target) = match self {
             Trouble::Segment(sense) => return sense.with_information(segment).into(),
             Trouble::Source(failure) => (failure, false),
             Trouble::Target(failure) => (failure, true),
         };
         let (status, sense) = match failure {
-            // Nothing is wrong with the copy: it is to be tried again, or nobody waits for it.
-            Failure::Aborted | Failure::Status(Status::Busy) => return failure,
+            // Nobody waits for it.
+            Failure::Aborted => return failure,
+            // Nothing is wrong with the copy, and nothing has changed that it reads: it is to be sent again.
+            Failure::Status(Status::Busy) if !has_written => return failure,
             Failure::Status(status) => (status as u8, None),
             Failure::Check(sense) => (CHECK_CONDITION, Some(sense)),
         };
@@ -102,6 +107,8 @@ struct Copier<'a, U, T> {
     neighbours: &'a dyn Neighbours<U>,
     transfer: &'a T,
     cscds: &'a [Cscd],
+    /// From then on the copy is not what it was if it is sent again: it may read what it has written.
+    has_written: Cell<bool>,
 }
 
 /// A unit that a segment reads or writes.
@@ -222,7 +229,9 @@ impl<U: LogicalUnit, T: Transfer> Copier<'_, U, T> {
         };
         let len_bytes = bytes.end - bytes.start;
         let shared = lu.unit.share(bytes.start, &from.unit, theirs.start, len_bytes).await;
-        shared.map_err(|error| target.failed_write(error))
+        let shared = shared.map_err(|error| target.failed_write(error))?;
+        self.has_written.set(self.has_written.get() || shared);
+        Ok(shared)
     }
 
     /// Reads and writes bytes of the target in chunks, from the end if what is read would be overwritten before.
@@ -258,8 +267,7 @@ impl<U: LogicalUnit, T: Transfer> Copier<'_, U, T> {
         let data = data.split_off((theirs.start - whole.start) as usize);
         if mine == *piece {
             let _lock = target.lu.locks.shared(mine.clone()).await;
-            let written = target.lu.unit.write(mine.start, Bufs::from_iter([data]), false).await;
-            return written.map_err(|error| target.failed_write(error));
+            return self.write(target, mine.start, data).await;
         }
         // Parts of blocks: the rest of them stays as it is.
         let around = self.transfer.spare((mine.end - mine.start) as usize).map_err(Trouble::Target)?;
@@ -270,7 +278,13 @@ impl<U: LogicalUnit, T: Transfer> Copier<'_, U, T> {
         if let Some(place) = buf.get_mut(at..at.saturating_add(data.len())) {
             place.copy_from_slice(&data);
         }
-        let written = target.lu.unit.write(mine.start, Bufs::from_iter([buf]), false).await;
+        self.write(target, mine.start, buf).await
+    }
+
+    async fn write(&self, target: &End<U>, offset_bytes: u64, buf: Buf) -> Outcome<()> {
+        // Some of it may be written even if it fails.
+        self.has_written.set(true);
+        let written = target.lu.unit.write(offset_bytes, Bufs::from_iter([buf]), false).await;
         written.map_err(|error| target.failed_write(error))
     }
 }
