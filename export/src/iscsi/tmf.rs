@@ -34,14 +34,11 @@ enum Response {
     Succeeded = 7,
 }
 
-/// Starts a task management function, which was [begun](Link::begin_management). It runs beside the commands, whose data must go on arriving. It may make
-/// it the turn of requests that arrived early.
+/// Starts a task management function, which was [begun](Link::begin_management). It runs beside the commands, whose data
+/// must go on arriving. It may make it the turn of requests that arrived early.
 pub fn start<U: LogicalUnit>(link: Rc<Link>, session: Rc<Session>, scsi: Scsi<U>, bhs: &Bhs) {
     let request = *TaskManagementRequest::of(bhs);
-    // A command to be aborted that has not arrived will never run: its number is used up.
-    let skipped = request.function & !FINAL == ABORT_TASK
-        && link.task(request.referenced_task_tag.get()).is_none()
-        && link.skip(request.ref_cmd_sn.get());
+    let skipped = skip(&link, &request);
     link.runtime.clone().spawner.spawn(async move {
         let response = if skipped { Response::Complete } else { run(&link, &scsi, &request).await };
         log::debug!("iscsi: task management function {} ended with {response:?}", request.function & !FINAL);
@@ -56,6 +53,18 @@ pub fn start<U: LogicalUnit>(link: Rc<Link>, session: Rc<Session>, scsi: Scsi<U>
             session.close_target();
         }
     });
+}
+
+/// A command to be aborted that was sent before the request and has not arrived will never run: its number is used up. One
+/// that is still to be sent may have any number from the request's own on.
+fn skip(link: &Link, request: &TaskManagementRequest) -> bool {
+    let number = request.ref_cmd_sn.get();
+    let is_before = number.wrapping_sub(request.cmd_sn.get()) > u32::MAX / 2;
+    request.function & !FINAL == ABORT_TASK
+        && request.lun == LUN_0
+        && is_before
+        && link.task(request.referenced_task_tag.get()).is_none()
+        && link.skip(number)
 }
 
 async fn run<U: LogicalUnit>(link: &Rc<Link>, scsi: &Scsi<U>, request: &TaskManagementRequest) -> Response {

@@ -203,6 +203,41 @@ fn abort_task() {
     });
 }
 
+/// Only a number below the request's own is used up (RFC 7143 section 11.6.1); those above are still to be sent.
+#[test]
+fn a_command_yet_to_be_sent_is_no_task() {
+    run(PortalOptions::default(), |world| async move {
+        let mut initiator = world.login("a", &[]).await;
+        for ahead in 0..3 {
+            let number = initiator.cmd_sn + ahead;
+            assert_eq!(managed(&mut initiator, 1, 999, number).await, 1, "task does not exist");
+        }
+        for _ in 0..3 {
+            let answered = world.runtime.timers.timeout(Duration::from_secs(20), initiator.command("00", 0)).await;
+            assert_eq!(answered.map(|outcome| outcome.status).ok(), Some(0), "its number was used up");
+        }
+    });
+}
+
+/// No unit, no task of it: nothing is used up.
+#[test]
+fn abort_task_at_a_unit_that_is_not_there() {
+    run(PortalOptions::default(), |world| async move {
+        let mut initiator = world.login("a", &[]).await;
+        let late = initiator.scsi(0, 0, [0; 16]);
+        let mut abort = request(opcode::TASK_MANAGEMENT_REQUEST, true);
+        (abort[1], abort[9]) = (0x81, 1);
+        abort[24..28].copy_from_slice(&initiator.cmd_sn.to_be_bytes());
+        abort[32..36].copy_from_slice(&late.sn.get().to_be_bytes());
+        initiator.send(Bhs::from_bytes(abort), &[]).await;
+        let (answer, _) = initiator.receive().await.unwrap();
+        assert_eq!(TaskManagementResponse::of(&answer).response, 2, "LUN does not exist");
+        initiator.send(late, &[]).await;
+        let answered = world.runtime.timers.timeout(Duration::from_secs(20), initiator.finish(&[], 0)).await;
+        assert_eq!(answered.map(|outcome| outcome.status).ok(), Some(0));
+    });
+}
+
 #[test]
 fn task_sets_and_resets() {
     run(PortalOptions::default(), |world| async move {
