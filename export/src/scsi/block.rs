@@ -15,6 +15,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use platform::block::Bufs;
 use platform::buf::Buf;
+use platform::task::yield_now;
 
 /// Most bytes that are read, written or zeroed at a time.
 pub const CHUNK_BYTES: u32 = 256 << 10;
@@ -24,6 +25,9 @@ const ZERO_BYTES: u64 = 16 << 20;
 
 /// Most descriptors of a GET LBA STATUS.
 const STATUS_DESCRIPTORS_MAX: usize = 256;
+
+/// How often it asks the unit. What it has not got to by then is for the next.
+const STATUS_QUESTIONS_MAX: usize = 512;
 
 /// Runs one of the commands that move or name blocks.
 pub async fn execute<U: LogicalUnit, T: Transfer>(
@@ -339,7 +343,12 @@ impl<U: LogicalUnit> Run<'_, U> {
         let most = (allocation as usize).saturating_sub(8).div_ceil(16).clamp(1, STATUS_DESCRIPTORS_MAX);
         let (mut at, size) = (lba * block_bytes, self.attributes.size_bytes());
         let mut runs: Vec<(Extent, bool)> = Vec::new();
-        while at < size {
+        for _ in 0..STATUS_QUESTIONS_MAX {
+            if at >= size {
+                break;
+            }
+            // The unit may have the answer at once, again and again.
+            transfer.unless_aborted(yield_now()).await?;
             let most_bytes = (size - at).min(u64::from(u32::MAX) * block_bytes);
             let (mapped, len) = self.mapped(at, most_bytes).await?;
             let next = Extent { lba: at / block_bytes, blocks: len / block_bytes };

@@ -46,6 +46,8 @@ pub struct ThinDisk {
     /// The sanitize operation that goes on, or that failed.
     pub sanitize: Cell<Option<Sanitize>>,
     sanitize_ended: Notify,
+    /// It tells of one pool block at a time whether it is mapped.
+    pub tells_little: Cell<bool>,
     block_bytes: u32,
     bufs: BufPool,
     mapped: RefCell<BTreeSet<u64>>,
@@ -70,6 +72,7 @@ impl ThinDisk {
             sanitizes_long: Cell::new(false),
             sanitize: Cell::new(None),
             sanitize_ended: Notify::new(),
+            tells_little: Cell::new(false),
             block_bytes,
             bufs,
             mapped: RefCell::default(),
@@ -268,11 +271,15 @@ impl LogicalUnit for ThinDisk {
     }
 
     async fn mapped(&self, offset_bytes: u64, len_bytes: u64) -> Result<(bool, u64), UnitError> {
+        self.linger().await;
         let mapped = self.mapped.borrow();
         let first = mapped.contains(&(offset_bytes / POOL_BLOCK_BYTES));
         let mut end = offset_bytes - offset_bytes % POOL_BLOCK_BYTES;
         while end < offset_bytes + len_bytes && mapped.contains(&(end / POOL_BLOCK_BYTES)) == first {
             end += POOL_BLOCK_BYTES;
+            if self.tells_little.get() {
+                break;
+            }
         }
         Ok((first, (end - offset_bytes).min(len_bytes)))
     }

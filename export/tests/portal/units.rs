@@ -51,6 +51,32 @@ fn what_is_unmapped_reads_as_zero_and_nothing_else_does() {
     });
 }
 
+/// A volume of many pieces is not looked at to its end before there is an answer, nor when nobody waits for one.
+#[test]
+fn lba_status_looks_at_so_much_only() {
+    run(PortalOptions::default(), |world| async move {
+        let mut initiator = world.login("a", &[]).await;
+        let pool_block = POOL_BLOCK_BYTES / 512;
+        world.disk.tells_little.set(true);
+        for at in [0, 512] {
+            let lba: String = (at * pool_block).to_be_bytes().map(|byte| format!("{byte:02x} ")).concat();
+            let status = initiator.command(&format!("9e 12 {lba} 00 00 00 38"), 56).await;
+            assert_eq!(status.data[..4], [0, 0, 0, 20]);
+            assert_eq!(status.data[8..16], (at * pool_block).to_be_bytes());
+            assert_eq!(status.data[16..20], (512 * pool_block as u32).to_be_bytes(), "half of the volume");
+            assert_eq!(status.data[20], 1, "deallocated");
+        }
+        world.disk.slow.set(Some(world.runtime.timers.clone()));
+        let status = initiator.scsi(0x40, 56, cdb("9e 12 00 00 00 00 00 00 00 00 00 00 00 38"));
+        let begun = world.runtime.timers.now();
+        initiator.send(status, &[]).await;
+        world.runtime.timers.sleep(Duration::from_millis(1)).await;
+        assert_eq!(managed(&mut initiator, 1, status.task_tag.get(), status.sn.get()).await, 0);
+        assert!(world.runtime.timers.now() - begun < Duration::from_millis(2), "it was aborted");
+        assert_eq!(initiator.command("00", 0).await.status, 0);
+    });
+}
+
 #[test]
 fn unmap_parameters() {
     run(PortalOptions::default(), |world| async move {
