@@ -93,6 +93,7 @@ async fn run<U: LogicalUnit>(link: &Rc<Link>, scsi: &Scsi<U>, request: &TaskMana
         QUERY_TASK | QUERY_TASK_SET | QUERY_ASYNCHRONOUS_EVENT => {}
         I_T_NEXUS_RESET => {
             lu.tasks.abort(|other| other.is(nexus)).await;
+            lu.let_go(nexus);
             nexus.attend(Sense::NEXUS_LOSS);
         }
         _ => return Response::NotSupported,

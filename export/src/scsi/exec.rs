@@ -192,7 +192,7 @@ fn reserve<U: LogicalUnit>(lu: &Lu<U>, nexus: &Rc<Nexus>) -> Result<(), Failure>
     if lu.reservations.borrow().is_used() {
         return Err(Failure::Status(Status::ReservationConflict));
     }
-    lu.set_holder(Some(nexus));
+    lu.hold(nexus);
     Ok(())
 }
 
@@ -201,9 +201,7 @@ fn release<U: LogicalUnit>(lu: &Lu<U>, nexus: &Nexus) -> Result<(), Failure> {
     if lu.reservations.borrow().is_used() {
         return Err(Failure::Status(Status::ReservationConflict));
     }
-    if lu.holder().is_some_and(|holder| holder.is(nexus)) {
-        lu.set_holder(None);
-    }
+    lu.let_go(nexus);
     Ok(())
 }
 

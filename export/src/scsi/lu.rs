@@ -126,9 +126,16 @@ impl<U: LogicalUnit> Lu<U> {
         self.reserved_by.borrow().upgrade()
     }
 
-    /// Makes `nexus` the holder of the unit, or nobody.
-    pub fn set_holder(&self, nexus: Option<&Rc<Nexus>>) {
-        self.reserved_by.replace(nexus.map(Rc::downgrade).unwrap_or_default());
+    /// Makes `nexus` the holder of the unit.
+    pub fn hold(&self, nexus: &Rc<Nexus>) {
+        self.reserved_by.replace(Rc::downgrade(nexus));
+    }
+
+    /// Nobody holds the unit any more if `nexus` does.
+    pub fn let_go(&self, nexus: &Nexus) {
+        if self.holder().is_some_and(|holder| holder.is(nexus)) {
+            self.reserved_by.take();
+        }
     }
 
     /// LOGICAL UNIT RESET: all tasks end, mode parameters return to their defaults, every nexus is told.

@@ -2,6 +2,7 @@
 
 use crate::common::{OneTarget, POOL_BLOCK_BYTES};
 use crate::initiator::{Initiator, World, cdb_10, run};
+use crate::sessions::managed;
 use export::{Portal, PortalOptions, Space, UnitError};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -326,6 +327,20 @@ fn reserve_ends_with_its_session() {
         while world.portal.sessions().len() > 1 {
             world.runtime.timers.sleep(core::time::Duration::from_millis(1)).await;
         }
+        assert_eq!(b.write(0, &[1; 512]).await.status, 0);
+    });
+}
+
+#[test]
+fn reserve_ends_with_a_reset_of_its_nexus() {
+    run(PortalOptions::default(), |world| async move {
+        let mut a = world.login("a", &["iSCSIProtocolLevel=2"]).await;
+        let mut b = world.login("b", &["iSCSIProtocolLevel=2"]).await;
+        assert_eq!(a.command("16", 0).await.status, 0);
+        assert_eq!(managed(&mut b, 11, 0, 0).await, 0, "I_T NEXUS RESET of another");
+        assert_eq!(b.command("00", 0).await.sense_code(), (6, 0x29, 7));
+        assert_eq!(b.write(0, &[1; 512]).await.status, 0x18);
+        assert_eq!(managed(&mut a, 11, 0, 0).await, 0, "and of the holder");
         assert_eq!(b.write(0, &[1; 512]).await.status, 0);
     });
 }
