@@ -101,7 +101,7 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
             sanitize::block_erase(lu, immediate, unrestricted, transfer).await
         }
         Command::ExitSanitizeFailure => sanitize::exit_failure(lu).await,
-        Command::Reserve => reserve(lu, nexus),
+        Command::Reserve => reserve(lu, nexus).await,
         Command::Release => release(lu, nexus),
         // There is nothing to be stopped.
         Command::TestUnitReady | Command::StartStopUnit { .. } | Command::SendDiagnostic => Ok(()),
@@ -188,8 +188,10 @@ async fn mode_select<U: LogicalUnit, T: Transfer>(
 }
 
 /// RESERVE of SPC-2, which does not mix with persistent reservations.
-fn reserve<U: LogicalUnit>(lu: &Lu<U>, nexus: &Rc<Nexus>) -> Result<(), Failure> {
-    if lu.reservations.borrow().is_used() {
+async fn reserve<U: LogicalUnit>(lu: &Lu<U>, nexus: &Rc<Nexus>) -> Result<(), Failure> {
+    let _alone = lu.reserving.acquire(1).await;
+    // Things may have changed meanwhile.
+    if lu.reservations.borrow().is_used() || lu.conflicts(nexus, &Command::Reserve) {
         return Err(Failure::Status(Status::ReservationConflict));
     }
     lu.hold(nexus);
@@ -229,10 +231,10 @@ async fn persistent_reserve_out<U: LogicalUnit, T: Transfer>(
     transfer: &mut T,
 ) -> Result<(), Failure> {
     let list = parameter_list(transfer).await?;
-    not_reserved(lu)?;
-    let request = Request::new(action, scope_and_type, &list, lu.unit.kept_reservations().is_some())?;
     let effects = {
         let _alone = lu.reserving.acquire(1).await;
+        not_reserved(lu)?;
+        let request = Request::new(action, scope_and_type, &list, lu.unit.kept_reservations().is_some())?;
         let before = lu.reservations.borrow().clone();
         let mut after = before.clone();
         let known = Known { target_ports: &lu.target_ports, initiators: &lu.initiators() };

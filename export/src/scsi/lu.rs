@@ -30,7 +30,7 @@ pub struct Lu<U> {
     pub mode: Cell<ModeState>,
     /// Persistent reservations, which outlive the sessions.
     pub reservations: Rc<RefCell<Reservations>>,
-    /// One change of the persistent reservations at a time.
+    /// One change of the reservations at a time: a persistent one takes as long as it takes to write it down.
     pub reserving: Semaphore,
     /// The nexus that holds the unit by RESERVE.
     reserved_by: RefCell<Weak<Nexus>>,

@@ -1,8 +1,9 @@
 //! SCSI semantics on a thin disk.
 
 use crate::common::{OneTarget, POOL_BLOCK_BYTES};
-use crate::initiator::{Initiator, World, cdb_10, run};
+use crate::initiator::{Initiator, World, cdb, cdb_10, run};
 use crate::sessions::managed;
+use core::time::Duration;
 use export::{Portal, PortalOptions, Space, UnitError};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -412,6 +413,34 @@ fn reservations_are_kept_before_anybody_knows_of_them() {
         assert_eq!(a.command("5e 02 00 00 00 00 00 00 08", 8).await.data[2..4], [0x0c, 0x80]);
         restarted.portal.shutdown().await;
     });
+}
+
+/// Of RESERVE and a registration there is one, and of two RESERVEs, whichever waits until a registration is written down.
+#[test]
+fn reserve_waits_for_a_registration() {
+    for refused in [false, true] {
+        run(PortalOptions::default(), move |world| async move {
+            let [mut a, mut b, mut c] =
+                [world.login("a", &[]).await, world.login("b", &[]).await, world.login("c", &[]).await];
+            world.disk.slow.set(Some(world.runtime.timers.clone()));
+            world.disk.hangs.set(true);
+            let mut list = [0; 24];
+            (list[15], list[20]) = (1, 1);
+            let register = a.scsi(0x20, 24, cdb("5f 00 00 00 00 00 00 00 18"));
+            a.send(register, &list).await;
+            world.runtime.timers.sleep(Duration::from_millis(1)).await;
+            for initiator in [&mut b, &mut c] {
+                let reserve = initiator.scsi(0, 0, cdb("16"));
+                initiator.send(reserve, &[]).await;
+            }
+            world.runtime.timers.sleep(Duration::from_millis(1)).await;
+            world.disk.fails.set(refused.then_some(UnitError::RecordsFull));
+            world.disk.hangs.set(false);
+            let registered = a.finish(&[], 0).await.status == 0;
+            let reserved = [b.finish(&[], 0).await.status == 0, c.finish(&[], 0).await.status == 0];
+            assert_eq!([registered, reserved[0], reserved[1]], [!refused, refused, false]);
+        });
+    }
 }
 
 /// Section 20 of the reference, and SBC-3 table 13: what goes on over a nexus that is not registered.
