@@ -39,12 +39,14 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
     match command {
         Command::Read { extent, fua } => run.read(extent, fua, transfer).await,
         Command::Write { extent, fua } => run.write(extent, fua, None, transfer).await,
-        Command::WriteAndVerify { extent, compare } => run.write(extent, false, Some(compare), transfer).await,
+        // What is verified is the medium.
+        Command::WriteAndVerify { extent, compare } => run.write(extent, true, Some(compare), transfer).await,
         Command::Verify { extent, compare } => run.verify(extent, compare, transfer).await,
         Command::WriteSame { extent, unmap, no_data } => run.write_same(extent, unmap, no_data, transfer).await,
         Command::CompareAndWrite { extent, fua } => run.compare_and_write(extent, fua, transfer).await,
         Command::OrWrite { extent, fua } => run.or_write(extent, fua, transfer).await,
         Command::SynchronizeCache { extent } => run.synchronize(extent).await,
+        Command::StartStopUnit { .. } => run.flush().await,
         Command::PreFetch { extent } => run.range(extent).map(|_| ()).map_err(Failure::from),
         Command::Unmap { list_bytes } => run.unmap(list_bytes, transfer).await,
         Command::GetLbaStatus { lba, allocation } => run.lba_status(lba, allocation, transfer).await,
@@ -315,6 +317,10 @@ impl<U: LogicalUnit> Run<'_, U> {
 
     async fn synchronize(&self, extent: Extent) -> Result<(), Failure> {
         self.range(extent)?;
+        self.flush().await
+    }
+
+    async fn flush(&self) -> Result<(), Failure> {
         self.lu.unit.flush().await.map_err(|e| self.failed_write(e))
     }
 

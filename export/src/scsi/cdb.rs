@@ -79,7 +79,7 @@ pub enum Command {
     ModeSelect { long: bool, save: bool, list_bytes: u32 },
     ModeSense(ModeSense),
     LogSense(LogSense),
-    StartStopUnit { start: bool },
+    StartStopUnit { start: bool, flush: bool },
     SendDiagnostic,
     ReceiveDiagnosticResults { allocation: u32 },
     ReadCapacity10,
@@ -328,7 +328,7 @@ impl Command {
             | Command::ReadDefectData12 { .. } => Access::Read,
             Command::ModeSelect { .. }
             | Command::ModeSense(_)
-            | Command::StartStopUnit { start: false }
+            | Command::StartStopUnit { start: false, .. }
             | Command::SendDiagnostic
             | Command::ReceiveDiagnosticResults { .. }
             | Command::ExitSanitizeFailure
@@ -389,7 +389,8 @@ fn start_stop_unit(cdb: &Cdb) -> Result<Command, Sense> {
     if cdb.0[4] & 0xf2 != 0 {
         Err(Sense::cdb_field(4))
     } else {
-        Ok(Command::StartStopUnit { start: cdb.0[4] & 1 != 0 })
+        // NO_FLUSH is bit 2.
+        Ok(Command::StartStopUnit { start: cdb.0[4] & 1 != 0, flush: cdb.0[4] & 5 == 0 })
     }
 }
 

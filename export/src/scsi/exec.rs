@@ -103,8 +103,8 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
         Command::ExitSanitizeFailure => sanitize::exit_failure(lu).await,
         Command::Reserve => reserve(lu, nexus).await,
         Command::Release => release(lu, nexus),
-        // There is nothing to be stopped.
-        Command::TestUnitReady | Command::StartStopUnit { .. } | Command::SendDiagnostic => Ok(()),
+        // There is nothing to be stopped, but there may be something to be flushed before.
+        Command::TestUnitReady | Command::StartStopUnit { flush: false, .. } | Command::SendDiagnostic => Ok(()),
         command => block::execute(lu, command, transfer).await,
     }
 }

@@ -31,7 +31,7 @@ static TABLE: &[Entry] = &[
     entry(&[0x16, 0, 0, 0, 0, 0]),
     entry(&[0x17, 0, 0, 0, 0, 0]),
     entry(&[0x1a, 0x08, F, F, F, 0]),
-    entry(&[0x1b, 0x01, 0, 0, 0xf3, 0]),
+    entry(&[0x1b, 0x01, 0, 0, 0xf7, 0]),
     entry(&[0x1c, 0x01, F, F, F, 0]),
     entry(&[0x1d, 0xf7, 0, F, F, 0]),
     entry(&[0x25, 0, F, F, F, F, 0, 0, 0x01, 0]),

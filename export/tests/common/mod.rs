@@ -25,6 +25,8 @@ pub struct ThinDisk {
     pub full: Cell<bool>,
     /// Reads and writes fail so.
     pub fails: Cell<Option<UnitError>>,
+    /// Flushes and writes with FUA.
+    pub flushes: Cell<u32>,
     /// Nothing completes while it hangs (with a clock to look by).
     pub hangs: Cell<bool>,
     /// With a clock each read and write takes a while.
@@ -61,6 +63,7 @@ impl ThinDisk {
             read_only: Cell::new(false),
             full: Cell::new(false),
             fails: Cell::new(None),
+            flushes: Cell::new(0),
             hangs: Cell::new(false),
             slow: Cell::new(None),
             naa: Cell::new(*b"\x60gossamer-disk-1"),
@@ -181,11 +184,13 @@ impl LogicalUnit for ThinDisk {
         let len = bufs.iter().map(|buf| buf.len() as u64).sum();
         let sector = self.sector(offset_bytes, len)?;
         self.map(offset_bytes, len)?;
+        self.flushes.set(self.flushes.get() + u32::from(fua));
         let done = self.disk().start(Op::Write { fua }, sector, len / SECTOR_BYTES as u64, bufs).await;
         done.result.map_err(|_| UnitError::Medium { offset_bytes })
     }
 
     async fn flush(&self) -> Result<(), UnitError> {
+        self.flushes.set(self.flushes.get() + 1);
         self.disk().flush().await.map_err(|_| UnitError::Failed)
     }
 

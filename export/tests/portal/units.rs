@@ -145,6 +145,27 @@ fn verify_compares() {
     });
 }
 
+/// What is verified is on the medium, and a unit that is stopped has nothing left to write.
+#[test]
+fn what_is_durable_without_a_synchronize() {
+    run(PortalOptions::default(), |world| async move {
+        let mut initiator = world.login("a", &[]).await;
+        let mut made_durable = async |hex: &str, data: &[u8]| {
+            let before = world.disk.flushes.get();
+            assert_eq!(out(&mut initiator, hex, data).await, (0, 0, 0), "{hex}");
+            world.disk.flushes.get() > before
+        };
+        let block = [7; 512];
+        assert!(!made_durable("2a 00 00 00 00 00 00 00 01", &block).await, "WRITE");
+        assert!(made_durable("2a 08 00 00 00 00 00 00 01", &block).await, "with FUA");
+        assert!(made_durable("2e 00 00 00 00 00 00 00 01", &block).await, "WRITE AND VERIFY");
+        assert!(made_durable("2e 02 00 00 00 00 00 00 01", &block).await, "which compares");
+        assert!(!made_durable("1b 00 00 00 01", &[]).await, "START");
+        assert!(made_durable("1b 00 00 00 00", &[]).await, "STOP");
+        assert!(!made_durable("1b 00 00 00 04", &[]).await, "NO_FLUSH");
+    });
+}
+
 #[test]
 fn compare_and_write() {
     run(PortalOptions::default(), |world| async move {
