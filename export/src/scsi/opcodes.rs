@@ -101,18 +101,13 @@ impl Entry {
 /// The answer to REPORT SUPPORTED OPERATION CODES.
 pub fn report(request: &ReportOpcodes) -> Result<Vec<u8>, Sense> {
     let mut of_opcode = TABLE.iter().filter(|entry| entry.opcode() == request.opcode).peekable();
-    let has_actions = of_opcode.peek().is_some_and(|entry| entry.action.is_some());
-    let known = of_opcode.peek().is_some();
-    let by_action = of_opcode.find(|entry| entry.action.map(u16::from) == Some(request.action));
-    let by_opcode = TABLE.iter().find(|entry| entry.opcode() == request.opcode && entry.action.is_none());
-    match request.option {
-        0 => Ok(all(request.timeouts)),
-        1 if has_actions => Err(Sense::cdb_field(2)),
-        1 => Ok(one(by_opcode, request.timeouts)),
-        2 if known && !has_actions => Err(Sense::cdb_field(2)),
-        2 => Ok(one(by_action, request.timeouts)),
-        3 if has_actions => Ok(one(by_action, request.timeouts)),
-        3 => Ok(one(by_opcode.filter(|_| request.action == 0), request.timeouts)),
+    let has_actions = of_opcode.peek().map(|entry| entry.action.is_some());
+    let meant = of_opcode.find(|entry| entry.action.is_none_or(|action| u16::from(action) == request.action));
+    match (request.option, has_actions) {
+        (0, _) => Ok(all(request.timeouts)),
+        (1, Some(true)) | (2, Some(false)) => Err(Sense::cdb_field(2)),
+        (3, Some(false)) if request.action != 0 => Ok(one(None, request.timeouts)),
+        (1..=3, _) => Ok(one(meant, request.timeouts)),
         _ => Err(Sense::cdb_field(2)),
     }
 }
@@ -194,5 +189,11 @@ mod tests {
         assert_eq!(ask(2, 0x00, 0), Err(Sense::cdb_field(2)));
         assert_eq!(ask(2, 0x9e, 0x10).unwrap()[..6], [0, 3, 0, 16, 0x9e, 0x10]);
         assert_eq!(ask(2, 0x9e, 0x1e).unwrap(), [0, 1, 0, 0]);
+        assert_eq!(ask(2, 0xff, 0).unwrap(), [0, 1, 0, 0]);
+        assert_eq!(ask(3, 0x00, 0).unwrap(), [0, 3, 0, 6, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(ask(3, 0x00, 1).unwrap(), [0, 1, 0, 0]);
+        assert_eq!(ask(3, 0x9e, 0x12).unwrap()[..6], [0, 3, 0, 16, 0x9e, 0x12]);
+        assert_eq!(ask(3, 0x9e, 0).unwrap(), [0, 1, 0, 0]);
+        assert_eq!(ask(4, 0x00, 0), Err(Sense::cdb_field(2)));
     }
 }
