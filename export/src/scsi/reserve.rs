@@ -152,14 +152,13 @@ impl Reservations {
     /// Carries out a PERSISTENT RESERVE OUT that came over `from`.
     pub fn out(&mut self, from: &Path, request: &Request, known: Known) -> Result<Effects, Refused> {
         let mut effects = Effects::default();
-        if matches!(request.action, action::REGISTER | action::REGISTER_AND_IGNORE_EXISTING_KEY) {
-            self.register(from, request, known, &mut effects)?;
-            return Ok(effects);
-        }
-        if self.key_of(from) != Some(request.key) {
-            return Err(Refused::Conflict);
-        }
         match request.action {
+            action::REGISTER | action::REGISTER_AND_IGNORE_EXISTING_KEY => {
+                self.register(from, request, known, &mut effects)?;
+            }
+            action::RESERVE..=action::REGISTER_AND_MOVE if self.key_of(from) != Some(request.key) => {
+                return Err(Refused::Conflict);
+            }
             action::RESERVE => self.reserve(from, request)?,
             action::RELEASE => self.release(from, request, &mut effects)?,
             action::CLEAR => self.clear(from, &mut effects),

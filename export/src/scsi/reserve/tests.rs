@@ -298,3 +298,12 @@ fn registrations_have_a_limit() {
     ask(&mut r, "p3", 0, 0, 1, 0).unwrap();
     assert!(ask(&mut r, "one more", 0, 0, 0, 1).is_ok());
 }
+
+/// What there is not is no matter of who asks for it.
+#[test]
+fn a_service_action_that_there_is_not() {
+    let mut r = three();
+    for (port, key) in [("a", 1), ("a", 2), ("d", 0)] {
+        assert_eq!(ask(&mut r, port, 8, 0, key, 0), Err(Refused::Check(Sense::cdb_field(1))), "{port}");
+    }
+}
