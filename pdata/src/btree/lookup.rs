@@ -111,7 +111,7 @@ impl<V: ValueType> BTree<V> {
 fn find_leaf(blocks: &BlockManager, root: u64, from: u64) -> Result<Option<u64>, Stop> {
     // The way down: each internal node with the child taken.
     let mut way = SmallVec::<[(u64, usize); 8]>::new();
-    let mut number = root;
+    let (mut number, mut beside) = (root, false);
     loop {
         let block = blocks.try_read(number, &NODE)?;
         let bytes = block.bytes();
@@ -131,20 +131,25 @@ fn find_leaf(blocks: &BlockManager, root: u64, from: u64) -> Result<Option<u64>,
         if node.is_empty() && !way.is_empty() {
             return Err(Stop::Failed(damaged(number, "it is empty but no root")));
         }
-        // Nothing here: the first leaf of the next subtree to the right, if there is one, has it.
-        let Some(next) = next_subtree(blocks, &mut way)? else { return Ok(None) };
-        number = next;
+        // Nothing here: the first leaf of the next subtree to the right, if there is one, has it. Were it not so, the walk
+        // could be as long as damaged nodes can name one another.
+        if beside {
+            return Err(Stop::Failed(damaged(number, "its keys are before those of the nodes above")));
+        }
+        let Some(next) = next_subtree(blocks, &way)? else { return Ok(None) };
+        way.clear();
+        (number, beside) = (next, true);
     }
 }
 
-fn next_subtree(blocks: &BlockManager, way: &mut SmallVec<[(u64, usize); 8]>) -> Result<Option<u64>, Stop> {
-    while let Some((number, index)) = way.pop() {
-        let block = blocks.try_read(number, &NODE)?;
+/// The subtree to the right of where a way ended.
+fn next_subtree(blocks: &BlockManager, way: &[(u64, usize)]) -> Result<Option<u64>, Stop> {
+    for (number, index) in way.iter().rev() {
+        let block = blocks.try_read(*number, &NODE)?;
         let bytes = block.bytes();
-        let node = Node::parse(&bytes, number)?;
-        if index.saturating_add(1) < node.len() {
-            way.push((number, index + 1));
-            return Ok(Some(node.child(index + 1)?));
+        let (node, next) = (Node::parse(&bytes, *number)?, index.saturating_add(1));
+        if next < node.len() {
+            return Ok(Some(node.child(next)?));
         }
     }
     Ok(None)

@@ -359,21 +359,6 @@ fn two_full_leaves_become_three_if_no_other_tree_has_them() {
 }
 
 #[test]
-fn leaves_whose_keys_are_too_low_are_passed() {
-    block_on_ready(async {
-        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 100)), BufPool::new(1 << 18), 64);
-        let tm = TransactionManager::create(blocks, 100).await.unwrap();
-        let mut leaves = Vec::new();
-        for (least, key) in [(0, 0), (10, 1), (20, 2), (30, 30)] {
-            leaves.push((least, node(&tm, false, [(key, key)].into_iter()).await));
-        }
-        let (root, tree) = (node(&tm, true, leaves.into_iter()).await, BTree::new(Plain::<U64>::new()));
-        let next = tm.blocks().look(|blocks| tree.try_next(blocks, root, 5)).await;
-        assert_eq!(next, Ok(Some((30, 30.into()))));
-    });
-}
-
-#[test]
 fn a_node_takes_no_more_than_fits_and_no_more_than_its_neighbour_has() {
     for (len, left_len) in [(200, 253), (200, 147), (100, 201)] {
         let mut blocks = [[0; BLOCK_BYTES]; 2];
@@ -387,4 +372,21 @@ fn a_node_takes_no_more_than_fits_and_no_more_than_its_neighbour_has() {
         assert!(left.spread(&mut right, left_len).is_err(), "{left_len} of {len} and {len}");
         assert_eq!((left.len(), right.len(), right.key(0)), (len, len, Some(1000)));
     }
+}
+
+/// Nodes that each lead to the next many times over, and to a leaf that has nothing of what their keys promise.
+#[test]
+fn no_walk_is_as_long_as_damaged_nodes_can_make_it() {
+    block_on_ready(async {
+        let blocks = BlockManager::new(Disk::new(MemDisk::new(8 * 200)), BufPool::new(1 << 18), 64);
+        let tm = TransactionManager::create(blocks, 200).await.unwrap();
+        let leaf = node(&tm, false, [(0, 0)].into_iter()).await;
+        let mut root = leaf;
+        for _ in 0..3 {
+            root = node(&tm, true, [(0, root)].into_iter().chain((0..99).map(|n| (1000 + n, root)))).await;
+        }
+        let tree = BTree::<Plain<U64>>::plain();
+        let found = tm.blocks().look(|blocks| tree.try_next(blocks, root, 1)).await;
+        assert!(matches!(found, Err(Error::Damaged { block, .. }) if block == leaf), "{found:?}");
+    });
 }

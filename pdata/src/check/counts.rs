@@ -82,9 +82,11 @@ impl Counts {
     /// Counts one more reference to each of `blocks` consecutive blocks.
     pub fn add_run(&mut self, first: u64, blocks: u64) {
         let end = first.saturating_add(blocks).min(self.end);
-        if first.saturating_add(blocks) > self.end {
+        let beyond = blocks.saturating_sub(end.saturating_sub(first));
+        if beyond > 0 {
             let room = BEYOND_MAX.saturating_sub(self.beyond.len());
-            self.beyond.extend((first.max(self.end)..first.saturating_add(blocks)).take(room));
+            let numbers = first.max(self.end)..=first.saturating_add(blocks.saturating_sub(1));
+            self.beyond.extend(numbers.take(room));
         }
         let mut at = first;
         while at < end {

@@ -374,3 +374,12 @@ fn a_walk_lets_others_run_after_every_sixteenth_leaf() {
         assert_eq!((entries, polls - 1), (leaves * 84, turns));
     }
 }
+
+#[test]
+fn a_reference_to_the_last_number_is_beyond() {
+    let mut counts = Counts::new(100, 1 << 20);
+    counts.add(u64::MAX - 1);
+    counts.add(u64::MAX);
+    counts.add_run(99, 2);
+    assert_eq!(counts.beyond(), [u64::MAX - 1, u64::MAX, 100]);
+}

@@ -98,6 +98,17 @@ pub(crate) fn find_free(
     None
 }
 
+/// Entries of `range` that are 0.
+pub(crate) fn free(block: &Block, range: Range<u64>) -> u64 {
+    let below = |place: u64| !u64::MAX.checked_shl(u32::try_from(2 * place).unwrap_or(u32::MAX)).unwrap_or(0);
+    let free_in = |(word, pairs): (u64, &U64)| {
+        let inside = [range.end, range.start].map(|end| below(end.saturating_sub(word * PER_WORD).min(PER_WORD)));
+        let free = !(pairs.get() | pairs.get() << 1) & UPPER;
+        u64::from((free & inside[0] & !inside[1]).count_ones())
+    };
+    (0..).zip(words(block)).map(free_in).sum()
+}
+
 /// Bit `i` in the upper place of pair `i`.
 fn upper_bits(bits: u32) -> u64 {
     let spread = [(16, 0x0000_FFFF_0000_FFFF), (8, 0x00FF_00FF_00FF_00FF), (4, 0x0F0F_0F0F_0F0F_0F0F)];
@@ -115,7 +126,7 @@ pub(crate) fn used_bits(block: &Block) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Entries in `0..end` that are not 0.
+/// Entries that are not 0.
 pub(crate) fn used(block: &Block) -> u64 {
     words(block).iter().map(|w| u64::from(((w.get() | w.get() << 1) & UPPER).count_ones())).sum()
 }
@@ -163,6 +174,16 @@ mod tests {
         assert_eq!(find_free(&now, None, &pinned, 0..16320, |i| i < 65), Some(96));
         for bit in 0..32 {
             assert_eq!(upper_bits(1 << bit), 2 << (2 * bit));
+        }
+    }
+
+    #[test]
+    fn what_is_free_is_counted_from_any_entry_to_any_other() {
+        let mut block = [0; 4096];
+        [3, 31, 32, 64, 16319].into_iter().for_each(|index| set(&mut block, index, 1));
+        for range in [0..16320, 0..0, 3..4, 4..31, 31..33, 30..65, 16319..16320, 100..16320, 5..16319] {
+            let expected = range.clone().filter(|index| get(&block, *index) == 0).count() as u64;
+            assert_eq!(free(&block, range.clone()), expected, "{range:?}");
         }
     }
 }

@@ -180,13 +180,15 @@ impl<I: Index> CountMap<I> {
     }
 
     /// The first block of `range` that is free now, was free at the last commit (reference 3.3), and is not skipped,
-    /// nor pinned. `trust_hints` passes over bitmaps that claim to be full.
+    /// nor pinned. `trust_hints` passes over bitmaps that claim to be full. The free blocks seen that were not to be had are
+    /// added to `passed`.
     async fn find_free(
         &self,
         blocks: &BlockManager,
         pins: Option<&Pins>,
         range: Range<u64>,
         trust_hints: bool,
+        passed: &mut u64,
         mut skip: impl FnMut(u64) -> bool,
     ) -> Result<Option<u64>> {
         let end = range.end.min(self.nr_blocks.get());
@@ -206,10 +208,11 @@ impl<I: Index> CountMap<I> {
                 let pinned = pins.map(|pins| pins.words(k * WORDS_PER_BITMAP));
                 let (pinned, inside) = (pinned.as_deref().unwrap_or_default(), at - first..next - first);
                 let skip = |index| skip(first + index);
-                let found = bitmap::find_free(&current.bytes(), committed.as_deref(), pinned, inside, skip);
+                let found = bitmap::find_free(&current.bytes(), committed.as_deref(), pinned, inside.clone(), skip);
                 if let Some(index) = found {
                     return Ok(Some(first + index));
                 }
+                *passed = passed.saturating_add(bitmap::free(&current.bytes(), inside));
             }
             if next < end {
                 log::trace!("allocation went on to the next bitmap");
@@ -219,8 +222,8 @@ impl<I: Index> CountMap<I> {
         Ok(None)
     }
 
-    /// As [`CountMap::find_free`] over the whole map, from `cursor` on and around. If all bitmaps claim to be full
-    /// although the total says otherwise, they are searched nonetheless: others write wrong hints (reference 9.1, trap 14).
+    /// As [`CountMap::find_free`] over the whole map, from `cursor` on and around. If bitmaps that claim to be full hide free
+    /// blocks, as the total tells, they are searched nonetheless: others write wrong hints (reference 9.1, trap 14).
     pub async fn find_free_from(
         &self,
         blocks: &BlockManager,
@@ -230,12 +233,14 @@ impl<I: Index> CountMap<I> {
     ) -> Result<Option<u64>> {
         let all = self.nr_blocks.get();
         for trust_hints in [true, false] {
+            let mut passed = 0;
             for range in [cursor..all, 0..cursor.min(all)] {
-                if let Some(block) = self.find_free(blocks, pins, range, trust_hints, &mut skip).await? {
-                    return Ok(Some(block));
+                let found = self.find_free(blocks, pins, range, trust_hints, &mut passed, &mut skip).await?;
+                if found.is_some() {
+                    return Ok(found);
                 }
             }
-            if self.nr_allocated.get() >= all {
+            if passed >= all.saturating_sub(self.nr_allocated.get()) {
                 break;
             }
         }

@@ -79,6 +79,15 @@ impl DiskMap {
         (self.counts.index.changed() as u64).min(self.index_blocks())
     }
 
+    /// Metadata blocks that [`DiskMap::grow`] to `nr_blocks` takes at most, [`DiskMap::close`] included, the ways aside.
+    pub fn growth_blocks(&self, nr_blocks: u64) -> u64 {
+        let bitmaps = |blocks: u64| blocks.div_ceil(ENTRIES_PER_BITMAP);
+        match bitmaps(nr_blocks).saturating_sub(bitmaps(self.nr_blocks())) {
+            0 => 0,
+            new => new.saturating_add(index_blocks(new)),
+        }
+    }
+
     /// What changes of counts take at most, [`DiskMap::close`] included.
     pub async fn change_cost(&self, blocks: &BlockManager) -> Result<ChangeCost> {
         let cost = self.counts.change_cost(blocks).await?;

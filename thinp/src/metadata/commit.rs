@@ -134,7 +134,9 @@ impl Metadata {
 
     /// Clears needs_check in the superblock, on disk at once. Only for metadata that a full check found sound.
     pub async fn clear_needs_check(&self) -> Result<()> {
-        self.turn().await.core.set_needs_check(false).await
+        let change = self.turn().await;
+        self.costs(&change.core).await?;
+        change.core.set_needs_check(false).await
     }
 
     /// Changes the transaction id from `current` to `new`.

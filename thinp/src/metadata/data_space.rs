@@ -101,11 +101,12 @@ impl Metadata {
         (self.metadata_blocks() / 4).min(1024)
     }
 
-    /// Grows the data map to `blocks`.
+    /// Grows the data map to `blocks`. Refused where the metadata disk is too small to count so many.
     pub async fn grow_data(&self, blocks: u64) -> Result<()> {
         let change = self.change_with_room().await?;
         let core = &change.core;
         check_growth(core.data.nr_blocks(), blocks, super::trees::DATA_BLOCKS_MAX, self.needs_check())?;
+        self.check_room_to_grow(core.data.growth_blocks(blocks))?;
         change.begin_apart();
         core.data.grow(&core.tm, blocks).await?;
         log::trace!("pool grown");

@@ -159,7 +159,8 @@ impl Metadata {
             if first >= end.0 {
                 break;
             }
-            let short = self.is_tight() || self.check_room_to_unmap(&change).await.is_err();
+            // Asking may be what finds that it is tight.
+            let short = self.check_room_to_unmap(&change).await.is_err() || self.is_tight();
             if removed.mappings >= most || short && removed.mappings > 0 {
                 removed.next = Some(VirtualBlock(first));
                 break;

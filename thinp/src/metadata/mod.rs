@@ -179,7 +179,10 @@ impl Metadata {
             room: Room::default(),
             views: Views::new(runtime),
         };
-        metadata.costs(&metadata.core()).await?;
+        // Only changes need to know, and reading does not take the counts: they may be damaged.
+        if !read_only && !metadata.needs_check() {
+            metadata.costs(&metadata.core()).await?;
+        }
         Ok(metadata)
     }
 

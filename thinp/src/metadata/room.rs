@@ -137,6 +137,13 @@ impl Metadata {
         self.check_room(change, 1, Costs::left_by_discard).await
     }
 
+    /// Before the data map grows by so many metadata blocks.
+    pub(super) fn check_room_to_grow(&self, growth: u64) -> Result<()> {
+        // What is left for a change and for a discard grows by as many each, at most.
+        let needed = self.room.held_back.get().max(WAYS).saturating_add(growth.saturating_mul(3));
+        if self.spare_blocks() >= needed { Ok(()) } else { Err(MetadataError::NoMetadataSpace) }
+    }
+
     /// A change, or as many as are made in one go, that would be tight in a transaction with others is refused: a commit
     /// makes room.
     async fn check_room(&self, change: &Change<'_>, changes: u64, floor: fn(&Costs) -> u64) -> Result<Floor> {

@@ -309,12 +309,12 @@ impl Pool {
     pub async fn grow(&self) -> Result<(), Error> {
         self.control(Needs::Nothing, async move |inner: Rc<Inner>| {
             let (metadata, disks) = (&inner.metadata, inner.disk_blocks());
-            // Metadata first, and committed: more data needs more of it.
+            // Metadata first, and committed, as is what was freed: more data needs more of it.
             if disks.metadata != metadata.metadata_blocks() {
                 let result = metadata.grow_metadata(disks.metadata).await;
                 inner.changed(result).await?;
-                inner.commit().await?;
             }
+            inner.commit().await?;
             if disks.data != metadata.data_blocks() {
                 let result = metadata.grow_data(disks.data).await;
                 inner.changed(result).await?;

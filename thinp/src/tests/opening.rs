@@ -245,3 +245,22 @@ fn a_write_protected_disk_opens_read_only_only() {
         assert_eq!(world.write(&thin, 5 * BLOCK, 1, 1).await, Err(Error::Refused(Mode::ReadOnly)));
     });
 }
+
+/// Nothing that reads needs the counts, and the volumes can be copied off such a pool.
+#[test]
+fn a_pool_with_damaged_counts_can_be_read() {
+    let (meta, data) = made();
+    // Root of the data map's tree of counts above 2 (reference 1.1, 1.3).
+    let root = u64::from_le_bytes(meta.peek(64 + 24, 8).try_into().unwrap());
+    meta.poke(root * 4096, &[0xAA; 4096]);
+    run(32, meta, data, async |world| {
+        let features = crate::Features { read_only: true, ..crate::Features::default() };
+        let options = PoolOptions { features, ..PoolOptions::default() };
+        let pool = Pool::open(&world.runtime, world.meta_disk(), world.data_disk(), options).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.expect(&thin, 0, BLOCK, 0x11).await;
+        drop((thin, pool));
+        let changeable = Pool::open(&world.runtime, world.meta_disk(), world.data_disk(), PoolOptions::default()).await;
+        assert!(changeable.is_err());
+    });
+}

@@ -223,6 +223,35 @@ fn a_pool_that_is_full_in_both_ways_grows() {
     });
 }
 
+/// A data disk too large for the metadata disk is no damage.
+#[test]
+fn growth_that_takes_more_metadata_than_there_is_is_refused() {
+    run(31, MemDisk::new(512 * 8), MemDisk::new(64 * BLOCK), async |world| {
+        let (pool, thin) = world.pool_with_device(PoolOptions::default()).await;
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        let mut most = 0;
+        for bitmaps in [600, 450, 400, 300, 200, 130] {
+            world.data.resize(bitmaps * 16_320 * BLOCK);
+            let grown = pool.grow().await;
+            assert_eq!((pool.status().mode, pool.status().needs_check), (Mode::Write, false), "{bitmaps} bitmaps");
+            match grown {
+                Ok(()) => {
+                    most = bitmaps;
+                    break;
+                }
+                Err(error) => assert_eq!(error.errno(), Errno::ENOSPC, "{bitmaps} bitmaps: {error}"),
+            }
+        }
+        assert_eq!(pool.status().data_total_blocks, most * 16_320);
+        assert!((130..400).contains(&most), "{most} bitmaps");
+        world.write(&thin, BLOCK, BLOCK, 0x22).await.unwrap();
+        thin.discard(0, BLOCK).await.unwrap();
+        pool.commit().await.unwrap();
+        assert_eq!(pool.status().mode, Mode::Write);
+        sound(&world).await;
+    });
+}
+
 /// On metadata that is full to the last block, what frees space either succeeds or is refused as a whole, and never tries for
 /// ever. It can be repeated when there is space.
 #[test]

@@ -1,12 +1,14 @@
 //! Hints of the index, others' wrong ones among them.
 
 use super::{CountMap, ENTRIES_PER_BITMAP, Index, IndexEntry};
-use crate::TransactionManager;
 use crate::block_manager::BlockManager;
-use crate::space_map::TreeIndex;
+use crate::space_map::{DiskMap, TreeIndex};
+use crate::{Error, TransactionManager};
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use platform::block::Disk;
 use platform::buf::BufPool;
+use platform::layers::Stats;
 use platform::mem::MemDisk;
 use platform::task::block_on_ready;
 
@@ -118,5 +120,29 @@ fn hints_follow_what_changes() {
             assert_eq!(u64::from(entry.nr_free.get()), ENTRIES_PER_BITMAP - allocated, "{changes:?}");
             assert_eq!(entry.none_free_before.get(), none_free_before, "{changes:?}");
         }
+    });
+}
+
+/// A full map of which something was freed since the last commit: the usual state of a full pool in use.
+#[test]
+fn a_full_map_is_not_read_from_end_to_end() {
+    const BITMAPS: u64 = 120;
+    block_on_ready(async {
+        let stats = Stats::new(Rc::new(MemDisk::new(8 * 400)));
+        let counters = stats.counters();
+        let blocks = BlockManager::new(Disk::new(stats), BufPool::new(1 << 18), 16);
+        let tm = TransactionManager::create(blocks, 400).await.unwrap();
+        let map = DiskMap::create(&tm, BITMAPS * ENTRIES_PER_BITMAP).await.unwrap();
+        map.inc(&tm, 0..BITMAPS * ENTRIES_PER_BITMAP).await.unwrap();
+        map.close(&tm).await.unwrap();
+        tm.close().await.unwrap();
+        tm.blocks().write_out().await.unwrap();
+        map.committed();
+        tm.committed();
+        map.dec(&tm, 5..6, &mut |_| ()).await.unwrap();
+        let before = counters.read_sectors.get();
+        assert_eq!(map.find_free(&tm, |_| false).await, Err(Error::NoSpace));
+        let read = (counters.read_sectors.get() - before) / 8;
+        assert!(read < 10, "{read} blocks were read to find none");
     });
 }

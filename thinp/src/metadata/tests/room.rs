@@ -135,3 +135,19 @@ fn what_was_undone_is_not_tried_again_before_there_are_more_free_blocks() {
         assert!(!metadata.has_room());
     });
 }
+
+/// Also within one call: what is tight after others is left to the next transaction.
+#[test]
+fn a_discard_stops_where_it_gets_tight() {
+    block_on_ready(async {
+        let (_, metadata) = format(512, 20 * 16_320).await;
+        for n in 1..=2 {
+            device(&metadata, n, 1000).await;
+        }
+        metadata.reserve_metadata_snap(async || Ok(())).await.unwrap();
+        leave(&metadata, LEFT_BY_DISCARD + CHANGE).await;
+        let removed = metadata.remove_range(id(1), VirtualBlock(0), VirtualBlock(1000), 1000).await.unwrap();
+        // The first pass leaves the floor of the first leaf, 84 of 248 mappings.
+        assert_eq!((removed.mappings, removed.next), (164, Some(VirtualBlock(164))));
+    });
+}
