@@ -1,6 +1,6 @@
 //! What tasks of one executor wait on. Single-threaded: nothing here is `Send`.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use core::future::Future;
@@ -77,46 +77,56 @@ pub mod oneshot {
 pub struct Notify {
     /// Counts notifications, so that a [`Notified`] sees those since it was made.
     generation: Cell<u64>,
-    wakers: RefCell<VecDeque<Waker>>,
+    next_ticket: Cell<u64>,
+    /// Of those who wait, by their tickets: in the order in which they came.
+    wakers: RefCell<BTreeMap<u64, Waker>>,
 }
 
 impl Notify {
     /// Nobody waits yet.
     pub const fn new() -> Notify {
-        Notify { generation: Cell::new(0), wakers: RefCell::new(VecDeque::new()) }
+        Notify { generation: Cell::new(0), next_ticket: Cell::new(0), wakers: RefCell::new(BTreeMap::new()) }
     }
 
     /// Resolves at the first [`Notify::notify_all`] after this call.
     pub fn notified(&self) -> Notified<'_> {
-        Notified { notify: self, generation: self.generation.get() }
+        Notified { notify: self, generation: self.generation.get(), ticket: None }
     }
 
     /// Wakes everybody who waits.
     pub fn notify_all(&self) {
         self.generation.set(self.generation.get().wrapping_add(1));
         let wakers = core::mem::take(&mut *self.wakers.borrow_mut());
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.into_values().for_each(Waker::wake);
     }
 }
 
-/// The future of [`Notify::notified`].
+/// The future of [`Notify::notified`]. Dropping it ends the waiting.
 pub struct Notified<'a> {
     notify: &'a Notify,
     generation: u64,
+    ticket: Option<u64>,
 }
 
 impl Future for Notified<'_> {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.notify.generation.get() != self.generation {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let notify = self.notify;
+        if notify.generation.get() != self.generation {
             return Poll::Ready(());
         }
-        let mut wakers = self.notify.wakers.borrow_mut();
-        if !wakers.iter().any(|w| w.will_wake(cx.waker())) {
-            wakers.push_back(cx.waker().clone());
-        }
+        let ticket = *self.ticket.get_or_insert_with(|| notify.next_ticket.replace(notify.next_ticket.get() + 1));
+        notify.wakers.borrow_mut().insert(ticket, cx.waker().clone());
         Poll::Pending
+    }
+}
+
+impl Drop for Notified<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.notify.wakers.borrow_mut().remove(&ticket);
+        }
     }
 }
 
@@ -313,5 +323,28 @@ impl<T> Queue<T> {
     pub fn close(&self) {
         self.0.closed.set(true);
         self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Seeded;
+    use crate::simulated;
+    use crate::task::Executor;
+    use crate::time::Duration;
+
+    #[test]
+    fn who_gave_up_waiting_is_forgotten() {
+        let waiting = simulated::run(&Executor::new(), Rc::new(Seeded::from_u64(1)), 0, async |runtime| {
+            let event = Rc::new(Notify::new());
+            for _ in 0..10 {
+                let (event, timers) = (event.clone(), runtime.timers.clone());
+                let waiter = async move { timers.timeout(Duration::from_secs(30), event.notified()).await };
+                assert!(runtime.spawner.spawn(waiter).await.unwrap().is_err());
+            }
+            event.wakers.borrow().len()
+        });
+        assert_eq!(waiting, 0);
     }
 }
