@@ -352,23 +352,17 @@ impl<D: Directory> Inner<D> {
 
     /// Opens the target, ends the session that this one reinstates, or its connection, and enters the new one.
     async fn grant(self: &Rc<Self>, agreed: Agreed, peer: SocketAddr, group: u16) -> Result<Granted<D::Unit>, Status> {
-        if self.stopping.get() {
-            return Err(Status::ServiceUnavailable);
-        }
         let address = peer.ip().to_canonical();
         let who = Peer { initiator: agreed.initiator.clone(), address, proven: agreed.proven.clone() };
-        let unit = match &agreed.target {
-            Some(target) => Some(self.directory.open(target, &who).await.map_err(refused)?),
-            None => None,
-        };
-        let lu = match (unit, &agreed.target) {
-            (Some(unit), Some(target)) => Some(self.lu(unit, target)),
-            _ => None,
-        };
         let target = agreed.target.as_deref();
+        let mut lu = self.admit(target, &who).await?;
         let same = |session: &Session| session.is_between(&agreed.initiator, agreed.isid, target, group);
         let former = self.sessions.reinstated(agreed.tsih, agreed.cid, same)?;
-        self.sessions.end(same).await;
+        while self.sessions.find(same).is_some() {
+            self.sessions.end(same).await;
+            // That may have taken a while: the rule may be another now.
+            lu = self.admit(target, &who).await?;
+        }
         self.make_room(agreed.target.is_some())?;
         let tsih = match &former {
             Some(session) => session.info.tsih,
@@ -402,6 +396,15 @@ impl<D: Directory> Inner<D> {
             sessions,
         });
         Ok(Granted { entered: self.sessions.enter(session), scsi })
+    }
+
+    /// Opens the target for who may use it now; of discovery there is nothing to open.
+    async fn admit(&self, target: Option<&str>, who: &Peer) -> Result<Option<Rc<Lu<D::Unit>>>, Status> {
+        let lu = match target {
+            Some(target) => Some(self.lu(self.directory.open(target, who).await.map_err(refused)?, target)),
+            None => None,
+        };
+        if self.stopping.get() { Err(Status::ServiceUnavailable) } else { Ok(lu) }
     }
 
     /// A further session is within the limits.

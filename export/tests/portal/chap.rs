@@ -1,7 +1,7 @@
 //! Who proves what: CHAP over whole logins.
 
 use crate::common::TARGET;
-use crate::initiator::{Initiator, World, run};
+use crate::initiator::{Initiator, World, cdb, cdb_10, run};
 use core::time::Duration;
 use export::iscsi::pdu::LoginResponse;
 use export::{Chap, Credentials, PortalOptions};
@@ -99,6 +99,29 @@ fn the_rule_at_the_end_of_the_login_decides() {
         *world.disk.chap.borrow_mut() = chap(SECRET);
         assert_eq!(early.login_with(&[]).await.0.status(), 0x0202);
         world.portal.end_sessions(Some(TARGET), |peer| peer.proven.is_some()).await;
+        assert!(world.portal.sessions().is_empty());
+    });
+}
+
+/// So does one that changes while the session ends that the login reinstates.
+#[test]
+fn the_rule_after_the_end_of_the_old_session_decides() {
+    run(PortalOptions::default(), |world| async move {
+        let mut old = world.login("a", &[]).await;
+        world.disk.slow.set(Some(world.runtime.timers.clone()));
+        world.disk.hangs.set(true);
+        let read = old.scsi(0x40, 512, cdb(&cdb_10(0x28, 0, 1)));
+        old.send(read, &[]).await;
+        let (disk, timers) = (world.disk.clone(), world.runtime.timers.clone());
+        world.runtime.spawner.spawn(async move {
+            timers.sleep(Duration::from_secs(1)).await;
+            *disk.chap.borrow_mut() = chap(SECRET);
+            timers.sleep(Duration::from_secs(1)).await;
+            disk.hangs.set(false);
+        });
+        let mut new = world.connect();
+        let who = ["InitiatorName=iqn.test:a", &format!("TargetName={TARGET}")];
+        assert_eq!(new.login_with(&who).await.0.status(), 0x0202);
         assert!(world.portal.sessions().is_empty());
     });
 }
