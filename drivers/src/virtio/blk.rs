@@ -9,13 +9,14 @@ use super::{EVENT_INDEX, INDIRECT_DESCRIPTORS, Polled, VirtioError, negotiate, q
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::fmt::Display;
 use core::mem;
 use core::ptr::NonNull;
 use platform::block::{BlockDevice, Io, IoError, Limits, Op, Request, SECTOR_BYTES};
 use platform::buf::Buf;
 use platform::sync::oneshot;
 use smallvec::SmallVec;
-use virtio_drivers::transport::{InterruptStatus, Transport};
+use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 
 const SIZE_MAX: u64 = 1 << 1;
 const SEGMENTS_MAX: u64 = 1 << 2;
@@ -94,7 +95,6 @@ enum Job {
 pub struct Blk<T> {
     inner: RefCell<Inner<T>>,
     limits: Cell<Limits>,
-    features: u64,
     polls: Cell<u32>,
 }
 
@@ -107,6 +107,8 @@ struct Inner<T> {
     jobs: Vec<Option<Job>>,
     waiting: VecDeque<Job>,
     finished: Vec<(Job, Result<(), IoError>)>,
+    /// The device has a volatile cache. Without one, what was written is durable.
+    has_cache: bool,
     broken: bool,
 }
 
@@ -120,9 +122,9 @@ impl<T: Transport> Blk<T> {
         let places = Shared::new(usize::from(queue.size()) * PLACE_BYTES);
         let jobs = (0..queue.size()).map(|_| None).collect();
         transport.finish_init();
-        let (waiting, finished) = (VecDeque::new(), Vec::new());
-        let inner = Inner { transport, queue, places, jobs, waiting, finished, broken: false };
-        Ok(Blk { inner: RefCell::new(inner), limits: Cell::new(limits), features, polls: Cell::new(0) })
+        let (waiting, finished, has_cache) = (VecDeque::new(), Vec::new(), features & FLUSH != 0);
+        let inner = Inner { transport, queue, places, jobs, waiting, finished, has_cache, broken: false };
+        Ok(Blk { inner: RefCell::new(inner), limits: Cell::new(limits), polls: Cell::new(0) })
     }
 
     /// Requests that the device takes at a time.
@@ -141,30 +143,18 @@ impl<T: Transport> Blk<T> {
         let mut inner = self.inner.borrow_mut();
         if inner.broken {
             drop(inner);
-            return self.complete(job, Err(IoError::Gone));
+            return job.complete(Err(IoError::Gone));
         }
         inner.waiting.push_back(job);
         inner.send_waiting();
     }
 
-    /// Whether the device has a volatile cache. Without one, what was written is durable.
-    fn has_cache(&self) -> bool {
-        self.features & FLUSH != 0
-    }
-
-    fn complete(&self, job: Job, result: Result<(), IoError>) {
-        match job {
-            Job::Io(io) if result.is_ok() && io.request().op == (Op::Write { fua: true }) && self.has_cache() => {
-                self.inner.borrow_mut().waiting.push_front(Job::FlushAfter(io));
-            }
-            Job::Io(io) | Job::FlushAfter(io) => io.complete(result),
-            Job::Serial(sender) => sender.send(None),
-        }
-    }
-
-    /// Reads the size again.
+    /// Reads the size again, and whether the device still works.
     fn look_at_configuration(&self) {
-        let inner = self.inner.borrow();
+        let mut inner = self.inner.borrow_mut();
+        if !inner.broken && inner.transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET) {
+            return inner.give_up(&"it needs a reset");
+        }
         let before = self.limits.get();
         match read_capacity(&inner.transport) {
             Ok(size_sectors) if size_sectors != before.size_sectors => {
@@ -184,7 +174,7 @@ impl<T: Transport> BlockDevice for Blk<T> {
 
     fn submit(&self, io: Io) {
         let Request { op, sector, ref bufs, .. } = *io.request();
-        if op == Op::Flush && !self.has_cache() {
+        if op == Op::Flush && !self.inner.borrow().has_cache {
             return io.complete(Ok(()));
         }
         if bufs.len() > self.limits.get().segments_max {
@@ -203,7 +193,7 @@ impl<T: Transport> Polled for Blk<T> {
         };
         let moved = !finished.is_empty();
         for (job, result) in finished.drain(..) {
-            self.complete(job, result);
+            job.complete(result);
         }
         let mut inner = self.inner.borrow_mut();
         inner.finished = finished;
@@ -309,7 +299,7 @@ impl<T: Transport> Inner<T> {
             let used = match self.queue.take() {
                 Ok(Some(used)) => used,
                 Ok(None) => return,
-                Err(error) => return self.give_up(error),
+                Err(error) => return self.give_up(&error),
             };
             let place: NonNull<Place> = self.places.at(usize::from(used.head) * PLACE_BYTES);
             // SAFETY: the device is done with the place.
@@ -318,7 +308,11 @@ impl<T: Transport> Inner<T> {
                 Some(Job::Serial(sender)) => sender.send(place.serial()),
                 Some(Job::Io(io)) => {
                     let result = result(io.request(), place.status);
-                    self.finished.push((Job::Io(io), result));
+                    if result.is_ok() && io.request().op == (Op::Write { fua: true }) && self.has_cache {
+                        self.waiting.push_front(Job::FlushAfter(io));
+                    } else {
+                        self.finished.push((Job::Io(io), result));
+                    }
                 }
                 Some(Job::FlushAfter(io)) => {
                     let result = result(io.request(), place.status);
@@ -330,8 +324,8 @@ impl<T: Transport> Inner<T> {
     }
 
     /// The device cannot be believed any more: reset it and fail everything.
-    fn give_up(&mut self, error: super::Broken) {
-        log::error!("a disk is given up: {error}");
+    fn give_up(&mut self, why: &dyn Display) {
+        log::error!("a disk is given up: {why}");
         self.broken = true;
         let let_go = reset(&mut self.transport);
         let in_flight = self.jobs.iter_mut().filter_map(Option::take);
@@ -341,6 +335,15 @@ impl<T: Transport> Inner<T> {
                 mem::forget(mem::take(&mut io.request_mut().bufs));
             }
             self.finished.push((job, Err(IoError::Gone)));
+        }
+    }
+}
+
+impl Job {
+    fn complete(self, result: Result<(), IoError>) {
+        match self {
+            Job::Io(io) | Job::FlushAfter(io) => io.complete(result),
+            Job::Serial(sender) => sender.send(None),
         }
     }
 }

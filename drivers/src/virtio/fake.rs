@@ -108,6 +108,12 @@ impl FakeDevice {
         self.0.notified.get()
     }
 
+    /// Has failed, and says so.
+    pub(super) fn need_reset(&self) {
+        self.0.status.set(self.0.status.get() | DeviceStatus::DEVICE_NEEDS_RESET.bits());
+        self.0.interrupts.set(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT.bits());
+    }
+
     /// Changes the configuration and says so.
     pub(super) fn configure(&self, at: usize, bytes: &[u8]) {
         self.0.configuration.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);

@@ -234,6 +234,31 @@ fn a_device_that_returns_nonsense_is_given_up() {
     }
 }
 
+/// A durable write of which the first half was done, as the device is given up, has no second half.
+#[test]
+fn a_durable_write_fails_with_its_device() {
+    let bench = Bench::new(BLK_FEATURES, 8);
+    let buf = Bufs::from_iter([bench.pool.zeroed(512).unwrap()]);
+    let mut write = bench.disk.start(Op::Write { fua: true }, 3, 1, buf);
+    let mut read = bench.read(0);
+    bench.answer(&bench.next(), &[], 0);
+    bench.device.done(0, 7777, 0);
+    bench.blk.poll();
+    assert_eq!([result(&mut write), result(&mut read)], [Some(Err(IoError::Gone)); 2]);
+}
+
+#[test]
+fn a_device_that_needs_a_reset_is_given_up() {
+    let bench = Bench::new(BLK_FEATURES, 8);
+    let mut read = bench.read(0);
+    let _ = bench.next();
+    bench.device.need_reset();
+    bench.blk.listen();
+    bench.blk.poll();
+    assert_eq!(result(&mut read), Some(Err(IoError::Gone)));
+    assert!(!bench.device.is_running(), "it was reset");
+}
+
 #[test]
 fn using_a_request_twice_is_nonsense() {
     let bench = Bench::new(BLK_FEATURES, 8);
