@@ -116,14 +116,11 @@ impl<'w, S: Stream> Exchange<'w, S> {
 
     /// Answers with a body of known length.
     pub(crate) async fn reply(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Lost> {
-        // A body that is not going to be read ends the connection, or it would be taken for the next request.
-        self.close |= self.owes_continue || self.decoder == Decoder::Broken || self.rest_is_long();
         let extent = if status == 204 { Extent::None } else { Extent::Length(body.len()) };
-        let mut bytes = answer::head(status, extent, self.close, headers).into_bytes();
+        let mut bytes = self.begin(status, extent, headers);
         if self.head.method != Method::Head {
             bytes.extend_from_slice(body);
         }
-        self.answer = Answer::Begun(status);
         self.wire.send(&bytes).await?;
         self.wire.flush().await?;
         self.answer = Answer::Complete(status);
@@ -140,13 +137,19 @@ impl<'w, S: Stream> Exchange<'w, S> {
 
     /// Answers with a body whose length nobody knows yet.
     pub(crate) async fn stream(&mut self, content_type: &str) -> Result<Sink<'_, 'w, S>, Lost> {
-        let status = 200;
-        self.close |= self.head.http_1_0 || self.rest_is_long();
+        self.close |= self.head.http_1_0;
         let extent = if self.head.http_1_0 { Extent::Close } else { Extent::Chunked };
-        self.answer = Answer::Begun(status);
-        let head = answer::head(status, extent, self.close, &[("Content-Type", content_type)]);
-        self.wire.send(head.as_bytes()).await?;
+        let head = self.begin(200, extent, &[("Content-Type", content_type)]);
+        self.wire.send(&head).await?;
         Ok(Sink { gathered: Vec::with_capacity(CHUNK_BYTES), chunked: extent == Extent::Chunked, exchange: self })
+    }
+
+    /// The head of the answer.
+    fn begin(&mut self, status: u16, extent: Extent, headers: &[(&str, &str)]) -> Vec<u8> {
+        // A body that is not going to be read ends the connection, or it would be taken for the next request.
+        self.close |= self.owes_continue || self.decoder == Decoder::Broken || self.rest_is_long();
+        self.answer = Answer::Begun(status);
+        answer::head(status, extent, self.close, headers).into_bytes()
     }
 
     /// After the handler: answers its error if that is still possible. True if another request may follow.

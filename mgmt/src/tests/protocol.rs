@@ -135,6 +135,19 @@ fn a_peer_that_asks_is_told_to_go_on() {
     assert_eq!(statuses(&rig, to_1_0.as_bytes()), [200], "HTTP/1.0 knows no 100");
 }
 
+/// Who waits for a 100 does not send the body when the answer is there: what comes next would be taken for it.
+#[test]
+fn a_streamed_answer_to_who_waits_for_a_100_ends_the_connection() {
+    let rig = Rig::new();
+    let head = format!(
+        "GET /v1/volumes HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n\
+         Expect: 100-continue\r\nContent-Length: 47\r\n\r\n"
+    );
+    let answer = String::from_utf8(rig.talk(head.as_bytes())).unwrap();
+    assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
+    assert!(!answer.contains("100 Continue"), "{answer}");
+}
+
 fn good_1_0(head: &str) -> String {
     format!("{}create_thin 7", head.replace("HTTP/1.1", "HTTP/1.0"))
 }
