@@ -13,7 +13,7 @@ mod writer;
 use crate::catalog::VolumeRecord;
 use crate::control::Manager;
 use crate::service::{Served, Service, ServiceError};
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -25,7 +25,8 @@ use mgmt::{
 };
 use platform::Runtime;
 use platform::block::SECTOR_BYTES;
-use platform::sync::Semaphore;
+use platform::sync::{Notify, Semaphore};
+use platform::time::Instant;
 use target::given_up_checkpoint;
 use thinp::stream::{Identity, StreamError, Token};
 
@@ -44,12 +45,14 @@ pub(crate) struct Transfers {
     receives: Semaphore,
     /// Volumes that something is received into.
     receiving: RefCell<BTreeSet<String>>,
+    /// Others are received into.
+    changed: Notify,
 }
 
 impl Default for Transfers {
     fn default() -> Transfers {
         let (sends, receives) = (Semaphore::new(STREAMS_MAX), Semaphore::new(STREAMS_MAX));
-        Transfers { sends, receives, receiving: RefCell::default() }
+        Transfers { sends, receives, receiving: RefCell::default(), changed: Notify::new() }
     }
 }
 
@@ -125,10 +128,10 @@ struct Receiving<'s> {
 
 impl Transfers {
     fn begin(&self, name: &VolumeName) -> Result<Receiving<'_>, TransferError> {
-        let mut receiving = self.receiving.borrow_mut();
-        if !receiving.insert(name.to_string()) {
+        if !self.receiving.borrow_mut().insert(name.to_string()) {
             return Err(TransferError::Receiving(name.to_string()));
         }
+        self.changed.notify_all();
         Ok(Receiving { transfers: self, name: name.to_string() })
     }
 
@@ -140,6 +143,7 @@ impl Transfers {
 impl Drop for Receiving<'_> {
     fn drop(&mut self) {
         self.transfers.receiving.borrow_mut().remove(&self.name);
+        self.transfers.changed.notify_all();
     }
 }
 
@@ -177,7 +181,6 @@ impl Streams for Manager {
         let _turn = transfers.receives.acquire(1).await;
         let received = receive::receive(self, request, source).await;
         drop(receiving);
-        self.service.expire(&self.runtime, &request.volume);
         received?;
         Ok(self.volume(&request.volume).await?)
     }
@@ -218,36 +221,49 @@ impl Service {
         self.finish_deletion(given_up.await?).await
     }
 
-    /// Gives up a transfer that is not resumed for too long.
-    fn expire(self: &Rc<Self>, runtime: &Runtime, name: &VolumeName) {
-        let found = |served: &Served| served.catalog().named(&checkpoint_name(name.as_str())).and_then(token_of);
-        let Some(token) = self.served().ok().and_then(|served| found(&served)) else { return };
-        let (service, timers, name) = (self.clone(), runtime.timers.clone(), name.clone());
+    /// Gives up transfers that are not resumed for too long, as long as the appliance runs. What was received before the start
+    /// can be resumed for as long as after it.
+    pub(crate) fn expire_transfers(self: &Rc<Self>, runtime: &Runtime) {
+        let (service, timers) = (self.clone(), runtime.timers.clone());
         runtime.spawner.spawn(async move {
-            timers.sleep(KEPT).await;
-            let now = service
-                .served()
-                .ok()
-                .and_then(|served| served.catalog().named(&checkpoint_name(name.as_str())).and_then(token_of));
-            if now != Some(token) || service.transfers.is_running(name.as_str()) {
-                return;
-            }
-            match service.forget_receive(&name).await {
-                Ok(()) => log::info!("the transfer into volume {name} was not resumed: what it received is deleted"),
-                Err(error) => log::warn!("the transfer into volume {name} is not deleted: {error}"),
+            // What can be resumed, and until when.
+            let mut kept = BTreeMap::<VolumeName, (Token, Instant)>::new();
+            while let Ok(served) = service.served() {
+                let changed = service.transfers.changed.notified();
+                let now = timers.now();
+                let broken_off = service.broken_off(&served);
+                kept.retain(|name, (token, _)| broken_off.get(name) == Some(token));
+                for (name, token) in broken_off {
+                    kept.entry(name).or_insert((token, now + KEPT));
+                }
+                let first = kept.iter().map(|(name, (_, until))| (*until, name.clone())).min();
+                match first {
+                    None => changed.await,
+                    Some((until, name)) if until <= now => {
+                        service.give_up_transfer(&name).await;
+                        kept.remove(&name);
+                    }
+                    // Elapsed or changed: either is a reason to look again.
+                    Some((until, _)) => drop(timers.timeout(until - now, changed).await),
+                }
             }
         });
     }
 
-    /// After the start: what was received before it can be resumed for as long as after it.
-    pub(crate) fn expire_transfers(self: &Rc<Self>, runtime: &Runtime) {
-        let Ok(served) = self.served() else { return };
-        let names: alloc::vec::Vec<_> = {
-            let catalog = served.catalog();
-            let checkpoints = catalog.volumes().filter(|record| !record.deleting).filter_map(volume_of);
-            checkpoints.filter_map(|name| VolumeName::parse(name).ok()).collect()
-        };
-        names.iter().for_each(|name| self.expire(runtime, name));
+    /// The transfers that could be resumed.
+    fn broken_off(&self, served: &Served) -> BTreeMap<VolumeName, Token> {
+        let catalog = served.catalog();
+        let checkpoints = catalog.volumes().filter(|record| !record.deleting);
+        let transfers = checkpoints.filter_map(|record| Some((volume_of(record)?, token_of(record)?)));
+        let waiting = transfers.filter(|(name, _)| !self.transfers.is_running(name));
+        waiting.filter_map(|(name, token)| Some((VolumeName::parse(name).ok()?, token))).collect()
+    }
+
+    async fn give_up_transfer(&self, name: &VolumeName) {
+        match self.forget_receive(name).await {
+            Ok(()) => log::info!("the transfer into volume {name} was not resumed: what it received is deleted"),
+            Err(error) => log::warn!("the transfer into volume {name} is not deleted: {error}"),
+        }
     }
 }
 

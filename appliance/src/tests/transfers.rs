@@ -143,6 +143,30 @@ fn only_the_same_transfer_is_gone_on_with() {
     });
 }
 
+/// However often it is begun and resumed, there is one task that gives up what nobody resumes.
+#[test]
+fn a_transfer_that_breaks_off_again_and_again_leaves_no_tasks() {
+    run(12, Disks::new(400), async |world| {
+        prepared(&world).await;
+        let whole = with_more_digests(&send(&world, "s2", None, None).await);
+        receive_slowly(&world, "new", &whole[..whole.len() / 2]).await.unwrap_err();
+        world.settle().await;
+        let holders = Rc::strong_count(&world.manager.service);
+        for day in 0..3 {
+            world.runtime.timers.sleep(Duration::from_secs(23 * 3600)).await;
+            let token = world.manager.receive_state(&name("new")).unwrap().resume;
+            assert!(token.is_some(), "day {day}: the day begins anew when a transfer breaks off");
+            let rest = send(&world, "s2", None, token).await;
+            receive(&world, &into("new"), &rest[..300], true).await.unwrap_err();
+            world.settle().await;
+            assert_eq!(Rc::strong_count(&world.manager.service), holders);
+        }
+        world.runtime.timers.sleep(Duration::from_secs(25 * 3600)).await;
+        assert!(world.manager.receive_state(&name("new")).is_err());
+        world.sound().await;
+    });
+}
+
 /// The power is cut after each write and flush of a receive onto a volume: it shows its old contents or the new ones; what can be
 /// resumed is, and nothing else is left.
 #[test]
