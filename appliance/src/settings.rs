@@ -232,9 +232,8 @@ fn parse_net(value: &str) -> Option<Net> {
     Some(Net::Static { address: address.parse().ok()?, prefix_bits, gateway })
 }
 
-/// Port 0 means any free one, where there is somebody to choose it (`hosted`).
 fn parse_port(value: &str) -> Result<u16, &'static str> {
-    value.parse().map_err(|_| "use a port number, 0 to 65535")
+    value.parse().ok().filter(|port| *port > 0).ok_or("use a port number, 1 to 65535")
 }
 
 fn parse_ports(value: &str) -> Result<Vec<u16>, &'static str> {
@@ -329,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_bad_word_is_told_and_changes_nothing() {
-        let bad = "net=10.0.0.1 net=10.0.0.1/33 iscsi.port=65536 iscsi.port=3260, iscsi.port=3260,3260 iscsi.portal=host:1 iscsi.portal=127.0.0.1:1@0 iqn=x format=maybe block=65K block=2G block=0K \
+        let bad = "net=10.0.0.1 net=10.0.0.1/33 iscsi.port=65536 iscsi.port=0 iscsi.port=3260,0 http.port=0 iscsi.port=3260, iscsi.port=3260,3260 iscsi.portal=host:1 iscsi.portal=127.0.0.1:1@0 iqn=x format=maybe block=65K block=2G block=0K \
                    block=99999999999M low_water=1M check.start=1 check.rate=7 check.rate=1K on_panic=hang token=secret time=now time=20261329t101500z log=all colour=red format";
         let (settings, warnings) = Settings::parse(bad);
         assert_eq!(settings, Settings::default());
