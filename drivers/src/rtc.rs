@@ -1,7 +1,7 @@
 //! The battery-backed clock of the PC (MC146818), for the time of day.
 
 use crate::port::Ports;
-use platform::time::{Clock, WallClock};
+use platform::time::WallClock;
 
 const SECONDS: u8 = 0x00;
 const MINUTES: u8 = 0x02;
@@ -20,26 +20,28 @@ const PM: u8 = 1 << 7;
 /// Reads until two in a row agree, but not for ever.
 const ATTEMPTS: usize = 64;
 
-/// Time of day: the battery-backed clock once, and the monotonic clock from then on.
-pub struct Rtc<C> {
-    clock: C,
-    /// Unix time when the monotonic clock stood at 0.
-    origin_unix_seconds: Option<u64>,
+/// Time of day. The clock is read whenever somebody asks: the time-stamp counter is measured too shortly to tell the time of
+/// day for long, and stands still while a virtual machine is paused.
+pub struct Rtc {
+    /// There is such a clock: to look for it takes long.
+    present: bool,
 }
 
-impl<C: Clock> Rtc<C> {
-    /// Reads the clock of the machine.
-    pub fn new(clock: C) -> Rtc<C> {
-        let uptime_seconds = clock.now().nanos / 1_000_000_000;
-        let origin_unix_seconds = read().and_then(|r| r.unix_seconds()).map(|now| now.saturating_sub(uptime_seconds));
-        Rtc { clock, origin_unix_seconds }
+impl Rtc {
+    /// Looks for the clock of the machine.
+    pub fn find() -> Rtc {
+        Rtc { present: now().is_some() }
     }
 }
 
-impl<C: Clock> WallClock for Rtc<C> {
+impl WallClock for Rtc {
     fn unix_seconds(&self) -> Option<u64> {
-        self.origin_unix_seconds.map(|origin| origin + self.clock.now().nanos / 1_000_000_000)
+        if self.present { now() } else { None }
     }
+}
+
+fn now() -> Option<u64> {
+    read()?.unix_seconds()
 }
 
 /// The registers, as the clock keeps them.

@@ -49,7 +49,7 @@ extern "C" fn start(start_info: u32) -> ! {
     let machine = Machine::new(&acpi);
     console::set_clock(machine.clock());
     log::info!("{} MiB of heap, a clock of {} MHz", heap_bytes >> 20, machine.clock().hz() / 1_000_000);
-    let rtc = Rc::new(Rtc::new(machine.clock()));
+    let rtc = Rc::new(Rtc::find());
     match rtc.unix_seconds() {
         Some(seconds) => log::info!("it is {seconds} s after 1970-01-01 UTC"),
         None => log::info!("the machine does not know the time of day"),
