@@ -2,18 +2,13 @@
 
 use alloc::format;
 use alloc::string::String;
+use platform::calendar::{date, days_since_1970};
 
 /// Bytes of a time in a name.
 pub(crate) const LEN: usize = 16;
 
 /// Seconds of a day.
 pub(crate) const DAY: u64 = 86_400;
-
-/// Days from 0000-03-01, from which years are counted so that the leap day comes last, to 1970-01-01.
-const DAYS_TO_1970: u64 = 719_468;
-
-/// Days of 400 years.
-const DAYS_IN_ERA: u64 = 146_097;
 
 /// The time, in UTC. Only for years of four digits.
 pub(crate) fn format(unix_seconds: u64) -> String {
@@ -30,22 +25,8 @@ pub(crate) fn parse(text: &str) -> Option<u64> {
     };
     let (year, month, day) = (number(0, 4)?, number(4, 6)?, number(6, 8)?);
     let (hour, minute, second) = (number(9, 11)?, number(11, 13)?, number(13, 15)?);
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day.checked_sub(1)?;
-    let seconds = days.checked_sub(DAYS_TO_1970)? * DAY + hour * 3600 + minute * 60 + second;
+    let seconds = days_since_1970(year, month, day)? * DAY + hour * 3600 + minute * 60 + second;
     (format(seconds) == text).then_some(seconds)
-}
-
-/// Year, month and day of the Gregorian calendar.
-fn date(days_since_1970: u64) -> (u64, u64, u64) {
-    let days = days_since_1970.saturating_add(DAYS_TO_1970);
-    let (era, day_of_era) = (days / DAYS_IN_ERA, days % DAYS_IN_ERA);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let (month, year) = (if month < 10 { month + 3 } else { month - 9 }, era * 400 + year_of_era);
-    (year + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

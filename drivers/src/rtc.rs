@@ -1,6 +1,7 @@
 //! The battery-backed clock of the PC (MC146818), for the time of day.
 
 use crate::port::Ports;
+use platform::calendar::days_since_1970;
 use platform::time::WallClock;
 
 const SECONDS: u8 = 0x00;
@@ -91,13 +92,6 @@ impl Registers {
         let days = days_since_1970(year, month, day)?;
         valid.then_some(days * 86_400 + hours * 3_600 + minutes * 60 + seconds)
     }
-}
-
-/// Days of the Gregorian calendar; the year is counted from March, so that the leap day comes last.
-fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day.checked_sub(1)?;
-    days.checked_sub(719_468)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! - [`net`]: listeners and byte streams.
 //! - [`time`], [`random`]: the clock and the dice. No core crate has its own. [`secret`]: what is kept hidden.
 //! - [`task`]: a single-core executor; [`sync`]: what its tasks wait on. [`simulated`]: time that passes at once.
-//! - [`crc32c`]: a checksum that processors have an instruction for.
+//! - [`crc32c`]: a checksum that processors have an instruction for. [`calendar`]: days and dates.
 //!
 //! [`layers`] holds disks that wrap a disk, [`mem`] a disk in memory. There is no policy here.
 //!
@@ -36,6 +36,7 @@ extern crate alloc;
 
 pub mod block;
 pub mod buf;
+pub mod calendar;
 pub mod crc32c;
 pub mod layers;
 pub mod mem;
