@@ -145,9 +145,14 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Opens a folder to read it; a backup may go on meanwhile.
+    /// Opens a folder to read it; others may change it meanwhile.
     pub fn look(path: &Path) -> Result<Folder> {
         Ok(Folder { manifest: read(path)?, path: path.to_owned(), _lock: None })
+    }
+
+    /// Whether the folder's manifest names this backup, as it is, now.
+    pub fn has_still(&self, backup: &Backup) -> Result<bool> {
+        Ok(read(&self.path)?.backups.contains(backup))
     }
 
     /// Makes what the manifest says durable.

@@ -85,7 +85,10 @@ pub fn verify(folder: &Folder, quiet: bool) -> Result<Vec<Verdict>> {
             Err(failure @ (Failure::Damaged(_) | Failure::Here(_))) => Some(failure.to_string()),
             Err(failure) => return Err(failure),
         };
-        verdicts.push(Verdict { id: backup.id, damage });
+        // What a prune has taken away meanwhile is not damaged.
+        if damage.is_none() || folder.has_still(backup)? {
+            verdicts.push(Verdict { id: backup.id, damage });
+        }
         progress.add(backup.stream_bytes);
         before = Some(backup);
     }

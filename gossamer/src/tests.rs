@@ -132,6 +132,27 @@ fn any_that_stay_are_whole_whichever_go() {
 }
 
 #[test]
+fn what_is_pruned_while_others_are_verified_is_not_damaged() {
+    let mut dice = Dice::new(1);
+    let (scratch, fake) = (Scratch::new("beside"), Fake::start());
+    let folder = scratch.join("backups");
+    fake.make("v1", 8 * BLOCK_BYTES);
+    for _ in 0..4 {
+        fake.change("v1", &mut dice);
+        back_up(&fake, &folder).unwrap();
+    }
+    let looked = Folder::look(&folder).unwrap();
+    let mut opened = Folder::open(&folder).unwrap();
+    let plan = prune::plan(&opened.manifest.backups, &keep(&["--keep-last", "2"]));
+    prune::run(&mut opened, &plan, true).unwrap();
+    let verdicts = restore::verify(&looked, true).unwrap();
+    assert_eq!(verdicts.iter().map(|v| (v.id, v.damage.clone())).collect::<Vec<_>>(), [(4, None)]);
+    // But a file that is gone is missed.
+    fs::remove_file(folder.join(&looked.manifest.backups[3].file)).unwrap();
+    assert!(restore::verify(&looked, true).unwrap()[0].damage.is_some());
+}
+
+#[test]
 fn a_broken_link_costs_what_no_digest_covered() {
     let (scratch, fake) = (Scratch::new("link"), Fake::start());
     let folder = scratch.join("backups");
