@@ -2,12 +2,13 @@
 
 use crate::api::{Api, segment};
 use crate::calendar;
+use crate::durable;
 use crate::failure::{Failure, Result};
 use crate::manifest::{Backup, Folder, Pending, hex};
 use crate::progress::Progress;
 use crate::stream::{Found, Piece, Place, Reader, Sink, Writer};
 use serde_json::{Value, json};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::thread;
@@ -196,13 +197,19 @@ impl Job<'_> {
             Ok(()) => (writer.end()?, Ok(())),
             broken => (writer.into_out(), broken),
         };
-        let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
-        file.sync_all().map_err(&failed)?;
+        out.into_inner().map_err(|error| failed(error.into_error()))?;
         copied
     }
 
-    /// The backup is complete: the manifest takes it up, and the snapshot before it goes.
+    /// The backup is complete: it is made durable, whichever run wrote it, the manifest takes it up, and the snapshot
+    /// before it goes.
     fn record(&mut self, pending: &Pending, wanted: &Wanted<'_>, found: &Found) -> Result<Backup> {
+        let path = self.folder.file(&pending.file);
+        if let Err(failure) = durable::sync(&path) {
+            // What could not be written reads whole all the same, as long as it is in memory.
+            fs::remove_file(&path).map_err(Failure::file(&path))?;
+            return Err(failure);
+        }
         let manifest = &mut self.folder.manifest;
         let backup = Backup {
             id: manifest.next_id,

@@ -9,6 +9,7 @@ mod args;
 mod backup;
 mod calendar;
 mod commands;
+mod durable;
 mod failure;
 mod http;
 mod image;

@@ -3,6 +3,7 @@
 //! A file counts only if the manifest names it, and the manifest is replaced as a whole: written beside the old one, flushed, renamed.
 //! What a command is about to make or to take away is noted first, so that the next one finishes it if the power fails.
 
+use crate::durable;
 use crate::failure::{Failure, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
@@ -162,8 +163,7 @@ impl Folder {
         text.push(b'\n');
         let mut file = File::create(&new).map_err(Failure::file(&new))?;
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(Failure::file(&new))?;
-        fs::rename(&new, &place).map_err(Failure::file(&place))?;
-        File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(Failure::file(&self.path))
+        durable::rename(&new, &place)
     }
 
     /// Where a file of it lies.
