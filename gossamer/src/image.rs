@@ -1,5 +1,6 @@
 //! A raw file or block device that a backup is restored into.
 
+use crate::durable;
 use crate::failure::{Failure, Result};
 use crate::stream::Sink;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -59,7 +60,7 @@ impl Image {
     pub fn finish(mut self) -> Result<()> {
         self.file.sync_all().map_err(Failure::file(&self.path))?;
         match self.written_as.take() {
-            Some(new) => fs::rename(&new, &self.path).map_err(Failure::file(&self.path)),
+            Some(new) => durable::rename(&new, &self.path),
             None => Ok(()),
         }
     }
