@@ -100,7 +100,7 @@ impl<C: Control> Api<C> {
         let (same, metadata_snapshot) = (query.yes("same", true)?, query.yes("metadata_snapshot", false)?);
         let from_block = query.first_block()?;
         let request = DeltaRequest { left, right, format, same, metadata_snapshot, from_block };
-        let mut out = Out::Waiting(exchange);
+        let mut out = Out::new(exchange)?;
         let sink = async |piece: &[u8]| out.begun(format.content_type()).await?.write(piece).await;
         let result = self.control.delta(&request, sink).await;
         out.finish(format.content_type(), |error| last_words(format, error), result).await
@@ -116,7 +116,7 @@ impl<C: Control> Api<C> {
         let format = query.word("format", &[("json", RunsFormat::Json), ("xml", RunsFormat::Xml)], RunsFormat::Json)?;
         let (metadata_snapshot, from_block) = (query.yes("metadata_snapshot", false)?, query.first_block()?);
         let request = MappingsRequest { volume, format, metadata_snapshot, from_block };
-        let mut out = Out::Waiting(exchange);
+        let mut out = Out::new(exchange)?;
         let sink = async |piece: &[u8]| out.begun(format.content_type()).await?.write(piece).await;
         let result = self.control.mappings(&request, sink).await;
         out.finish(format.content_type(), |error| last_words(format, error), result).await

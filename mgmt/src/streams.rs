@@ -5,7 +5,7 @@ use crate::control::{Control, ReceiveError, ReceiveRequest, SendRequest, Volume}
 use crate::error::{Code, ControlError};
 use crate::http::Failure;
 use crate::http::exchange::Exchange;
-use crate::http::head::{Framing, Method};
+use crate::http::head::Framing;
 use crate::http::out::Out;
 use crate::names::{VolumeName, VolumeSize};
 use crate::query::Query;
@@ -26,11 +26,7 @@ impl<C: Control> Api<C> {
         let query = Query::parse(exchange.head().query.as_deref(), &["from", "resume"])?;
         let request =
             SendRequest { snapshot, base: query.volume("from")?, resume: query.get("resume").map(ToOwned::to_owned) };
-        if exchange.head().method == Method::Head {
-            // It would have to be made to its end, for nobody.
-            return Err(ControlError::invalid("a stream has no head of its own", "GET it").into());
-        }
-        let mut out = Out::Waiting(exchange);
+        let mut out = Out::new(exchange)?;
         let sink = async |piece: &[u8]| out.begun(STREAM).await?.write(piece).await;
         let result = self.control.send(&request, sink).await;
         if let Err(error) = &result {

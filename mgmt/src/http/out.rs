@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::exchange::{Exchange, Sink};
+use super::head::Method;
 use super::wire::Lost;
 use crate::error::ControlError;
 use crate::runs::RunsError;
@@ -16,6 +17,15 @@ pub(crate) enum Out<'e, 'w, S: Stream> {
 }
 
 impl<'e, 'w, S: Stream> Out<'e, 'w, S> {
+    /// Nothing was answered yet.
+    pub(crate) fn new(exchange: &'e mut Exchange<'w, S>) -> Result<Self, ControlError> {
+        if exchange.head().method == Method::Head {
+            // It would have to be made to its end, for nobody.
+            return Err(ControlError::invalid("what is made while it is sent has no head of its own", "GET it"));
+        }
+        Ok(Out::Waiting(exchange))
+    }
+
     /// The answer's body.
     pub(crate) async fn begun(&mut self, content_type: &str) -> Result<&mut Sink<'e, 'w, S>, Lost> {
         *self = match core::mem::replace(self, Out::Lost) {

@@ -42,7 +42,9 @@ fn a_query_says_what_is_wanted() {
     let told = "MappingsRequest { volume: VolumeName(\"v2\"), format: Xml, metadata_snapshot: false, from_block: 7 }\n";
     assert_eq!((mappings.status, mappings.text()), (200, told));
     assert_eq!(rig.json("GET", "/v1/volumes/v2/mappings", "").header("content-type"), Some("application/x-ndjson"));
-    assert!(rig.json("HEAD", "/v1/volumes/v2/mappings", "").body.is_empty());
+    // They would be made to their end, for nobody.
+    assert_eq!(rig.json("HEAD", "/v1/volumes/v2/mappings", "").status, 400);
+    assert_eq!(rig.json("HEAD", "/v1/volumes/v1/delta?to=v2", "").status, 400);
 }
 
 #[test]
