@@ -141,6 +141,9 @@ fn hint(error: &ServiceError) -> &'static str {
         ServiceError::Catalog(CatalogError::Malformed { .. } | CatalogError::Duplicate { .. }) => {
             "delete the device that holds the records by a message, start again, then POST /v1/pool/adopt"
         }
+        ServiceError::Pool(thinp::Error::PageTooLong { .. }) => {
+            "all snapshot policies share a page: DELETE one, or name fewer volumes in them"
+        }
         ServiceError::Pool(error) => match error.errno() {
             Errno::ENOSPC => "delete or discard something, or grow the pool",
             Errno::EBUSY => "wait until it is no longer in use, or end that use",

@@ -88,7 +88,8 @@ fn of_check(check: &CheckState) -> String {
     gauge(&mut text, "gossamer_pool_check_running", "1 while the metadata is being checked.", running);
     if let Some(report) = check.last.as_ref().and_then(|last| last.report.as_ref()) {
         let problems = report.damage.saturating_add(report.leaks).saturating_add(report.untold);
-        gauge(&mut text, "gossamer_pool_check_problems", "What the last check found, hints aside.", problems);
+        let help = "Damage and leaks that the last check found, and what it only counted.";
+        gauge(&mut text, "gossamer_pool_check_problems", help, problems);
     }
     text
 }

@@ -116,7 +116,7 @@ fn of_records() -> Vec<Error> {
     vec![
         Error::DamagedRecords { device: DeviceId::MAX, page: 1, what: "its checksum is wrong" },
         Error::RecordsExist(DeviceId::MAX),
-        Error::PageTooLong { len: 5000, most: 4032 },
+        Error::PageTooLong { len: 70_000, most: 65_472 },
         Error::NoPage(9),
     ]
 }
@@ -167,7 +167,7 @@ pub fn of_the_appliance() -> Vec<ServiceError> {
         ServiceError::Transfer(TransferError::NoSpace { volume: name(), missing_bytes: 65536 }),
         ServiceError::Catalog(CatalogError::Malformed { page: 1, why: "unexpected end".into() }),
         ServiceError::Catalog(CatalogError::Duplicate { page: 1, what: "volume v1".into() }),
-        ServiceError::Catalog(CatalogError::TooLarge { record_bytes: 5000, capacity_bytes: 4032 }),
+        ServiceError::Catalog(CatalogError::TooLarge { record_bytes: 70_000, capacity_bytes: 65_472 }),
         ServiceError::Catalog(CatalogError::Unencodable("a name is too long".into())),
         ServiceError::Elsewhere { by: IDENTITY.into(), epoch: 7 },
         ServiceError::NothingToRepair(Mode::Write),
