@@ -161,9 +161,12 @@ impl Records {
             }
         }
         let device = self.device();
-        for (page, _) in pages {
-            if let Err(error) = metadata.swap(device, truth(*page), spare(*page)).await {
-                return Err(inner.abort(error).await);
+        for (done, (page, _)) in pages.iter().enumerate() {
+            match metadata.swap(device, truth(*page), spare(*page)).await {
+                Ok(()) => {}
+                Err(refusal) if done == 0 => return Err(undo(inner, changes, refusal).await),
+                // There may be no room for swapping the others back, either.
+                Err(error) => return Err(inner.abort(error).await),
             }
         }
         for change in changes {

@@ -137,3 +137,22 @@ fn changes_before_the_one_that_is_refused_are_undone() {
         records.apply(&changes[..1], &[(0, b"one".to_vec())]).await.unwrap();
     });
 }
+
+/// Records that there is no room to change are as they were, and so is the pool.
+#[test]
+fn a_page_that_is_refused_costs_the_pool_nothing() {
+    run_blank(8, 64, async |world| {
+        let (pool, _thin) = world.pool_with_device(PoolOptions::default()).await;
+        let records = Records::create(&pool).await.unwrap();
+        pool.create_thin(id(1)).await.unwrap();
+        let hogged = pool.0.metadata.hog(5).await.unwrap();
+        for changes in [&[][..], &[Change::Delete(id(1))]] {
+            let refused = records.apply(changes, &[(0, b"one".to_vec())]).await;
+            assert_eq!(refused, Err(MetadataError::NoMetadataSpace.into()));
+            assert!(!pool.status().needs_check);
+        }
+        pool.0.metadata.let_go(hogged).await.unwrap();
+        records.apply(&[Change::Delete(id(1))], &[(0, b"one".to_vec())]).await.unwrap();
+        assert_eq!(records.read(0).await.unwrap(), b"one");
+    });
+}
