@@ -77,7 +77,8 @@ impl Control for Manager {
     async fn grow(&self) -> Result<(), ControlError> {
         // Not after other changes: one of them may wait for just this.
         let served = self.service.served()?;
-        Ok(served.pool.grow().await.map_err(ServiceError::Pool)?)
+        served.pool.grow().await.map_err(ServiceError::Pool)?;
+        Ok(owner::grown(&self.service).await?)
     }
 
     async fn event_after(&self, seen: u64) -> Result<(), ControlError> {
@@ -143,8 +144,7 @@ impl Control for Manager {
             let report = served.pool.clear_needs_check().await?;
             served.stale.set(true);
             startup::reload(served).await?;
-            owner::activate(&self.service, served).await?;
-            served.reconcile().await?;
+            owner::unless_full(owner::activate(&self.service, served).await)?;
             Ok(report)
         });
         Ok(told(&cleared.await?))

@@ -11,7 +11,7 @@ use crate::units::hexadecimal;
 use alloc::format;
 use alloc::rc::Rc;
 use platform::Runtime;
-use thinp::control::Mode;
+use thinp::metadata::MetadataError;
 
 /// Who this instance is: as given from outside, else as the pool says. Two hosts without identities of their own cannot be
 /// told apart before both use the pool.
@@ -39,25 +39,54 @@ pub(crate) fn activation(service: &Service, record: &ApplianceRecord) -> Activat
     Activation { epoch: before.saturating_add(1), instance: instance(service, record), open: true }
 }
 
+/// The activation that is open and this instance's own.
+fn own(service: &Service, served: &Served) -> Option<Activation> {
+    let catalog = served.catalog();
+    let record = catalog.appliance();
+    record.activation.filter(|last| last.open && last.instance == instance(service, record))
+}
+
 /// Begins to use a pool that could not be changed when it was opened.
 pub(crate) async fn activate(service: &Service, served: &Served) -> Result<(), ServiceError> {
-    if !served.adopted() {
+    if served.adopted() {
+        let mut record = served.catalog().appliance().clone();
+        record.activation = Some(activation(service, &record));
+        served.change(&[], [Edit::Appliance(record)].into()).await?;
+    }
+    served.reconcile().await
+}
+
+/// A pool whose metadata is full to the last block, which another implementation may leave, is served nevertheless, and not
+/// activated: nothing at all can be changed in it before it [has grown](grown).
+pub(crate) fn unless_full(begun: Result<(), ServiceError>) -> Result<(), ServiceError> {
+    match begun {
+        Err(ServiceError::Pool(thinp::Error::Metadata(MetadataError::NoMetadataSpace))) => {
+            log::warn!("the pool is full to the last metadata block and not activated before it has grown");
+            Ok(())
+        }
+        begun => begun,
+    }
+}
+
+/// Begins to use a pool that was full to the last metadata block, and is larger now.
+pub(crate) async fn grown(service: &Service) -> Result<(), ServiceError> {
+    let is_missing = |served: &Served| served.adopted() && own(service, served).is_none();
+    if !is_missing(&*service.served()?) {
         return Ok(());
     }
-    let mut record = served.catalog().appliance().clone();
-    record.activation = Some(activation(service, &record));
-    served.change(&[], [Edit::Appliance(record)].into()).await
+    let work = async |served: &Rc<Served>| {
+        if is_missing(served) { unless_full(activate(service, served).await) } else { Ok(()) }
+    };
+    service.alone(work).await
 }
 
 /// Tells whoever comes next that the pool is free.
-pub(crate) async fn release(served: &Served) -> Result<(), ServiceError> {
-    let mut record = served.catalog().appliance().clone();
-    let open = record.activation.filter(|activation| activation.open);
-    let Some(activation) = open.filter(|_| served.adopted() && served.pool.status().mode <= Mode::OutOfDataSpace)
-    else {
+pub(crate) async fn release(service: &Service, served: &Served) -> Result<(), ServiceError> {
+    let Some(activation) = own(service, served).filter(|_| served.adopted() && served.is_changeable()) else {
         return Ok(());
     };
-    record.activation = Some(Activation { open: false, ..activation });
+    let appliance = served.catalog().appliance().clone();
+    let record = ApplianceRecord { activation: Some(Activation { open: false, ..activation }), ..appliance };
     served.change(&[], [Edit::Appliance(record)].into()).await
 }
 

@@ -270,7 +270,7 @@ impl Service {
     pub(crate) async fn close(&self) {
         let _alone = self.changes.acquire(1).await;
         let Ok(served) = self.served() else { return };
-        let released = async { owner::release(&*self.current().await?).await };
+        let released = async { owner::release(self, &*self.current().await?).await };
         if let Err(error) = released.await {
             log::error!("releasing the pool: {error}");
         }
@@ -501,6 +501,11 @@ impl Served {
     /// The pool keeps records.
     pub fn adopted(&self) -> bool {
         self.records.borrow().is_some()
+    }
+
+    /// The pool may come to change its metadata. Without room for more, too: what frees some works, and then everything does.
+    pub(crate) fn is_changeable(&self) -> bool {
+        self.pool.status().mode < Mode::ReadOnly
     }
 
     /// Changes devices and their records in one metadata commit. Without records, only what needs no device

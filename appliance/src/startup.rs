@@ -12,7 +12,6 @@ use core::cell::{Cell, RefCell};
 use mgmt::Token;
 use platform::Runtime;
 use platform::block::Disk;
-use thinp::control::Mode;
 use thinp::records::Records;
 use thinp::{Format, OpenError, Pool, PoolOptions};
 
@@ -46,11 +45,10 @@ pub(crate) async fn open(
     };
     let (records, catalog) = (RefCell::new(records), Rc::new(RefCell::new(catalog)));
     let served = Served { pool, records, catalog, stale: Cell::new(false), metadata_disk: meta, trouble };
-    let writable = served.pool.status().mode <= Mode::OutOfDataSpace;
-    if writable {
+    if served.is_changeable() {
         owner::must_be_ours(service, served.catalog().appliance()).map_err(|error| error.to_string())?;
     }
-    settle(service, &served, console).await.map_err(|error| error.to_string())?;
+    owner::unless_full(settle(service, &served, console).await).map_err(|error| error.to_string())?;
     Ok(served)
 }
 
@@ -138,18 +136,18 @@ async fn settle(service: &Service, served: &Served, console: &dyn Fn(&str)) -> R
             TokenSource::Given => log::error!("token=given, but no token was given: nobody can manage this appliance"),
         }
     }
-    let writable = served.pool.status().mode <= Mode::OutOfDataSpace;
-    if writable && served.adopted() {
+    let changeable = served.is_changeable();
+    if changeable && served.adopted() {
         record.activation = Some(owner::activation(service, &record));
     }
-    if record != kept && (writable || !served.adopted()) {
+    if record != kept && (changeable || !served.adopted()) {
         served.change(&[], [Edit::Appliance(record)].into()).await?;
     }
     // Shown only now: a token that was printed works after a crash, too.
     if let Some(token) = made {
         show(&token, console);
     }
-    if writable || !served.adopted() { served.reconcile().await } else { Ok(()) }
+    if changeable || !served.adopted() { served.reconcile().await } else { Ok(()) }
 }
 
 /// Without a pool nobody knows the hashes of its tokens: one is made that holds until the restart.
