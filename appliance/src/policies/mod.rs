@@ -201,7 +201,7 @@ async fn run(service: &Rc<Service>, served: &Rc<Served>, policy: &PolicyRecord, 
     }
     for volume in &policy.volumes {
         let snapshots = policy.snapshots(served, volume);
-        let kept = policy.schedule.kept(&snapshots.iter().map(|(time, _)| *time).collect());
+        let kept = policy.schedule.kept(&snapshots.iter().map(|(time, _)| *time).collect(), now);
         for (_, snapshot) in snapshots.into_iter().filter(|(time, _)| !kept.contains(time)) {
             let Ok(name) = VolumeName::parse(&snapshot.name) else { continue };
             if let Err(error) = service.delete(&name).await {

@@ -68,13 +68,14 @@ impl Schedule {
         due || self.period().is_some_and(|period| last > now.saturating_add(period))
     }
 
-    /// Which of the times are kept; the rest has had its time. The first of each period stands for it.
-    pub(super) fn kept(&self, times: &BTreeSet<u64>) -> BTreeSet<u64> {
+    /// Which of the times are kept; the rest has had its time. The first of each period stands for it. What was just
+    /// taken stays, and what is still to come, too, which takes no place: the clock was ahead, or is behind now.
+    pub(super) fn kept(&self, times: &BTreeSet<u64>, now: u64) -> BTreeSet<u64> {
         let every = u64::from(self.every_minutes).saturating_mul(60).max(1);
-        let mut kept = BTreeSet::new();
+        let mut kept: BTreeSet<u64> = times.range(now..).copied().collect();
         let mut keep = |most: u32, period: fn(u64) -> u64, divided: u64| {
             let number = |time: u64| period(time / divided);
-            let numbers: BTreeSet<u64> = times.iter().map(|time| number(*time)).collect();
+            let numbers: BTreeSet<u64> = times.range(..=now).map(|time| number(*time)).collect();
             for wanted in numbers.into_iter().rev().take(most as usize) {
                 kept.extend(times.iter().find(|time| number(**time) == wanted));
             }
@@ -123,11 +124,24 @@ mod tests {
         let schedule = Schedule { every_minutes: 15, keep: 3, hourly: 2, daily: 2, weekly: 2 };
         // Nine days of quarters, the last at MONDAY + 9 days.
         let times: BTreeSet<u64> = (0..=9 * 96).map(|n| MONDAY + n * 900).collect();
-        let kept: Vec<u64> = schedule.kept(&times).into_iter().map(|time| (time - MONDAY) / 900).collect();
+        let now = MONDAY + 9 * DAY;
+        let kept: Vec<u64> = schedule.kept(&times, now).into_iter().map(|time| (time - MONDAY) / 900).collect();
         let of_days = |days: u64| days * 96;
         // Weeks: of MONDAY and a week later; days 8 and 9; hours: the last of day 8 and the first of day 9; three quarters.
         let expected = [0, of_days(7), of_days(8), of_days(9) - 4, of_days(9) - 2, of_days(9) - 1, of_days(9)];
         assert_eq!(kept, expected);
-        assert_eq!(Schedule { every_minutes: 15, ..Schedule::default() }.kept(&times), BTreeSet::new());
+        assert_eq!(Schedule { every_minutes: 15, ..Schedule::default() }.kept(&times, now + 1), BTreeSet::new());
+    }
+
+    #[test]
+    fn times_to_come_take_no_places_and_what_was_just_taken_stays() {
+        let schedule = Schedule { every_minutes: 15, keep: 2, ..Schedule::default() };
+        let kept = |times: &[u64]| {
+            let times = times.iter().map(|minute| MONDAY + minute * 60).collect();
+            let kept = schedule.kept(&times, MONDAY + 47 * 60);
+            kept.into_iter().map(|time| (time - MONDAY) / 60).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(&[0, 15, 30, 47, 60, 1000, 1015]), [30, 47, 60, 1000, 1015]);
+        assert_eq!(kept(&[15, 30, 45, 47, 48]), [30, 45, 47, 48], "set back, and one was taken in this period before");
     }
 }

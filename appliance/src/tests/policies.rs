@@ -18,6 +18,16 @@ async fn pass(world: &World, minutes: u64) {
     world.runtime.timers.sleep(Duration::from_secs(minutes * 60)).await;
 }
 
+/// The latest so many, every quarter of an hour, of `v`.
+fn plain(keep: u32) -> NewPolicy {
+    NewPolicy { keep, hourly: 0, daily: 0, ..policy(&["v"]) }
+}
+
+/// Volumes whose names begin so.
+fn of(world: &World, prefix: &str) -> usize {
+    world.records().iter().filter(|name| name.starts_with(prefix)).count()
+}
+
 /// The times of the snapshots of a volume.
 fn times(world: &World, volume: &str) -> Vec<String> {
     let prefix = std::format!("{volume}.p.20261");
@@ -107,5 +117,23 @@ fn policies_that_make_no_sense_are_refused() {
         assert_eq!(errno(world.manager.set_policy(&name("p"), policy(&["other"])).await), "ENODATA");
         world.manager.set_policy(&name("p"), good).await.unwrap();
         assert_eq!(world.manager.policies().unwrap().policies.len(), 1);
+    });
+}
+
+/// The time is in the names of what it takes: what has one that is still to come takes nobody's place, and is not old either.
+#[test]
+fn what_a_policy_takes_is_kept_though_the_clock_was_ahead_once() {
+    let disks = Disks::new(200);
+    run_with(5, disks.clone(), "check.start=no time=20271130t000500z", async move |world| {
+        world.create("v", 4).await;
+        world.manager.set_policy(&name("p"), plain(3)).await.unwrap();
+        pass(&world, 60).await;
+        assert_eq!(of(&world, "v.p.2027"), 3);
+        world.manager.service.close().await;
+    });
+    run_with(6, disks, AT, async |world| {
+        pass(&world, 75).await;
+        assert_eq!((of(&world, "v.p.2026"), of(&world, "v.p.2027")), (3, 3), "{:?}", world.records());
+        world.sound().await;
     });
 }
