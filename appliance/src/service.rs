@@ -321,7 +321,19 @@ impl Service {
 
     /// Deletes a volume.
     pub(crate) async fn delete(&self, name: &VolumeName) -> Result<(), ServiceError> {
+        self.delete_if(name, |_| true).await
+    }
+
+    /// Deletes a volume if that is still wanted when its turn has come.
+    pub(crate) async fn delete_if(
+        &self,
+        name: &VolumeName,
+        wanted: impl FnOnce(&Served) -> bool,
+    ) -> Result<(), ServiceError> {
         let large = self.alone(async |served| {
+            if !wanted(served) {
+                return Ok(None);
+            }
             let device = device_of(served, name)?;
             self.check_unused(device, name)?;
             if !served.adopted() {

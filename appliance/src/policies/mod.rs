@@ -182,7 +182,7 @@ pub(crate) fn start(runtime: &Runtime, service: &Rc<Service>) {
             let mut wait = LOOK_PERIOD;
             if let Some(now) = service.unix_seconds() {
                 for policy in policies.iter().filter(|policy| policy.schedule.is_due(policy.last, now)) {
-                    run(&service, &served, policy, now).await;
+                    run(&service, &served, &policy.name, now).await;
                 }
                 let next = policies.iter().filter_map(|policy| policy.schedule.next(now)).min();
                 wait = next.map_or(wait, |next| wait.min(Duration::from_secs(next.saturating_sub(now))));
@@ -193,27 +193,44 @@ pub(crate) fn start(runtime: &Runtime, service: &Rc<Service>) {
     });
 }
 
+/// The policy of this name as it is now: others have their turn between the steps of a run, and may have replaced it.
+fn current(served: &Served, name: &str) -> Option<PolicyRecord> {
+    served.catalog().appliance().policies.iter().find(|policy| policy.name == name).cloned()
+}
+
+/// What of a volume's snapshots has had its time.
+fn outdated(served: &Served, policy: &str, volume: &String, now: u64) -> Vec<VolumeRecord> {
+    let Some(policy) = current(served, policy).filter(|policy| policy.volumes.contains(volume)) else {
+        return Vec::new();
+    };
+    let snapshots = policy.snapshots(served, volume);
+    let kept = policy.schedule.kept(&snapshots.iter().map(|(time, _)| *time).collect(), now);
+    snapshots.into_iter().filter(|(time, _)| !kept.contains(time)).map(|(_, snapshot)| snapshot).collect()
+}
+
 /// Takes the snapshots that are due, and deletes those that had their time.
-async fn run(service: &Rc<Service>, served: &Rc<Served>, policy: &PolicyRecord, now: u64) {
+async fn run(service: &Rc<Service>, served: &Rc<Served>, policy: &str, now: u64) {
     if let Err(error) = take(service, policy, now).await {
-        log::error!("snapshot policy {}: no snapshots at {}: {error}", policy.name, utc::format(now));
+        log::error!("snapshot policy {policy}: no snapshots at {}: {error}", utc::format(now));
         return;
     }
-    for volume in &policy.volumes {
-        let snapshots = policy.snapshots(served, volume);
-        let kept = policy.schedule.kept(&snapshots.iter().map(|(time, _)| *time).collect(), now);
-        for (_, snapshot) in snapshots.into_iter().filter(|(time, _)| !kept.contains(time)) {
+    let volumes = current(served, policy).map(|policy| policy.volumes);
+    for volume in volumes.unwrap_or_default() {
+        for snapshot in outdated(served, policy, &volume, now) {
             let Ok(name) = VolumeName::parse(&snapshot.name) else { continue };
-            if let Err(error) = service.delete(&name).await {
+            let still = |served: &Served| outdated(served, policy, &volume, now).contains(&snapshot);
+            if let Err(error) = service.delete_if(&name, still).await {
                 // The next time, then: somebody may be using it.
-                log::warn!("snapshot policy {}: {} is not deleted: {error}", policy.name, snapshot.name);
+                log::warn!("snapshot policy {policy}: {name} is not deleted: {error}");
             }
         }
     }
 }
 
-async fn take(service: &Rc<Service>, policy: &PolicyRecord, now: u64) -> Result<(), ServiceError> {
+async fn take(service: &Rc<Service>, policy: &str, now: u64) -> Result<(), ServiceError> {
     let work = async |served: &Rc<Served>| {
+        let due = |policy: &PolicyRecord| policy.schedule.is_due(policy.last, now);
+        let Some(policy) = current(served, policy).filter(due) else { return Ok(()) };
         let known = |volume: &&String| served.catalog().named(volume).is_some_and(|record| !record.deleting);
         let of = |volume: &String| {
             let name = policy.snapshot_name(volume, now);
@@ -221,10 +238,8 @@ async fn take(service: &Rc<Service>, policy: &PolicyRecord, now: u64) -> Result<
         };
         let snapshots: Vec<SnapshotOf> = policy.volumes.iter().filter(known).filter_map(of).collect();
         let mut appliance: ApplianceRecord = served.catalog().appliance().clone();
-        match appliance.policies.iter_mut().find(|known| known.name == policy.name) {
-            Some(known) => known.last = now,
-            // It was deleted meanwhile.
-            None => return Ok(()),
+        for known in appliance.policies.iter_mut().filter(|known| known.name == policy.name) {
+            known.last = now;
         }
         let new = NewSnapshots { snapshots, read_only: true };
         snapshots::take(service, served, &new, [Edit::Appliance(appliance)].into()).await

@@ -137,3 +137,51 @@ fn what_a_policy_takes_is_kept_though_the_clock_was_ahead_once() {
         world.sound().await;
     });
 }
+
+#[test]
+fn a_policy_that_was_replaced_is_carried_out_as_it_is_now() {
+    run_with(13, Disks::new(200), AT, async |world| {
+        world.create("v", 1).await;
+        for policy in ["p1", "p2", "p3"] {
+            world.manager.set_policy(&name(policy), plain(3)).await.unwrap();
+        }
+        pass(&world, 45).await;
+        // A mistake, which is put right before it was carried out.
+        for policy in ["p2", "p3"] {
+            world.manager.set_policy(&name(policy), plain(1)).await.unwrap();
+        }
+        let busy = world.manager.service.changes().await;
+        pass(&world, 16).await;
+        let manager = world.manager.clone();
+        let righted = world.runtime.spawner.spawn(async move {
+            manager.set_policy(&name("p2"), plain(3)).await.unwrap();
+            manager.delete_policy(&name("p3")).await.unwrap();
+        });
+        platform::task::yield_now().await;
+        drop(busy);
+        righted.await.unwrap();
+        world.settle().await;
+        assert_eq!(["v.p1.", "v.p2.", "v.p3."].map(|prefix| of(&world, prefix)), [3; 3], "{:?}", world.records());
+    });
+}
+
+/// One that is replaced while its snapshots are being deleted.
+#[test]
+fn a_policy_that_is_replaced_deletes_nothing_more() {
+    run_with(14, Disks::new(200), AT, async |world| {
+        world.create("v", 1).await;
+        world.manager.set_policy(&name("p"), plain(6)).await.unwrap();
+        pass(&world, 90).await;
+        assert_eq!(of(&world, "v.p."), 6);
+        world.manager.set_policy(&name("p"), plain(1)).await.unwrap();
+        pass(&world, 10).await;
+        while of(&world, "v.p.") != 5 {
+            platform::task::yield_now().await;
+        }
+        world.manager.set_policy(&name("p"), plain(6)).await.unwrap();
+        let left = of(&world, "v.p.");
+        assert!(left > 1, "it was too late");
+        world.settle().await;
+        assert_eq!(of(&world, "v.p."), left, "{:?}", world.records());
+    });
+}
