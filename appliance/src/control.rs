@@ -22,6 +22,7 @@ use mgmt::{
 use platform::Runtime;
 use platform::block::SECTOR_BYTES;
 use thinp::control::{DeviceId, ThinStatus, ViewInfo, ViewsInfo};
+use thinp::metadata::MetadataError;
 use thinp::metadata::check::{Report, Severity};
 use thinp::records::Change;
 
@@ -192,8 +193,16 @@ impl Control for Manager {
 
     async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError> {
         let served = self.service.served()?;
-        let records: Vec<_> = served.catalog().by_name(after.map(VolumeName::as_str), most).cloned().collect();
-        Ok(self.describe(&served, &records).await?)
+        let mut after = after.map(ToString::to_string);
+        loop {
+            let records: Vec<_> = served.catalog().by_name(after.as_deref(), most).cloned().collect();
+            let volumes = self.describe(&served, &records).await?;
+            match records.last() {
+                // They were all deleted meanwhile, but an empty answer is the end.
+                Some(last) if volumes.is_empty() => after = Some(last.name.clone()),
+                _ => return Ok(volumes),
+            }
+        }
     }
 
     async fn volume(&self, name: &VolumeName) -> Result<Volume, ControlError> {
@@ -321,25 +330,28 @@ impl Manager {
         Ok(())
     }
 
-    /// Volumes in the words of the interface; not those that are shown to nobody.
+    /// Volumes in the words of the interface; not those that are shown to nobody, nor what was deleted meanwhile.
     async fn describe(&self, served: &Served, records: &[VolumeRecord]) -> Result<Vec<Volume>, ServiceError> {
         let block_bytes = served.pool.data_block_sectors().saturating_mul(SECTOR_BYTES as u64);
         let details: BTreeMap<_, _> = served.pool.devices().await?.into_iter().collect();
         let mut volumes = Vec::new();
         for record in records.iter().filter(|record| !record.is_hidden()) {
             let (Some(id), Ok(name)) = (record.id(), VolumeName::parse(&record.name)) else { continue };
-            let contents = served.contents(record).await?;
+            let Some(details) = details.get(&id) else { continue };
+            let contents = match served.contents(record).await {
+                Err(ServiceError::Pool(thinp::Error::Metadata(MetadataError::NoDevice(_)))) => continue,
+                contents => contents?,
+            };
             let origin = record.origin.and_then(|identity| {
                 let catalog = served.catalog();
                 catalog.identified(&identity).and_then(|r| VolumeName::parse(&r.name).ok())
             });
             let rule = record.rule();
-            let mapped_blocks = details.get(&id).map_or(0, |details| details.mapped_blocks);
             volumes.push(Volume {
                 name,
                 id,
                 size_bytes: record.size_bytes,
-                mapped_bytes: mapped_blocks.saturating_mul(block_bytes),
+                mapped_bytes: details.mapped_blocks.saturating_mul(block_bytes),
                 snapshot_of: origin,
                 read_only: record.read_only,
                 intact: record.contents.map(|_| contents.is_some()),

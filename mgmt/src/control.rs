@@ -352,7 +352,7 @@ pub trait Control: Snapshots + Streams + Policies + 'static {
     /// Makes discovery prove something, or nothing, and ends the discovery sessions that did not prove it.
     async fn set_discovery_auth(&self, wanted: Option<Authentication>) -> Result<DiscoveryAuth, ControlError>;
 
-    /// At most `most` volumes by name, beginning after the name `after`.
+    /// At most `most` volumes by name, beginning after the name `after`; none if there are no more.
     async fn volumes(&self, after: Option<&VolumeName>, most: usize) -> Result<Vec<Volume>, ControlError>;
 
     /// One volume.

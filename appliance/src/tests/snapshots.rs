@@ -227,3 +227,30 @@ fn snapshots_and_ways_back_survive_a_power_cut_at_any_moment() {
     }
     assert_eq!(states.into_iter().collect::<Vec<_>>(), [(false, false), (true, false), (true, true)]);
 }
+
+#[test]
+fn a_list_is_whole_while_snapshots_are_deleted() {
+    for seed in 0..20 {
+        run(100 + seed, Disks::new(100), async |world| {
+            world.create("v", 4).await;
+            world.fill("v", 0, BLOCK, 1).await;
+            for n in 0..20 {
+                world.snapshot("v", &format!("s{n}")).await;
+            }
+            let deleter = world.clone();
+            let deleting = world.runtime.spawner.spawn(async move {
+                for n in (0..20).rev() {
+                    deleter.manager.delete_volume(&name(&format!("s{n}"))).await.unwrap();
+                }
+            });
+            for _ in 0..200 {
+                let listed = world.manager.volumes(None, 256).await.unwrap();
+                assert!(listed.iter().any(|volume| volume.name == name("v")));
+                let first = world.manager.volumes(None, 1).await.unwrap();
+                assert_eq!(first.len(), 1, "there is more");
+                platform::task::yield_now().await;
+            }
+            deleting.await.unwrap();
+        });
+    }
+}
