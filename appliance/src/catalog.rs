@@ -6,6 +6,7 @@
 //! catalog only when that commit succeeded.
 
 use crate::access::{self, Access, Proof, Rule};
+use crate::fixed;
 use crate::policies::PolicyRecord;
 use crate::reservations::Reservations;
 use crate::sanitize::SanitizeRecord;
@@ -22,7 +23,7 @@ use thinp::control::DeviceId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 pub struct Activation {
     /// Counts activations.
-    #[n(0)]
+    #[cbor(n(0), encode_with = "fixed::encode")]
     pub epoch: u64,
     /// Which instance it was.
     #[cbor(n(1), with = "minicbor::bytes")]

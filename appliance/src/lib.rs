@@ -30,6 +30,7 @@ pub mod catalog;
 mod check;
 mod control;
 pub mod errors;
+mod fixed;
 mod holds;
 mod owner;
 pub mod policies;

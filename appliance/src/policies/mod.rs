@@ -10,6 +10,7 @@ pub use schedule::Schedule;
 
 use crate::catalog::{ApplianceRecord, Edit, VolumeRecord};
 use crate::control::Manager;
+use crate::fixed;
 use crate::service::{Served, Service, ServiceError};
 use crate::snapshots;
 use crate::utc;
@@ -45,7 +46,7 @@ pub struct PolicyRecord {
     #[n(2)]
     pub schedule: Schedule,
     /// When it took the last, in seconds since 1970; first when it was made.
-    #[n(3)]
+    #[cbor(n(3), encode_with = "fixed::encode")]
     pub last: u64,
 }
 

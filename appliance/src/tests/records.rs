@@ -1,9 +1,13 @@
 //! Records and devices agree, whatever a failed transaction has left on the disk.
 
-use super::{Disks, World, name, run};
+use super::{BLOCK, Disks, World, name, run, run_with};
 use mgmt::*;
-use platform::block::Op;
+use platform::block::{Op, SECTOR_BYTES};
+use platform::mem::MemDisk;
 use std::cell::Cell;
+use std::format;
+use std::vec::Vec;
+use thinp::records::Records;
 
 /// The next commit fails with its last flush: it is on the disk, and nobody is told so.
 fn fail_the_last_flush(world: &World) {
@@ -31,5 +35,58 @@ fn records_that_could_not_be_read_again_are_read_before_the_next_change() {
         world.create("c", 4).await;
         assert_eq!(world.records(), ["a", "b", "c"]);
         world.sound().await;
+    });
+}
+
+/// Starts count activations, and policies write down when they took something: what is written by itself always fits.
+#[test]
+fn an_appliance_whose_own_page_is_full_to_the_byte_goes_on() {
+    let sectors = |bytes: u64| bytes / SECTOR_BYTES as u64;
+    let disks = Disks { meta: MemDisk::new(sectors(256 * 4096)), data: MemDisk::new(sectors(200 * BLOCK)) };
+    const AT: &str = "check.start=no time=20261130t000500z";
+    run_with(14, disks.clone(), "check.start=no", async |world| {
+        let names: Vec<VolumeName> = (0..40).map(|n| name(&format!("v{n:039}"))).collect();
+        for volume in &names {
+            world.create(volume.as_str(), 1).await;
+        }
+        let new = |volumes: &[VolumeName]| NewPolicy {
+            volumes: volumes.to_vec(),
+            every_minutes: None,
+            keep: 0,
+            hourly: 0,
+            daily: 1,
+            weekly: 0,
+        };
+        let left = || {
+            let served = world.manager.service.served().unwrap();
+            Records::PAGE_CAPACITY_BYTES - minicbor::to_vec(served.catalog().appliance()).unwrap().len()
+        };
+        let (mut policies, mut volumes) = (0, names.len());
+        while volumes > 0 {
+            match world.manager.set_policy(&name(&format!("p{policies}")), new(&names[..volumes])).await {
+                Ok(_) => policies += 1,
+                Err(_) => volumes /= 2,
+            }
+        }
+        // The rest is filled by the longest name that fits.
+        world.create("w", 1).await;
+        for len in (1..44).rev() {
+            if world.manager.set_policy(&name(&"q".repeat(len)), new(&[name("w")])).await.is_ok() {
+                break;
+            }
+        }
+        assert!(left() < 4, "{}", left());
+        world.manager.service.close().await;
+    });
+    for boot in 0..25 {
+        run_with(2000 + boot, disks.clone(), AT, async |world| world.manager.service.close().await);
+    }
+    run_with(15, disks, AT, async |world| {
+        for n in 1..40 {
+            world.manager.delete_volume(&name(&format!("v{n:039}"))).await.unwrap();
+        }
+        world.runtime.timers.sleep(platform::time::Duration::from_secs(24 * 3600)).await;
+        let taken = world.manager.policies().unwrap().policies;
+        assert!(taken.iter().all(|policy| policy.last.as_deref() == Some("20261201t000000z")), "{taken:?}");
     });
 }
