@@ -73,7 +73,7 @@ pub struct Service {
     pub(crate) streams: Semaphore,
     pub(crate) transfers: Transfers,
     clock: Rc<dyn WallClock>,
-    pub(crate) policies_changed: Notify,
+    pub(crate) policies: policies::Runs,
     off: Cell<bool>,
     off_wanted: Notify,
 }
@@ -191,7 +191,7 @@ impl Service {
             streams: Semaphore::new(STREAMS_MAX),
             transfers: Transfers::default(),
             clock,
-            policies_changed: Notify::new(),
+            policies: policies::Runs::default(),
             off: Cell::new(false),
             off_wanted: Notify::new(),
         })

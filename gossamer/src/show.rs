@@ -43,10 +43,11 @@ pub fn policies(answer: &Value, json: bool) -> Result<()> {
         return line(&answer.to_string());
     }
     let row = |policy: &Value| {
-        ["name", "every_minutes", "keep", "hourly", "daily", "weekly", "next"].map(|field| plain(&policy[field]))
+        ["name", "every_minutes", "keep", "hourly", "daily", "weekly", "next", "trouble"]
+            .map(|field| plain(&policy[field]))
     };
     let policies = answer["policies"].as_array().into_iter().flatten();
-    table(&["NAME", "MINUTES", "KEEP", "HOURLY", "DAILY", "WEEKLY", "NEXT"], policies.map(row))
+    table(&["NAME", "MINUTES", "KEEP", "HOURLY", "DAILY", "WEEKLY", "NEXT", "TROUBLE"], policies.map(row))
 }
 
 /// Rows under their titles.

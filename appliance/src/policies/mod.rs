@@ -14,14 +14,16 @@ use crate::fixed;
 use crate::service::{Served, Service, ServiceError};
 use crate::snapshots;
 use crate::utc;
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::cell::RefCell;
 use mgmt::{ControlError, NewPolicy, NewSnapshots, Policies, Policy, PolicyList, SnapshotOf, VolumeName};
 use minicbor::{Decode, Encode};
 use platform::Runtime;
+use platform::sync::Notify;
 use platform::time::Duration;
 
 /// Most policies.
@@ -48,6 +50,36 @@ pub struct PolicyRecord {
     /// When it took the last, in seconds since 1970; first when it was made.
     #[cbor(n(3), encode_with = "fixed::encode")]
     pub last: u64,
+}
+
+/// What is known of policies until the restart.
+#[derive(Default)]
+pub(crate) struct Runs {
+    changed: Notify,
+    /// Why those that took nothing when it was due did so, by their names.
+    troubles: RefCell<BTreeMap<String, String>>,
+}
+
+impl Runs {
+    /// A policy was made, replaced or deleted.
+    fn changed(&self, policy: &str) {
+        self.troubles.borrow_mut().remove(policy);
+        self.changed.notify_all();
+    }
+
+    /// A policy had its turn; tells whether the trouble is a new one.
+    fn ran(&self, policy: &str, trouble: Option<&String>) -> bool {
+        let mut troubles = self.troubles.borrow_mut();
+        let before = match trouble {
+            Some(trouble) => troubles.insert(policy.to_string(), trouble.clone()),
+            None => troubles.remove(policy),
+        };
+        trouble.is_some() && before.as_ref() != trouble
+    }
+
+    fn trouble(&self, policy: &str) -> Option<String> {
+        self.troubles.borrow().get(policy).cloned()
+    }
 }
 
 impl PolicyRecord {
@@ -78,7 +110,8 @@ impl Policies for Manager {
         let served = self.service.served()?;
         let now = self.service.unix_seconds();
         let records = served.catalog().appliance().policies.clone();
-        let policies = records.iter().filter_map(|record| describe(&served, record, now)).collect();
+        let trouble = |record: &PolicyRecord| self.service.policies.trouble(&record.name);
+        let policies = records.iter().filter_map(|record| describe(&served, record, now, trouble(record))).collect();
         Ok(PolicyList { time: now.map(utc::format), policies })
     }
 
@@ -104,8 +137,8 @@ impl Policies for Manager {
             Ok((served.clone(), record))
         });
         let (served, record) = set.await?;
-        self.service.policies_changed.notify_all();
-        Ok(describe(&served, &record, now).ok_or_else(|| ServiceError::NoPolicy(name.to_string()))?)
+        self.service.policies.changed(name.as_str());
+        Ok(describe(&served, &record, now, None).ok_or_else(|| ServiceError::NoPolicy(name.to_string()))?)
     }
 
     async fn delete_policy(&self, name: &VolumeName) -> Result<(), ControlError> {
@@ -118,7 +151,9 @@ impl Policies for Manager {
             }
             served.change(&[], [Edit::Appliance(appliance)].into()).await
         });
-        Ok(deleted.await?)
+        deleted.await?;
+        self.service.policies.changed(name.as_str());
+        Ok(())
     }
 }
 
@@ -150,7 +185,7 @@ fn checked(name: &VolumeName, new: &NewPolicy) -> Result<PolicyRecord, ControlEr
     }
 }
 
-fn describe(served: &Served, record: &PolicyRecord, now: Option<u64>) -> Option<Policy> {
+fn describe(served: &Served, record: &PolicyRecord, now: Option<u64>, trouble: Option<String>) -> Option<Policy> {
     let name = |text: &String| VolumeName::parse(text).ok();
     let schedule = &record.schedule;
     let snapshots = record.volumes.iter().map(|volume| record.snapshots(served, volume).len()).sum();
@@ -164,6 +199,7 @@ fn describe(served: &Served, record: &PolicyRecord, now: Option<u64>) -> Option<
         weekly: schedule.weekly,
         last: (record.last > 0).then(|| utc::format(record.last)),
         next: now.and_then(|now| schedule.next(now)).map(utc::format),
+        trouble,
         snapshots,
     })
 }
@@ -173,7 +209,7 @@ pub(crate) fn start(runtime: &Runtime, service: &Rc<Service>) {
     let (service, timers) = (service.clone(), runtime.timers.clone());
     runtime.spawner.spawn(async move {
         while !service.is_powering_off() {
-            let changed = service.policies_changed.notified();
+            let changed = service.policies.changed.notified();
             let Ok(served) = service.served() else { return };
             let policies = served.catalog().appliance().policies.clone();
             if policies.is_empty() {
@@ -211,8 +247,12 @@ fn outdated(served: &Served, policy: &str, volume: &String, now: u64) -> Vec<Vol
 
 /// Takes the snapshots that are due, and deletes those that had their time.
 async fn run(service: &Rc<Service>, served: &Rc<Served>, policy: &str, now: u64) {
-    if let Err(error) = take(service, policy, now).await {
-        log::error!("snapshot policy {policy}: no snapshots at {}: {error}", utc::format(now));
+    let trouble = take(service, policy, now).await.err().map(|error| error.to_string());
+    let is_new = service.policies.ran(policy, trouble.as_ref());
+    if let Some(trouble) = trouble {
+        if is_new {
+            log::error!("snapshot policy {policy}: no snapshots at {}: {trouble}", utc::format(now));
+        }
         return;
     }
     let volumes = current(served, policy).map(|policy| policy.volumes);
@@ -246,4 +286,18 @@ async fn take(service: &Rc<Service>, policy: &str, now: u64) -> Result<(), Servi
         snapshots::take(service, served, &new, [Edit::Appliance(appliance)].into()).await
     };
     service.alone(work).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_is_news_once() {
+        let (runs, one, another) = (Runs::default(), "one".to_string(), "another".to_string());
+        let told = [Some(&one), Some(&one), Some(&another), None, Some(&another)].map(|trouble| runs.ran("p", trouble));
+        assert_eq!(told, [true, false, true, false, true]);
+        runs.changed("p");
+        assert_eq!(runs.trouble("p"), None);
+    }
 }

@@ -1,7 +1,9 @@
 //! Snapshot policies, by a clock that goes on.
 
 use super::{BLOCK, Disks, World, errno, name, run_with};
+use export::LogicalUnit;
 use mgmt::*;
+use platform::block::Op;
 use platform::time::Duration;
 use std::string::String;
 use std::vec::Vec;
@@ -183,5 +185,32 @@ fn a_policy_that_is_replaced_deletes_nothing_more() {
         assert!(left > 1, "it was too late");
         world.settle().await;
         assert_eq!(of(&world, "v.p."), left, "{:?}", world.records());
+    });
+}
+
+#[test]
+fn a_policy_that_takes_nothing_says_why() {
+    run_with(16, Disks::new(200), AT, async |world| {
+        for volume in ["a", "b"] {
+            world.create(volume, 4).await;
+            world.fill(volume, 0, BLOCK, 1).await;
+        }
+        world.manager.set_policy(&name("p"), policy(&["a", "b"])).await.unwrap();
+        let unit = world.login("b").await.unwrap();
+        unit.begin_sanitize(false).await.unwrap();
+        world.journal.fail(|disk, op, _| disk == 1 && matches!(op, Op::Write { .. }));
+        unit.sanitized().await.unwrap_err();
+        world.journal.fail_no_more();
+        drop(unit);
+        pass(&world, 30).await;
+        let told = || world.manager.policies().unwrap().policies.remove(0);
+        assert!(times(&world, "a").is_empty());
+        assert_eq!(
+            (told().last.as_deref(), told().trouble.as_deref()),
+            (Some("20261130t000500z"), Some("volume b is in use"))
+        );
+        world.manager.delete_volume(&name("b")).await.unwrap();
+        pass(&world, 2).await;
+        assert_eq!((times(&world, "a").len(), told().trouble), (1, None));
     });
 }

@@ -50,6 +50,8 @@ pub struct Policy {
     pub last: Option<String>,
     /// When the next are due, if the time is known.
     pub next: Option<String>,
+    /// Why it took none when they were due: it tries again every minute.
+    pub trouble: Option<String>,
     /// Snapshots of this policy now.
     pub snapshots: usize,
 }

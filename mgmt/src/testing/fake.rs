@@ -369,8 +369,9 @@ impl Policies for Fake {
     async fn set_policy(&self, name: &VolumeName, new: NewPolicy) -> Result<Policy, ControlError> {
         self.fail_if_told()?;
         let NewPolicy { volumes, every_minutes, keep, hourly, daily, weekly } = new;
-        let (name, last, next) = (name.clone(), None, None);
-        let policy = Policy { name, volumes, every_minutes, keep, hourly, daily, weekly, last, next, snapshots: 0 };
+        let (name, last, next, trouble, snapshots) = (name.clone(), None, None, None, 0);
+        let policy =
+            Policy { name, volumes, every_minutes, keep, hourly, daily, weekly, last, next, trouble, snapshots };
         self.policies.borrow_mut().insert(policy.name.clone(), policy.clone());
         Ok(policy)
     }

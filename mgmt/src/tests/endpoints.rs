@@ -302,7 +302,7 @@ fn policies_come_and_go() {
     expect(rig.json("GET", "/v1/policies", ""), 200, nothing.clone());
     let policy = json!({
         "name": "p", "volumes": ["v1"], "every_minutes": 15, "keep": 4, "hourly": 0, "daily": 7, "weekly": 0,
-        "last": null, "next": null, "snapshots": 0
+        "last": null, "next": null, "trouble": null, "snapshots": 0
     });
     let body = r#"{"volumes":["v1"],"every_minutes":15,"keep":4,"daily":7}"#;
     expect(rig.json("PUT", "/v1/policies/p", body), 200, policy.clone());
