@@ -2,6 +2,7 @@
 
 use crate::access::{self, Proof, Rule};
 use crate::catalog::{ApplianceRecord, BlockSizes, Edit, VolumeRecord};
+use crate::holds::{Held, Hold};
 use crate::owner;
 use crate::repair::Workshop;
 use crate::runs;
@@ -239,7 +240,8 @@ impl Control for Manager {
         self.service
             .alone(async |served| {
                 let blocks = block_sizes(&new)?;
-                let device = vacant(served, &new.name).await?;
+                check_free(served, &new.name)?;
+                let device = vacancies(&self.service, served).await?.next().ok_or(ServiceError::NoFreeId)?;
                 let blank = VolumeRecord::new(device, new.name.as_str(), self.service.new_identity());
                 let blocks = Some(blocks).filter(|blocks| *blocks != BlockSizes::default());
                 let record = VolumeRecord { size_bytes: Some(new.size_bytes.bytes()), blocks, ..blank };
@@ -427,27 +429,29 @@ pub(crate) fn whole_blocks(size_bytes: u64, blocks: BlockSizes) -> Result<(), Se
     if whole { Ok(()) } else { Err(ServiceError::Blocks("the size is not in whole blocks")) }
 }
 
-/// A thin id for a new volume of this name.
-async fn vacant(served: &Served, name: &VolumeName) -> Result<DeviceId, ServiceError> {
-    check_free(served, name)?;
-    let mut vacant = vacancies(served).await?;
-    vacant.next().ok_or(ServiceError::NoFreeId)
-}
-
 /// A new volume can have this name.
 pub(crate) fn check_free(served: &Served, name: &VolumeName) -> Result<(), ServiceError> {
     let taken = served.catalog().named(name.as_str()).is_some();
     if taken { Err(ServiceError::NameTaken(name.to_string())) } else { Ok(()) }
 }
 
-/// Thin ids for new volumes.
-pub(crate) async fn vacancies(served: &Served) -> Result<impl Iterator<Item = DeviceId> + use<>, ServiceError> {
+/// Thin ids for new volumes: of no device, and of none that a job has still to do with.
+pub(crate) async fn vacancies<'s>(
+    service: &'s Service,
+    served: &Served,
+) -> Result<impl Iterator<Item = DeviceId> + use<'s>, ServiceError> {
     if !served.adopted() {
         return Err(ServiceError::NotAdopted);
     }
-    let taken: BTreeSet<u32> = served.pool.devices().await?.into_iter().map(|(id, _)| id.get()).collect();
-    let free = (1..=DeviceId::MAX.get()).filter(move |id| !taken.contains(id));
-    Ok(free.filter_map(|id| DeviceId::new(id.into())))
+    let taken: BTreeSet<DeviceId> = served.pool.devices().await?.into_iter().map(|(id, _)| id).collect();
+    let ids = (1..=DeviceId::MAX.get()).filter_map(|id| DeviceId::new(id.into()));
+    Ok(ids.filter(move |id| !taken.contains(id) && service.holds.of(*id) == Held::Not))
+}
+
+/// A thin id for a volume of a job's own, held from the start on.
+pub(crate) async fn hold_vacant(service: &Service, served: &Served) -> Result<Hold, ServiceError> {
+    let mut ids = vacancies(service, served).await?;
+    ids.find_map(|id| service.holds.take(id)).ok_or(ServiceError::NoFreeId)
 }
 
 pub(crate) fn device_of(served: &Served, name: &VolumeName) -> Result<DeviceId, ServiceError> {

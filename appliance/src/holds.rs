@@ -1,4 +1,5 @@
-//! Jobs that hold volumes in use while they read or replace them.
+//! Jobs that hold volumes in use while they read, replace or delete them: whoever remembers a volume by its number over an
+//! `.await` holds it.
 
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
@@ -24,6 +25,13 @@ pub(crate) struct Holds(Rc<RefCell<BTreeMap<DeviceId, Held>>>);
 pub(crate) struct Hold {
     holds: Rc<RefCell<BTreeMap<DeviceId, Held>>>,
     device: DeviceId,
+}
+
+impl Hold {
+    /// The volume's device. While it is held it is not deleted by others, nor is its number given to another.
+    pub fn device(&self) -> DeviceId {
+        self.device
+    }
 }
 
 impl Holds {

@@ -29,6 +29,7 @@ pub mod access;
 pub mod catalog;
 mod check;
 mod control;
+mod deletions;
 pub mod errors;
 mod fixed;
 mod holds;

@@ -200,7 +200,7 @@ impl Service {
         .await
     }
 
-    fn name_of_device(&self, device: DeviceId) -> String {
+    pub(crate) fn name_of_device(&self, device: DeviceId) -> String {
         let name = |served: &Served| served.catalog().of(device).map(|record| record.name.clone());
         self.served().ok().and_then(|served| name(&served)).unwrap_or_else(|| device.to_string())
     }

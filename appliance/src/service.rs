@@ -4,7 +4,6 @@ use crate::Secrets;
 use crate::access::{self, Rule};
 use crate::catalog::{Catalog, CatalogError, Edit, VolumeRecord};
 use crate::check::CheckJob;
-use crate::control::{device_of, no_volume};
 use crate::holds::{Held, Holds};
 use crate::owner;
 use crate::policies;
@@ -206,8 +205,7 @@ impl Service {
         self.resume_sanitizing();
         self.expire_transfers(runtime);
         policies::start(runtime, self);
-        let service = self.clone();
-        runtime.spawner.spawn(async move { service.finish_deletions().await });
+        self.resume_deletions(runtime);
     }
 
     pub(crate) fn give_up(&self, reason: String) {
@@ -317,73 +315,6 @@ impl Service {
             crate::startup::reload(&served).await?;
         }
         Ok(served)
-    }
-
-    /// Deletes a volume.
-    pub(crate) async fn delete(&self, name: &VolumeName) -> Result<(), ServiceError> {
-        self.delete_if(name, |_| true).await
-    }
-
-    /// Deletes a volume if that is still wanted when its turn has come.
-    pub(crate) async fn delete_if(
-        &self,
-        name: &VolumeName,
-        wanted: impl FnOnce(&Served) -> bool,
-    ) -> Result<(), ServiceError> {
-        let large = self.alone(async |served| {
-            if !wanted(served) {
-                return Ok(None);
-            }
-            let device = device_of(served, name)?;
-            self.check_unused(device, name)?;
-            if !served.adopted() {
-                served.pool.delete(device).await?;
-                served.change(&[], [Edit::Remove(device)].into()).await?;
-                return Ok(None);
-            }
-            if !served.pool.is_large(device).await? {
-                served.remove(device).await?;
-                return Ok(None);
-            }
-            // Written down first: a power cut must not leave a volume that looks whole and has lost blocks.
-            let record = served.catalog().of(device).cloned().ok_or_else(|| no_volume(name))?;
-            let record = VolumeRecord { export: None, guarded: None, deleting: true, ..record };
-            served.change(&[], [Edit::Put(record)].into()).await?;
-            Ok(Some(device))
-        });
-        match large.await? {
-            Some(device) => self.finish_deletion(device).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Deletes a large volume whose record says that it is to be deleted. Other changes have their turn meanwhile.
-    pub(crate) async fn finish_deletion(&self, device: DeviceId) -> Result<(), ServiceError> {
-        self.served()?.pool.shrink_to_delete(device).await?;
-        self.alone(async |served| served.remove(device).await).await
-    }
-
-    /// Deletes a hidden volume whose record says that it is to be deleted, in a task of its own: nobody waits for that.
-    pub(crate) fn clear_away(self: &Rc<Self>, runtime: &Runtime, device: DeviceId) {
-        let service = self.clone();
-        runtime.spawner.spawn(async move {
-            if let Err(error) = service.finish_deletion(device).await {
-                log::error!("thin device {device} is still to be deleted: {error}");
-            }
-        });
-    }
-
-    /// Goes on with the deletions that a power cut interrupted.
-    pub(crate) async fn finish_deletions(&self) {
-        let Ok(served) = self.served() else { return };
-        let deleting: Vec<_> = served.catalog().volumes().filter(|record| record.deleting).cloned().collect();
-        for VolumeRecord { name, device, .. } in deleting {
-            let Some(id) = DeviceId::new(device.into()) else { continue };
-            match self.finish_deletion(id).await {
-                Ok(()) => log::info!("volume {name} is deleted"),
-                Err(error) => log::error!("volume {name} is still to be deleted: {error}"),
-            }
-        }
     }
 
     /// The iSCSI name of a volume's target.

@@ -1,8 +1,8 @@
 //! Snapshots, of one volume and of several at once; what makes them bases; the way back to them.
 
 use crate::catalog::{Contents, Edit, VolumeRecord};
-use crate::control::{Manager, check_free, device_of, living, no_volume, vacancies};
-use crate::holds::Held;
+use crate::control::{Manager, check_free, device_of, hold_vacant, living, no_volume, vacancies};
+use crate::holds::{Held, Hold};
 use crate::service::{Served, Service, ServiceError};
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -47,7 +47,7 @@ pub(crate) async fn take(
     new: &NewSnapshots,
     more: Vec<Edit>,
 ) -> Result<(), ServiceError> {
-    let mut ids = vacancies(served).await?;
+    let mut ids = vacancies(service, served).await?;
     let (mut names, mut taken) = (BTreeSet::new(), Vec::new());
     for SnapshotOf { volume, name } in &new.snapshots {
         let origin = living(served, volume)?;
@@ -107,13 +107,9 @@ impl Manager {
         self.service.alone(work).await
     }
 
-    /// Exchanges a volume's tree for a shared one; returns the hidden device that has the old one and is to be deleted.
-    async fn go_back(
-        &self,
-        served: &Rc<Served>,
-        name: &VolumeName,
-        wanted: &RollBack,
-    ) -> Result<DeviceId, ServiceError> {
+    /// Exchanges a volume's tree for a shared one; returns the hold of the hidden device that has the old one and is to be
+    /// deleted.
+    async fn go_back(&self, served: &Rc<Served>, name: &VolumeName, wanted: &RollBack) -> Result<Hold, ServiceError> {
         let (volume, snapshot) = (living(served, name)?, living(served, &wanted.to)?);
         let (device, to) = (device_of(served, name)?, device_of(served, &wanted.to)?);
         if snapshot.origin != Some(volume.identity) {
@@ -128,7 +124,8 @@ impl Manager {
             self.service.check_unused(device, name)?;
         }
         let known = if unit.is_none() { served.contents(&snapshot).await? } else { None };
-        let old = vacancies(served).await?.next().ok_or(ServiceError::NoFreeId)?;
+        let hold = hold_vacant(&self.service, served).await?;
+        let old = hold.device();
         let hidden = VolumeRecord::new(old, &format!(".old-{old}"), self.service.new_identity());
         let hidden = VolumeRecord { deleting: true, ..hidden };
         let changes = [Change::CreateSnap { device: old, origin: to }, Change::Exchange(device, old)];
@@ -142,6 +139,6 @@ impl Manager {
         if let (Some(unit), Some(size_bytes)) = (unit, size_bytes) {
             unit.set_size_bytes(size_bytes);
         }
-        Ok(old)
+        Ok(hold)
     }
 }

@@ -215,10 +215,11 @@ impl Service {
             let record = served.catalog().named(&checkpoint_name(name.as_str())).cloned();
             let found = record.and_then(|record| Some((record.id()?, record)));
             let (device, record) = found.ok_or_else(|| TransferError::NoTransfer(name.to_string()))?;
+            let hold = self.hold_to_delete(served, device)?;
             served.change(&[], [given_up_checkpoint(record)].into()).await?;
-            Ok(device)
+            Ok(hold)
         });
-        self.finish_deletion(given_up.await?).await
+        self.finish_deletion(&given_up.await?).await
     }
 
     /// Gives up transfers that are not resumed for too long, as long as the appliance runs. What was received before the start

@@ -74,7 +74,7 @@ impl<'t> Target<'t> {
             Some(info) => Some(resumed(name, info, old.as_ref())?),
             None => None,
         };
-        let mut ids = vacancies(served).await?;
+        let mut ids = vacancies(service, served).await?;
         let work = ids.next().ok_or(ServiceError::NoFreeId)?;
         let change = match resumed.or(base) {
             Some(origin) => Change::CreateSnap { device: work, origin },
@@ -84,10 +84,12 @@ impl<'t> Target<'t> {
         let hidden = VolumeRecord::new(work, &format!(".receiving-{work}"), service.new_identity());
         let mut edits = Vec::from([Edit::Put(VolumeRecord { deleting: true, ..hidden })]);
         let given_up = old.filter(|_| resumed.is_none());
-        edits.extend(given_up.clone().map(given_up_checkpoint));
+        let device = given_up.as_ref().and_then(VolumeRecord::id);
+        let no_more = device.map(|device| service.hold_to_delete(served, device)).transpose()?;
+        edits.extend(given_up.map(given_up_checkpoint));
         served.change(&[change], edits).await?;
-        if let Some(device) = given_up.as_ref().and_then(VolumeRecord::id) {
-            service.clear_away(&manager.runtime, device);
+        if let Some(hold) = no_more {
+            service.clear_away(&manager.runtime, hold);
         }
         let thin = served.pool.open_thin(work, None).await?;
         Ok(Target {
@@ -115,7 +117,7 @@ impl<'t> Target<'t> {
         let (service, name) = (&self.manager.service, checkpoint_name(self.request.volume.as_str()));
         let (work, before, size_bytes) = (self.work, self.checkpoint, Some(self.size_bytes));
         let made = service.alone(async |served| {
-            let device = vacancies(served).await?.next().ok_or(ServiceError::NoFreeId)?;
+            let device = vacancies(service, served).await?.next().ok_or(ServiceError::NoFreeId)?;
             let record = VolumeRecord::new(device, &name, service.new_identity());
             let record = VolumeRecord { size_bytes, resume: Some(token.to_string()), ..record };
             let mut changes = Vec::from([Change::CreateSnap { device, origin: work }]);
@@ -172,8 +174,10 @@ impl<'t> Target<'t> {
         let Target { manager, request, served, writer, work, checkpoint, replaced, .. } = self;
         drop((writer, replaced));
         let service = &manager.service;
-        if served.catalog().of(work).is_some_and(|record| record.deleting) {
-            service.clear_away(&manager.runtime, work);
+        if served.catalog().of(work).is_some_and(|record| record.deleting)
+            && let Some(hold) = service.holds.take(work)
+        {
+            service.clear_away(&manager.runtime, hold);
         }
         if full
             && checkpoint.is_some()

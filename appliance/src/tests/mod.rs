@@ -1,5 +1,6 @@
 //! The appliance without its network, over disks in memory that record what is written.
 
+mod deletions;
 mod owner;
 mod policies;
 mod records;
