@@ -22,6 +22,7 @@ use mgmt::{
 };
 use platform::Runtime;
 use platform::block::SECTOR_BYTES;
+use thinp::Message;
 use thinp::control::{DeviceId, ThinStatus, ViewInfo, ViewsInfo};
 use thinp::metadata::MetadataError;
 use thinp::metadata::check::{Report, Severity};
@@ -65,6 +66,10 @@ impl Control for Manager {
 
     async fn message(&self, text: &str) -> Result<String, ControlError> {
         let answer = self.service.alone(async |served| {
+            let _hold = match Message::parse(text) {
+                Ok(Message::Delete(device)) => Some(self.service.hold_to_delete(served, device)?),
+                _ => None,
+            };
             let answer = served.pool.message(text).await?;
             served.reconcile().await?;
             Ok(answer)

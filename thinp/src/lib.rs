@@ -51,6 +51,6 @@ mod tests;
 
 pub use error::{Error, OpenError, PoolDisk};
 pub use open::Format;
-pub use pool::{Features, Pool, PoolOptions};
+pub use pool::{Features, Message, Pool, PoolOptions};
 pub use records::{Change, Records, Roots};
 pub use thin::{CopySource, Erasure, Thin};

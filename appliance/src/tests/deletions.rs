@@ -54,3 +54,15 @@ fn a_deletion_that_failed_is_gone_on_with_by_another() {
         assert!(world.records().is_empty());
     });
 }
+
+#[test]
+fn a_message_does_not_delete_what_is_being_deleted() {
+    run(5, interrupted(4), async |world| {
+        let ask = |of: Rc<World>| async move { of.manager.message("delete 3").await };
+        let message = world.runtime.spawner.spawn(ask(world.clone()));
+        let a = world.create("a", 4).await;
+        assert_eq!((errno(message.await.unwrap()), a.id.get()), ("EBUSY".to_string(), 4));
+        world.settle().await;
+        assert_eq!(world.records(), ["a"]);
+    });
+}

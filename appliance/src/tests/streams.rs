@@ -286,6 +286,8 @@ fn what_is_sent_or_received_is_in_use() {
                 assert!(world.volume("v").await.in_use);
                 assert!(world.login("v").await.is_err(), "nobody may use it meanwhile");
                 assert_eq!(errno(world.manager.delete_volume(&name("v")).await), "EBUSY");
+                let device = world.volume("v").await.id;
+                assert_eq!(errno(world.manager.message(&format!("delete {device}")).await), "EBUSY");
                 assert_eq!(refusal(receive(&world, &into("v"), &stream, false).await).0, "EBUSY");
                 assert!(world.manager.receive_state(&name("v")).unwrap().running);
             }

@@ -5,18 +5,34 @@ use crate::error::Error;
 
 /// A message, understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Message {
+pub enum Message {
+    /// Makes an empty device.
     CreateThin(DeviceId),
-    CreateSnap { device: DeviceId, origin: DeviceId },
+    /// Makes a snapshot.
+    CreateSnap {
+        /// The new device.
+        device: DeviceId,
+        /// What it is a snapshot of.
+        origin: DeviceId,
+    },
+    /// Deletes a device.
     Delete(DeviceId),
-    SetTransactionId { current: u64, new: u64 },
+    /// Changes userland's transaction id.
+    SetTransactionId {
+        /// What it must be.
+        current: u64,
+        /// What it becomes.
+        new: u64,
+    },
+    /// Takes a metadata snapshot.
     ReserveMetadataSnap,
+    /// Lets it go.
     ReleaseMetadataSnap,
 }
 
 impl Message {
     /// Names in any case, numbers in decimal; anything else is -EINVAL.
-    pub(super) fn parse(text: &str) -> Result<Message, Error> {
+    pub fn parse(text: &str) -> Result<Message, Error> {
         let mut words = text.split_ascii_whitespace();
         let name = words.next().ok_or(Error::BadMessage("it is empty"))?;
         let is = |known: &str| name.eq_ignore_ascii_case(known);

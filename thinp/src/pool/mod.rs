@@ -25,7 +25,7 @@ use commit::Commits;
 use core::cell::{Cell, RefCell};
 use core::future::Future;
 use core::time::Duration;
-use message::Message;
+pub use message::Message;
 use mode::State;
 use passdown::Passdown;
 use platform::Runtime;
