@@ -3,7 +3,7 @@
 use super::writer::Writer;
 use super::{TransferError, checkpoint_name, token_of};
 use crate::catalog::{Contents, Edit, VolumeRecord};
-use crate::control::{Manager, check_free, forget, living, no_volume, vacancies, whole_blocks};
+use crate::control::{Manager, check_free, forget, hold_vacant, living, no_volume, whole_blocks};
 use crate::holds::Hold;
 use crate::service::{Served, ServiceError};
 use alloc::format;
@@ -25,11 +25,12 @@ pub(super) struct Target<'t> {
     manager: &'t Manager,
     request: &'t ReceiveRequest,
     served: Rc<Served>,
-    /// Writes to the hidden device.
+    /// The hidden device, held.
+    work: Hold,
+    /// Writes to it.
     pub writer: Writer<'t>,
-    work: DeviceId,
-    /// The device that holds what was verified.
-    checkpoint: Option<DeviceId>,
+    /// The device with what was verified, held.
+    checkpoint: Option<Hold>,
     checkpoint_at: Option<Instant>,
     size_bytes: u64,
     /// The identity of what is received, if the stream says it.
@@ -74,8 +75,11 @@ impl<'t> Target<'t> {
             Some(info) => Some(resumed(name, info, old.as_ref())?),
             None => None,
         };
-        let mut ids = vacancies(service, served).await?;
-        let work = ids.next().ok_or(ServiceError::NoFreeId)?;
+        // Either way it will be deleted by its number: now, or with the next checkpoint.
+        let old_device = old.as_ref().and_then(VolumeRecord::id);
+        let old_hold = old_device.map(|device| service.hold_to_delete(served, device)).transpose()?;
+        let hold = hold_vacant(service, served).await?;
+        let work = hold.device();
         let change = match resumed.or(base) {
             Some(origin) => Change::CreateSnap { device: work, origin },
             None => Change::CreateThin(work),
@@ -83,22 +87,23 @@ impl<'t> Target<'t> {
         // To be deleted, whatever happens: it gets other contents, or another name, when it is not.
         let hidden = VolumeRecord::new(work, &format!(".receiving-{work}"), service.new_identity());
         let mut edits = Vec::from([Edit::Put(VolumeRecord { deleting: true, ..hidden })]);
-        let given_up = old.filter(|_| resumed.is_none());
-        let device = given_up.as_ref().and_then(VolumeRecord::id);
-        let no_more = device.map(|device| service.hold_to_delete(served, device)).transpose()?;
-        edits.extend(given_up.map(given_up_checkpoint));
+        edits.extend(old.filter(|_| resumed.is_none()).map(given_up_checkpoint));
         served.change(&[change], edits).await?;
-        if let Some(hold) = no_more {
-            service.clear_away(&manager.runtime, hold);
-        }
+        let checkpoint = match old_hold {
+            Some(given_up) if resumed.is_none() => {
+                service.clear_away(&manager.runtime, given_up);
+                None
+            }
+            kept => kept,
+        };
         let thin = served.pool.open_thin(work, None).await?;
         Ok(Target {
             manager,
             request,
             served: served.clone(),
             writer: Writer::new(name, manager.runtime.bufs.clone(), served.pool.clone(), thin),
-            work,
-            checkpoint: resumed,
+            work: hold,
+            checkpoint,
             checkpoint_at: None,
             size_bytes,
             contents: info.map(|info| info.target),
@@ -115,16 +120,18 @@ impl<'t> Target<'t> {
         // What was lost with a transaction is verified no longer.
         self.writer.flush().await?;
         let (service, name) = (&self.manager.service, checkpoint_name(self.request.volume.as_str()));
-        let (work, before, size_bytes) = (self.work, self.checkpoint, Some(self.size_bytes));
+        let (work, size_bytes) = (self.work.device(), Some(self.size_bytes));
+        let before = self.checkpoint.as_ref().map(Hold::device);
         let made = service.alone(async |served| {
-            let device = vacancies(service, served).await?.next().ok_or(ServiceError::NoFreeId)?;
+            let hold = hold_vacant(service, served).await?;
+            let device = hold.device();
             let record = VolumeRecord::new(device, &name, service.new_identity());
             let record = VolumeRecord { size_bytes, resume: Some(token.to_string()), ..record };
             let mut changes = Vec::from([Change::CreateSnap { device, origin: work }]);
             changes.extend(before.map(Change::Delete));
             let mut edits: Vec<Edit> = before.into_iter().map(Edit::Remove).collect();
             edits.push(Edit::Put(record));
-            served.change(&changes, edits).await.map(|()| device)
+            served.change(&changes, edits).await.map(|()| hold)
         });
         self.checkpoint = Some(made.await?);
         self.checkpoint_at = Some(self.manager.runtime.timers.now());
@@ -133,12 +140,12 @@ impl<'t> Target<'t> {
 
     /// All was verified: the volume gets it, in one commit.
     pub async fn finish(&mut self) -> Result<(), ServiceError> {
-        let (work, size_bytes, name) = (self.work, self.size_bytes, &self.request.volume);
+        let (work, size_bytes, name) = (self.work.device(), self.size_bytes, &self.request.volume);
         // What the base held behind the end of a smaller volume.
         forget(&self.served, work, size_bytes).await?;
         let service = &self.manager.service;
         let identity = self.contents.map(|contents| contents.0);
-        let (checkpoint, replaces) = (self.checkpoint, self.replaced.is_some());
+        let (checkpoint, replaces) = (self.checkpoint.as_ref().map(Hold::device), self.replaced.is_some());
         let put = service.alone(async |served| {
             let (mut changes, record) = match (volume(served, name)?, replaces) {
                 (Some(old), true) => {
@@ -172,15 +179,14 @@ impl<'t> Target<'t> {
     /// space, the checkpoint, too.
     pub async fn clear_away(self, full: bool) {
         let Target { manager, request, served, writer, work, checkpoint, replaced, .. } = self;
-        drop((writer, replaced));
+        let received = checkpoint.is_some();
+        drop((writer, checkpoint, replaced));
         let service = &manager.service;
-        if served.catalog().of(work).is_some_and(|record| record.deleting)
-            && let Some(hold) = service.holds.take(work)
-        {
-            service.clear_away(&manager.runtime, hold);
+        if served.catalog().of(work.device()).is_some_and(|record| record.deleting) {
+            service.clear_away(&manager.runtime, work);
         }
         if full
-            && checkpoint.is_some()
+            && received
             && let Err(error) = service.drop_checkpoint(&request.volume).await
         {
             log::warn!("what was received for volume {} is kept: {error}", request.volume);

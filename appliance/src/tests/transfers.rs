@@ -1,13 +1,14 @@
 //! Transfers that break off: by the link, by the power.
 
 use super::streams::{into, receive, refusal, send, with_more_digests};
-use super::{BLOCK, Disks, World, name, run};
+use super::{BLOCK, Disks, World, errno, name, run};
 use export::{LogicalUnit, UnitError};
 use mgmt::*;
 use platform::block::Bufs;
 use platform::random::Seeded;
 use platform::time::Duration;
 use std::collections::BTreeSet;
+use std::format;
 use std::rc::Rc;
 use std::string::ToString;
 use std::vec::Vec;
@@ -248,5 +249,58 @@ fn a_received_volume_is_served_write_protected_while_the_pool_is_read_only() {
         unit.write(0, Bufs::from_iter([buf]), false).await.unwrap();
         assert_eq!(world.volume("new").await.intact, None);
         world.sound().await;
+    });
+}
+
+/// Nobody else gets the number of a checkpoint as long as the transfer knows it by that.
+#[test]
+fn a_message_does_not_delete_the_checkpoint_of_a_transfer() {
+    run(11, Disks::new(400), async |world| {
+        let [contents, _] = prepared(&world).await;
+        let stream = with_more_digests(&send(&world, "s1", None, None).await);
+        let (mut rest, mut refused) = (&stream[..], 0);
+        let source = async |piece: &mut [u8]| {
+            world.runtime.timers.sleep(Duration::from_millis(400)).await;
+            let served = world.manager.service.served().unwrap();
+            let checkpoint = served.catalog().named(".verified-new").map(|record| record.device);
+            if let Some(device) = checkpoint {
+                assert_eq!(errno(world.manager.message(&format!("delete {device}")).await), "EBUSY");
+                refused += 1;
+            }
+            let len = rest.len().min(piece.len());
+            piece[..len].copy_from_slice(&rest[..len]);
+            rest = &rest[len..];
+            Ok::<_, ()>(len)
+        };
+        world.manager.receive(&into("new"), source).await.unwrap();
+        assert!(refused > 1 && world.contents("new").await == contents);
+        world.settle().await;
+        assert_eq!(world.records(), ["copy", "new", "s1", "s2", "v"]);
+        assert_eq!(world.manager.message("delete 77").await.map_err(|error| error.code.name()), Err("ENODATA"));
+    });
+}
+
+/// Between two attempts nothing remembers it: then it may be deleted, and the transfer is to be begun anew.
+#[test]
+fn a_transfer_whose_checkpoint_was_deleted_takes_no_other_volume() {
+    run(12, Disks::new(400), async |world| {
+        prepared(&world).await;
+        let stream = with_more_digests(&send(&world, "s1", None, None).await);
+        receive_slowly(&world, "new", &stream[..stream.len() / 2]).await.unwrap_err();
+        let served = world.manager.service.served().unwrap();
+        let device = served.catalog().named(".verified-new").map(|record| record.device).unwrap();
+        world.settle().await;
+        world.manager.message(&format!("delete {device}")).await.unwrap();
+        let mut made = ["copy", "new", "s1", "s2", "v"].map(ToString::to_string).to_vec();
+        for n in 0..device {
+            made.push(format!("mine-{n}"));
+            if world.create(&format!("mine-{n}"), 4).await.id.get() == device {
+                break;
+            }
+        }
+        receive(&world, &into("new"), &stream, false).await.unwrap();
+        world.settle().await;
+        made.sort();
+        assert_eq!(world.records(), made);
     });
 }
