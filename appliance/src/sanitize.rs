@@ -26,56 +26,53 @@ pub struct SanitizeRecord {
     pub failed: bool,
 }
 
-impl SanitizeRecord {
-    fn state(self) -> Sanitize {
-        match self.failed {
-            true => Sanitize::Failed { unrestricted: self.unrestricted },
-            false => Sanitize::Running { progress: 0 },
-        }
-    }
-}
-
-/// The operations that are under way, or failed.
+/// The operations that are under way. What a volume's record has of another has failed.
 #[derive(Default)]
 pub(crate) struct Operations {
-    states: RefCell<BTreeMap<DeviceId, Sanitize>>,
+    /// How far each is, of 10000h.
+    running: RefCell<BTreeMap<DeviceId, u16>>,
     changed: Notify,
 }
 
 impl Operations {
-    /// The operation on a device.
-    pub fn of(&self, device: DeviceId) -> Option<Sanitize> {
-        self.states.borrow().get(&device).copied()
-    }
-
     /// Nobody may use the device now.
     pub fn is_running(&self, device: DeviceId) -> bool {
-        matches!(self.of(device), Some(Sanitize::Running { .. }))
+        self.running.borrow().contains_key(&device)
     }
 
-    /// Enters what became of an operation: nothing if it succeeded.
-    fn set(&self, device: DeviceId, state: Option<Sanitize>) {
-        let mut states = self.states.borrow_mut();
-        match state {
-            Some(state) => states.insert(device, state),
-            None => states.remove(&device),
-        };
+    fn go_on(&self, device: DeviceId, progress: u16) {
+        self.running.borrow_mut().insert(device, progress);
         self.changed.notify_all();
     }
 
-    /// Waits until none is running on the device; false if it failed.
-    pub async fn ended(&self, device: DeviceId) -> bool {
-        loop {
-            let changed = self.changed.notified();
-            if !self.is_running(device) {
-                return self.of(device).is_none();
-            }
-            changed.await;
-        }
+    /// Call when the volume's record says what became of it.
+    fn end(&self, device: DeviceId) {
+        self.running.borrow_mut().remove(&device);
+        self.changed.notify_all();
     }
 }
 
 impl Service {
+    /// The operation on a volume that is under way, or failed.
+    pub(crate) fn sanitize(&self, device: DeviceId) -> Option<Sanitize> {
+        if let Some(progress) = self.sanitizing.running.borrow().get(&device) {
+            return Some(Sanitize::Running { progress: *progress });
+        }
+        let recorded = self.served().ok()?.catalog().of(device)?.sanitize?;
+        Some(Sanitize::Failed { unrestricted: recorded.unrestricted })
+    }
+
+    /// Waits until none is running on the device; false if it failed.
+    pub(crate) async fn sanitized(&self, device: DeviceId) -> bool {
+        loop {
+            let changed = self.sanitizing.changed.notified();
+            if !self.sanitizing.is_running(device) {
+                return self.sanitize(device).is_none();
+            }
+            changed.await;
+        }
+    }
+
     /// Begins to sanitize the volume that `thin` is, on which nothing else is under way once `quiet` resolves. Requests that
     /// come from now on are to be refused. It goes on in a task of its own.
     pub(crate) async fn begin_sanitize(
@@ -84,9 +81,9 @@ impl Service {
         unrestricted: bool,
         quiet: impl Future<Output = ()>,
     ) -> Result<(), ServiceError> {
-        let (device, before) = (thin.id(), self.sanitizing.of(thin.id()));
+        let device = thin.id();
         let record = SanitizeRecord { unrestricted, failed: false };
-        self.sanitizing.set(device, Some(record.state()));
+        self.sanitizing.go_on(device, 0);
         quiet.await;
         match self.claim_to_sanitize(thin, record).await {
             Ok(erasure) => {
@@ -94,7 +91,7 @@ impl Service {
                 Ok(())
             }
             Err(error) => {
-                self.sanitizing.set(device, before);
+                self.sanitizing.end(device);
                 Err(error)
             }
         }
@@ -117,13 +114,11 @@ impl Service {
     /// Goes on with the operations that a restart interrupted. Call before anybody can log in.
     pub(crate) fn resume_sanitizing(self: &Rc<Self>) {
         let Ok(served) = self.served() else { return };
-        let recorded = |record: &VolumeRecord| Some((record.id()?, record.sanitize?));
+        let recorded = |record: &VolumeRecord| Some((record.id()?, record.sanitize.filter(|found| !found.failed)?));
         let found: Vec<_> = served.catalog().volumes().filter(|record| !record.deleting).filter_map(recorded).collect();
         for (device, record) in found {
-            self.sanitizing.set(device, Some(record.state()));
-            if !record.failed {
-                self.spawner.spawn(self.clone().resume(device, record));
-            }
+            self.sanitizing.go_on(device, 0);
+            self.spawner.spawn(self.clone().resume(device, record));
         }
     }
 
@@ -147,7 +142,7 @@ impl Service {
         let ended = loop {
             let done = total.saturating_sub(erasure.left_blocks());
             let progress = u16::try_from(done.saturating_mul(0x1_0000) / total).unwrap_or(u16::MAX);
-            self.sanitizing.set(device, Some(Sanitize::Running { progress }));
+            self.sanitizing.go_on(device, progress);
             if self.is_powering_off() {
                 return;
             }
@@ -166,7 +161,7 @@ impl Service {
         match ended {
             Ok(()) => {
                 log::info!("volume {} is sanitized", self.name_of_device(device));
-                self.sanitizing.set(device, None);
+                self.sanitizing.end(device);
             }
             Err(_) if self.is_powering_off() => {}
             Err(error) => self.failed(device, record, &error).await,
@@ -180,14 +175,13 @@ impl Service {
         if let Err(error) = self.record_sanitize(device, Some(record)).await {
             log::error!("volume {name}: that cannot be written down: {error}; the next start goes on with it");
         }
-        self.sanitizing.set(device, Some(record.state()));
+        self.sanitizing.end(device);
     }
 
     /// Leaves a failed operation at that.
     pub(crate) async fn leave_sanitize(&self, device: DeviceId) -> Result<(), ServiceError> {
         self.record_sanitize(device, None).await?;
         log::warn!("volume {} is used again, though it could not be sanitized", self.name_of_device(device));
-        self.sanitizing.set(device, None);
         Ok(())
     }
 

@@ -91,7 +91,7 @@ impl VolumeUnit {
 
     /// Begins a request for a range, which must lie within the volume.
     fn request(&self, offset_bytes: u64, len_bytes: u64) -> Result<Request<'_>, UnitError> {
-        if self.service.sanitizing.of(self.thin.id()).is_some() {
+        if self.service.sanitize(self.thin.id()).is_some() {
             return Err(UnitError::Sanitizing);
         }
         let (sector, sectors) = range(self.size_bytes.get(), offset_bytes, len_bytes)?;
@@ -265,7 +265,7 @@ impl LogicalUnit for Unit {
 
     fn sanitize(&self) -> Option<Sanitize> {
         match self {
-            Unit::Volume(v) => v.service.sanitizing.of(v.thin.id()),
+            Unit::Volume(v) => v.service.sanitize(v.thin.id()),
             Unit::Metadata(_) => None,
         }
     }
@@ -283,7 +283,7 @@ impl LogicalUnit for Unit {
 
     async fn sanitized(&self) -> Result<(), UnitError> {
         let Unit::Volume(v) = self else { return Ok(()) };
-        if v.service.sanitizing.ended(v.thin.id()).await { Ok(()) } else { Err(UnitError::Failed) }
+        if v.service.sanitized(v.thin.id()).await { Ok(()) } else { Err(UnitError::Failed) }
     }
 
     async fn leave_sanitize(&self) -> Result<(), UnitError> {

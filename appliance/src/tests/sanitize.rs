@@ -4,12 +4,12 @@ use super::{BLOCK, Disks, World, errno, name, run};
 use crate::units::Unit;
 use export::{LogicalUnit, Sanitize, UnitError};
 use mgmt::*;
-use platform::block::{Bufs, Disk};
+use platform::block::{Bufs, Disk, Op};
 use platform::random::Seeded;
 use platform::simulated;
 use platform::task::Executor;
 use std::rc::Rc;
-use std::vec;
+use std::{format, vec};
 use thinp::{Pool, PoolOptions};
 
 const BLOCKS: u64 = 600;
@@ -197,4 +197,29 @@ fn one_that_failed_is_known_after_a_restart() {
             world.sound().await;
         });
     }
+}
+
+#[test]
+fn one_that_failed_ends_with_its_volume() {
+    run(13, Disks::new(100), async |world| {
+        for by_message in [false, true] {
+            let old = world.create("v", 4).await.id;
+            world.fill("v", 0, BLOCK, 1).await;
+            let unit = world.login("v").await.unwrap();
+            unit.begin_sanitize(false).await.unwrap();
+            world.journal.fail(|disk, op, _| disk == 1 && matches!(op, Op::Write { .. }));
+            assert_eq!(unit.sanitized().await, Err(UnitError::Failed));
+            world.journal.fail_no_more();
+            drop(unit);
+            match by_message {
+                true => drop(world.manager.message(&format!("delete {old}")).await.unwrap()),
+                false => world.manager.delete_volume(&name("v")).await.unwrap(),
+            }
+            assert_eq!(world.create("w", 4).await.id, old);
+            let unit = world.login("w").await.unwrap();
+            assert_eq!((unit.sanitize(), write(&world, &unit).await), (None, Ok(())));
+            drop(unit);
+            world.manager.delete_volume(&name("w")).await.unwrap();
+        }
+    });
 }
