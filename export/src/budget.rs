@@ -1,9 +1,12 @@
 //! How much payload the export may hold in memory, and how connections share it.
 //!
-//! A connection may hold as much as is left free (a dynamic threshold): one alone may take half of the budget,
-//! and however many stall with all that they can get, something is left for the next. Data that an initiator
-//! sends unasked is the exception: it may take all that is free, since nothing that already holds memory ever
-//! waits for more before it writes.
+//! A connection has two accounts, each of which may hold as much as is left free (a dynamic threshold): one alone may
+//! take half of the budget, and however many stall with all that they can get, something is left for the next.
+//!
+//! From one it takes memory for data that is asked for. That is done for commands whose turn has come, and these wait for
+//! memory only while they hold none, so what is held there comes back. What comes unasked may be of commands that wait for
+//! their turn, behind one that needs memory itself: it is counted apart, and leaves some for that one. It may be twice as
+//! much, for who waits with that receives nothing else.
 
 use alloc::rc::Rc;
 use core::cell::Cell;
@@ -17,10 +20,14 @@ pub struct Budget {
     freed: Notify,
 }
 
-/// One connection's part in the budget.
+/// A part of the budget that a connection has.
 pub struct Account {
     budget: Rc<Budget>,
     held_bytes: Cell<usize>,
+    /// It leaves so much free at least.
+    leaves_bytes: usize,
+    /// Who waits may get so many times what is left free.
+    patient_share: usize,
 }
 
 /// A buffer and the claim to its memory.
@@ -45,22 +52,29 @@ impl Budget {
 }
 
 impl Account {
-    /// A connection that holds nothing.
+    /// For data that is asked for.
     pub fn new(budget: Rc<Budget>) -> Rc<Account> {
-        Rc::new(Account { budget, held_bytes: Cell::new(0) })
+        Account::empty(budget, 0, 1)
     }
 
-    /// Memory for data that is asked for: waits for its turn and its share.
+    /// For data that comes unasked: it leaves so much for what is asked for.
+    pub fn unasked(budget: Rc<Budget>, leaves_bytes: usize) -> Rc<Account> {
+        Account::empty(budget, leaves_bytes, 2)
+    }
+
+    fn empty(budget: Rc<Budget>, leaves_bytes: usize, patient_share: usize) -> Rc<Account> {
+        Rc::new(Account { budget, held_bytes: Cell::new(0), leaves_bytes, patient_share })
+    }
+
+    /// Memory, as soon as it may be had.
     pub async fn chunk(self: &Rc<Account>, len_bytes: usize) -> Result<Chunk, NoBuffers> {
-        let claim =
-            self.wait(len_bytes, |held, free, bytes| held + bytes <= free || (held == 0 && bytes <= free)).await;
+        let claim = self.wait(rounded(len_bytes)).await;
         Ok(Chunk { buf: self.budget.bufs.wait(len_bytes).await?, claim })
     }
 
-    /// As [`Account::chunk`], without waiting.
+    /// Memory, if it may be had now and is no more than what is left free.
     pub fn try_chunk(self: &Rc<Account>, len_bytes: usize) -> Option<Chunk> {
-        let fits = self.held_bytes.get() + rounded(len_bytes) <= self.budget.free_bytes.get();
-        if fits { self.spare(len_bytes).ok() } else { None }
+        if self.may_take(rounded(len_bytes), 1) { self.spare(len_bytes).ok() } else { None }
     }
 
     /// Any memory that is free now: for work that holds some already, and so must not wait for more.
@@ -72,21 +86,20 @@ impl Account {
         Ok(Chunk { buf: self.budget.bufs.alloc(len_bytes)?, claim: self.take(bytes) })
     }
 
-    /// Memory for data that arrives unasked: waits only if all of the budget is used.
-    pub async fn chunk_unasked(self: &Rc<Account>, len_bytes: usize) -> Result<Chunk, NoBuffers> {
-        let claim = self.wait(len_bytes, |_, free, bytes| bytes <= free).await;
-        Ok(Chunk { buf: self.budget.bufs.wait(len_bytes).await?, claim })
-    }
-
-    async fn wait(self: &Rc<Account>, len_bytes: usize, may: impl Fn(usize, usize, usize) -> bool) -> Claim {
-        let bytes = rounded(len_bytes);
+    async fn wait(self: &Rc<Account>, bytes: usize) -> Claim {
         loop {
             let freed = self.budget.freed.notified();
-            if may(self.held_bytes.get(), self.budget.free_bytes.get(), bytes) {
+            if self.may_take(bytes, self.patient_share) {
                 return self.take(bytes);
             }
             freed.await;
         }
+    }
+
+    /// An account that holds nothing may take what is free, any other up to its share.
+    fn may_take(&self, bytes: usize, share: usize) -> bool {
+        let (held, free) = (self.held_bytes.get(), self.budget.free_bytes.get());
+        bytes + self.leaves_bytes <= free && (held == 0 || held + bytes <= share * free)
     }
 
     fn take(self: &Rc<Account>, bytes: usize) -> Claim {
@@ -132,5 +145,22 @@ mod tests {
         assert_eq!(used.next(), Some(512 << 10), "one alone may take half");
         held.clear();
         assert_eq!(budget.free_bytes.get(), 1 << 20);
+    }
+
+    #[test]
+    fn what_comes_unasked_is_nothing_to_what_is_asked_for() {
+        let budget = Budget::new(BufPool::new(2 << 20), 1 << 20);
+        let asked = Account::new(budget.clone());
+        let unasked: Vec<_> = (0..3).map(|_| Account::unasked(budget.clone(), 64 << 10)).collect();
+        let mut held: Vec<Claim> = Vec::new();
+        for account in &unasked {
+            while account.may_take(4096, account.patient_share) {
+                held.push(account.take(4096));
+            }
+        }
+        let used: Vec<_> = unasked.iter().map(|account| account.held_bytes.get() >> 10).collect();
+        assert_eq!(used, [684, 228, 48], "two thirds of what there is, but for what is left to others");
+        assert!(unasked.iter().all(|account| account.try_chunk(4096).is_none()));
+        assert!(asked.try_chunk(64 << 10).is_some());
     }
 }

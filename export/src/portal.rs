@@ -1,6 +1,6 @@
 //! The portal: logins, sessions, and what ends them.
 
-use crate::budget::{Account, Budget};
+use crate::budget::Budget;
 use crate::entrance::Entrance;
 use crate::iscsi::chap::Challenges;
 use crate::iscsi::connection::{Connection, Lister, Scsi};
@@ -376,13 +376,12 @@ impl<D: Directory> Inner<D> {
         let kept = former.and_then(|session| session.nexus.clone());
         let neighbours = Rc::new(Reach { portal: Rc::downgrade(self), peer: who.clone() });
         let scsi = lu.map(|lu| Scsi { nexus: kept.unwrap_or_else(|| lu.connect(path)), lu, neighbours });
-        let account = Account::new(self.budget.clone());
         let limits = Limits {
             window: self.options.commands_max,
             in_all: self.options.commands_in_all_max,
             all: self.commands.clone(),
         };
-        let link = Rc::new(Link::new(self.runtime.clone(), account, agreed.params, agreed.cmd_sn, limits));
+        let link = Rc::new(Link::new(self.runtime.clone(), &self.budget, agreed.params, agreed.cmd_sn, limits));
         let info = SessionInfo { initiator: agreed.initiator, peer, target: agreed.target, tsih };
         let sessions = Rc::downgrade(&self.sessions);
         let session = Rc::new(Session {

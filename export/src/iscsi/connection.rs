@@ -224,7 +224,7 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
     async fn provide(&mut self, inbound: &mut Inbound, whole: bool) {
         let all = inbound.missing().min(CHUNK_BYTES) as usize;
         let least = if whole { all } else { (inbound.owed() as usize).next_multiple_of(4096).min(all) };
-        let chunk = match self.link.account.try_chunk(all) {
+        let chunk = match self.link.unasked.try_chunk(all) {
             Some(chunk) => Some(chunk),
             None => self.unasked_chunk(least).await,
         };
@@ -236,11 +236,11 @@ impl<R: Read<Error = NetError>, U: LogicalUnit> Connection<R, U> {
 
     /// Memory for data that comes unasked, if there is some in time.
     async fn unasked_chunk(&mut self, len_bytes: usize) -> Option<Chunk> {
-        let account = &self.link.account;
+        let account = &self.link.unasked;
         let chunk = match self.starved {
-            true => account.spare(len_bytes).ok(),
+            true => account.try_chunk(len_bytes),
             false => {
-                let chunk = self.link.runtime.timers.timeout(MEMORY_TIMEOUT, account.chunk_unasked(len_bytes)).await;
+                let chunk = self.link.runtime.timers.timeout(MEMORY_TIMEOUT, account.chunk(len_bytes)).await;
                 chunk.ok().and_then(Result::ok)
             }
         };

@@ -5,7 +5,8 @@ use super::pdu::{Bhs, NO_TAG, Reject, RejectReason};
 use super::send::{Outgoing, Payload};
 use super::task::Task;
 use super::window::{Turn, Window};
-use crate::budget::{Account, Chunk};
+use crate::budget::{Account, Budget, Chunk};
+use crate::scsi::block::CHUNK_BYTES;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -45,8 +46,10 @@ pub enum Numbered {
 pub struct Link {
     /// Tasks, time, buffers.
     pub runtime: Runtime,
-    /// What it may hold of the export's memory.
-    pub account: Rc<Account>,
+    /// What its commands may hold of the export's memory once it is their turn.
+    pub asked: Rc<Account>,
+    /// What it may hold for data that comes unasked. A chunk is left for who has to ask.
+    pub unasked: Rc<Account>,
     /// To the sender. Closed when nothing more is to be sent.
     pub queue: Queue<Outgoing>,
     params: RefCell<Params>,
@@ -64,11 +67,12 @@ pub struct Link {
 
 impl Link {
     /// A connection whose first command has number `cmd_sn`.
-    pub fn new(runtime: Runtime, account: Rc<Account>, params: Params, cmd_sn: u32, limits: Limits) -> Link {
+    pub fn new(runtime: Runtime, budget: &Rc<Budget>, params: Params, cmd_sn: u32, limits: Limits) -> Link {
         let started = runtime.timers.now();
         Link {
             runtime,
-            account,
+            asked: Account::new(budget.clone()),
+            unasked: Account::unasked(budget.clone(), CHUNK_BYTES as usize),
             queue: Queue::new(QUEUE_MAX),
             params: RefCell::new(params),
             window: RefCell::new(Window::new(cmd_sn, limits.window)),

@@ -156,7 +156,7 @@ impl<'a> Mover<'a> {
             if !has_room {
                 let chunk = match may_wait && is_idle {
                     true => self.buffer(missing).await?,
-                    false => match self.link.account.try_chunk(missing) {
+                    false => match self.link.asked.try_chunk(missing) {
                         Some(chunk) => chunk,
                         None => return Ok(()),
                     },
@@ -218,12 +218,12 @@ impl Transfer for Mover<'_> {
     }
 
     async fn buffer(&self, len_bytes: usize) -> Result<Chunk, Failure> {
-        Ok(self.unless_aborted(self.link.account.chunk(len_bytes)).await??)
+        Ok(self.unless_aborted(self.link.asked.chunk(len_bytes)).await??)
     }
 
     fn spare(&self, len_bytes: usize) -> Result<Chunk, Failure> {
         self.check_aborted()?;
-        Ok(self.link.account.spare(len_bytes)?)
+        Ok(self.link.asked.spare(len_bytes)?)
     }
 
     async fn unless_aborted<O>(&self, work: impl Future<Output = O>) -> Result<O, Failure> {

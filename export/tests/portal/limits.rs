@@ -145,6 +145,30 @@ fn text_of_a_request() {
     });
 }
 
+/// Commands that wait for an ordered one hold memory, and it needs some: it gets it.
+#[test]
+fn an_ordered_command_gets_memory() {
+    for opcode_and_flags in [(0x28, 0x40), (0x2a, 0x20)] {
+        run(PortalOptions { payload_bytes_max: 1 << 20, ..PortalOptions::default() }, move |world| async move {
+            let mut initiator = world.login("a", &["FirstBurstLength=65536"]).await;
+            let (write, tag) = start_write(&mut initiator, 0).await;
+            let (code, flags) = opcode_and_flags;
+            let mut ordered = initiator.scsi(flags, 65_536, cdb(&cdb_10(code, 0, 128)));
+            ordered.flags = ordered.flags & !7 | 2;
+            initiator.send(ordered, &[]).await;
+            for n in 1..11 {
+                let behind = initiator.scsi(0x20, 65_536, cdb(&cdb_10(0x2a, n * 128, 128)));
+                initiator.send(behind, &[7; 65_536]).await;
+            }
+            initiator.sequence(write.task_tag.get(), tag, &[5; 4096], 0, 4096, 4096).await;
+            assert_eq!(initiator.finish(&[], 0).await.status, 0);
+            let next = world.runtime.timers.timeout(Duration::from_secs(25), initiator.receive()).await;
+            let expected = if code == 0x28 { opcode::DATA_IN } else { opcode::R2T };
+            assert_eq!(next.ok().flatten().map(|(bhs, _)| bhs.operation()), Some(expected), "{code:02x}");
+        });
+    }
+}
+
 /// Dice of a seed that is told.
 struct Dice(Seeded);
 

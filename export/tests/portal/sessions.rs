@@ -452,7 +452,7 @@ fn one_that_does_not_read_costs_the_others_nothing() {
 /// The disk hangs, and writes hold all memory: pings are answered, writes end with BUSY, and all is well afterwards.
 #[test]
 fn without_memory_commands_are_refused_and_pings_answered() {
-    let options = PortalOptions { payload_bytes_max: 256 << 10, ..PortalOptions::default() };
+    let options = PortalOptions { payload_bytes_max: 512 << 10, ..PortalOptions::default() };
     run(options, |world: World| async move {
         let mut initiator = world.login("a", &["InitialR2T=No"]).await;
         world.disk.slow.set(Some(world.runtime.timers.clone()));
