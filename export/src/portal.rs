@@ -479,11 +479,12 @@ impl<D: Directory> Inner<D> {
         };
         let reason = {
             let serving = pin!(connection.run());
-            let (closed, silent) = (pin!(link.closed()), pin!(self.watch(&link)));
-            match select(serving, select(closed, silent)).await {
+            let (closed, silent, gapped) = (pin!(link.closed()), pin!(self.watch(&link)), pin!(link.gapped()));
+            match select(serving, select(closed, select(silent, gapped))).await {
                 Either::Left((end, _)) => format!("{end}"),
                 Either::Right((Either::Left(_), _)) => String::from("closed here"),
-                Either::Right((Either::Right(_), _)) => String::from("it is silent"),
+                Either::Right((Either::Right((Either::Left(_), _)), _)) => String::from("it is silent"),
+                Either::Right((Either::Right((Either::Right(_), _)), _)) => String::from("a command is missing"),
             }
         };
         // What is queued is still sent; what the tasks would add is not.

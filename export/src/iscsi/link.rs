@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, Ref, RefCell};
 use platform::Runtime;
 use platform::sync::{Notify, Queue};
-use platform::time::Instant;
+use platform::time::{Duration, Instant};
 
 /// PDUs that may wait to be sent.
 const QUEUE_MAX: usize = 256;
@@ -23,6 +23,9 @@ const IMMEDIATE_MAX: usize = 16;
 
 /// Task management functions that run at a time.
 const MANAGEMENT_MAX: usize = 16;
+
+/// After so long a command that others wait for is said to be missing; after as long again it will not come.
+const MISSING_TIME: Duration = Duration::from_secs(30);
 
 /// How many commands may be outstanding.
 pub struct Limits {
@@ -256,6 +259,19 @@ impl Link {
                 return;
             }
             changed.await;
+        }
+    }
+
+    /// Resolves when commands wait for one that does not come: on one connection it will not any more.
+    pub async fn gapped(&self) {
+        let mut missed = None;
+        loop {
+            self.runtime.timers.sleep(MISSING_TIME).await;
+            let missing = self.window.borrow().missing();
+            if missing.is_some() && missing == missed {
+                return;
+            }
+            missed = missing;
         }
     }
 

@@ -89,6 +89,11 @@ impl<T> Window<T> {
         None
     }
 
+    /// The number of the command that others wait for.
+    pub fn missing(&self) -> Option<u32> {
+        self.early.values().any(Option::is_some).then_some(self.expected)
+    }
+
     /// Gives up the commands that were kept: their turn will not come.
     pub fn give_up(&mut self) -> impl Iterator<Item = T> {
         core::mem::take(&mut self.early).into_values().flatten()
@@ -123,11 +128,13 @@ mod tests {
         let mut window = Window::new(10, 8);
         assert_eq!(window.arrive(12, 'c'), Turn::Later);
         assert_eq!(window.arrive(12, 'x'), Turn::Ignored);
-        assert_eq!(window.next_in_turn(), None);
+        assert_eq!((window.next_in_turn(), window.missing()), (None, Some(10)));
         assert!(window.skip(11));
         assert!(!window.skip(11) && !window.skip(9) && !window.skip(18));
         assert_eq!(window.arrive(10, 'a'), Turn::Now('a'));
         assert_eq!(window.next_in_turn(), Some('c'));
         assert_eq!((window.expected(), window.max()), (13, 18), "the skipped place is free again");
+        assert!(window.skip(14));
+        assert_eq!(window.missing(), None, "nothing waits");
     }
 }

@@ -4,6 +4,7 @@ use crate::common::TARGET;
 use crate::initiator::{Initiator, World, cdb, cdb_10, run};
 use crate::sessions::{managed, request, start_write, text};
 use core::time::Duration;
+use embedded_io_async::Write;
 use export::PortalOptions;
 use export::iscsi::pdu::{Bhs, Reject, opcode};
 use platform::random::{Random, Seeded};
@@ -167,6 +168,52 @@ fn an_ordered_command_gets_memory() {
             assert_eq!(next.ok().flatten().map(|(bhs, _)| bhs.operation()), Some(expected), "{code:02x}");
         });
     }
+}
+
+/// Commands behind one that does not come hold memory: others have some all the same, and it is not for ever.
+#[test]
+fn a_missing_command_does_not_keep_memory_from_others() {
+    run(PortalOptions { payload_bytes_max: 1 << 20, ..PortalOptions::default() }, |world| async move {
+        let mut greedy = world.login("a", &[]).await;
+        greedy.cmd_sn += 1;
+        for n in 0..16 {
+            let early = greedy.scsi(0x20, 65_536, cdb(&cdb_10(0x2a, n * 128, 128)));
+            greedy.send(early, &[7; 65_536]).await;
+        }
+        let start = world.runtime.timers.now();
+        let mut other = world.login("b", &[]).await;
+        assert_eq!(other.read(0, 128).await.data.len(), 65_536);
+        assert_eq!(other.write(0, &[5; 65_536]).await.status, 0);
+        assert!(world.runtime.timers.now() - start < Duration::from_secs(2));
+        // One that is alive otherwise.
+        let mut ping = request(opcode::NOP_OUT, true);
+        ping[20..24].fill(0xff);
+        for _ in 0..5 {
+            world.runtime.timers.sleep(Duration::from_secs(10)).await;
+            if greedy.writer.write_all(&greedy.encode(Bhs::from_bytes(ping), &[])).await.is_err() {
+                break;
+            }
+        }
+        world.runtime.timers.sleep(Duration::from_secs(15)).await;
+        assert!(world.portal.sessions().iter().all(|session| session.initiator != "iqn.test:a"), "its session ended");
+    });
+}
+
+/// What is missing comes in time, again and again: nothing is wrong with that.
+#[test]
+fn a_command_may_come_late() {
+    run(PortalOptions::default(), |world| async move {
+        let mut initiator = world.login("a", &[]).await;
+        for _ in 0..4 {
+            let missing = initiator.scsi(0x40, 8, cdb("25"));
+            let behind = initiator.scsi(0x40, 512, cdb(&cdb_10(0x28, 0, 1)));
+            initiator.send(behind, &[]).await;
+            world.runtime.timers.sleep(Duration::from_secs(29)).await;
+            initiator.send(missing, &[]).await;
+            assert_eq!(initiator.finish(&[], 0).await.data.len(), 8);
+            assert_eq!(initiator.finish(&[], 0).await.data.len(), 512);
+        }
+    });
 }
 
 /// Dice of a seed that is told.
