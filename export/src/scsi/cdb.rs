@@ -1,5 +1,6 @@
 //! Command descriptor blocks (SPC-4, SBC-3): 16 bytes in, a typed [`Command`] out.
 
+use super::copy::limits::LIST_BYTES_MAX as COPY_LIST_BYTES_MAX;
 use super::sense::Sense;
 
 /// Logical blocks that a command is about.
@@ -148,6 +149,9 @@ impl DataOut {
 
 /// Most bytes of data that a command needs all at once.
 pub const WHOLE_BYTES_MAX: u32 = 256 << 10;
+
+/// Most bytes of the parameter list of a PERSISTENT RESERVE OUT: more than its TransportIDs take.
+const RESERVE_LIST_BYTES_MAX: u32 = 64 << 10;
 
 /// Most blocks of a COMPARE AND WRITE: both halves must be there at once.
 pub fn compare_and_write_blocks_max(block_bytes: u32) -> u8 {
@@ -299,16 +303,13 @@ impl Command {
             Command::Verify { compare: Compare::OneBlock, .. } | Command::WriteSame { no_data: false, .. } => {
                 DataOut::Whole(block_bytes)
             }
-            // One that is too long is refused without its data.
+            // What is too long is refused without its data.
             Command::CompareAndWrite { extent, .. } => match u32::try_from(bytes(extent).saturating_mul(2)) {
                 Ok(bytes) if bytes <= WHOLE_BYTES_MAX => DataOut::Whole(bytes),
                 _ => DataOut::None,
             },
-            Command::PersistentReserveOut { list_bytes, .. } | Command::ExtendedCopy { list_bytes }
-                if *list_bytes > WHOLE_BYTES_MAX =>
-            {
-                DataOut::None
-            }
+            Command::PersistentReserveOut { list_bytes, .. } if *list_bytes > RESERVE_LIST_BYTES_MAX => DataOut::None,
+            Command::ExtendedCopy { list_bytes } if *list_bytes > COPY_LIST_BYTES_MAX => DataOut::None,
             Command::Unmap { list_bytes }
             | Command::ModeSelect { list_bytes, .. }
             | Command::ExtendedCopy { list_bytes }

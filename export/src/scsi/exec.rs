@@ -1,7 +1,7 @@
 //! Running a command: who may, and those that move no blocks.
 
 use super::block;
-use super::cdb::{Command, ModeSense, WHOLE_BYTES_MAX};
+use super::cdb::{Command, ModeSense};
 use super::copy::{self, Neighbours};
 use super::lu::{Lu, Nexus};
 use super::reserve::{Known, Refused, Request};
@@ -84,7 +84,7 @@ pub async fn execute<U: LogicalUnit, T: Transfer>(
         Command::PersistentReserveOut { action, scope_and_type, .. } => {
             persistent_reserve_out(lu, nexus, action, scope_and_type, transfer).await
         }
-        Command::ExtendedCopy { list_bytes } if list_bytes > WHOLE_BYTES_MAX => {
+        Command::ExtendedCopy { list_bytes } if list_bytes > copy::limits::LIST_BYTES_MAX => {
             Err(Sense::PARAMETER_LIST_LENGTH.into())
         }
         Command::ExtendedCopy { .. } => copy::extended_copy(lu, nexus, neighbours, transfer).await,
@@ -230,11 +230,14 @@ async fn persistent_reserve_out<U: LogicalUnit, T: Transfer>(
     scope_and_type: u8,
     transfer: &mut T,
 ) -> Result<(), Failure> {
-    let list = parameter_list(transfer).await?;
+    let list = transfer.receive().await?;
     let effects = {
         let _alone = lu.reserving.acquire(1).await;
         not_reserved(lu)?;
-        let request = Request::new(action, scope_and_type, &list, lu.unit.kept_reservations().is_some())?;
+        // Not before: who waits has the list only, in memory that is counted.
+        let parameters = list.as_ref().map_or(&[][..], |chunk| &chunk.buf);
+        let request = Request::new(action, scope_and_type, parameters, lu.unit.kept_reservations().is_some())?;
+        drop(list);
         let before = lu.reservations.borrow().clone();
         let mut after = before.clone();
         let known = Known { target_ports: &lu.target_ports, initiators: &lu.initiators() };

@@ -216,6 +216,33 @@ fn a_command_may_come_late() {
     });
 }
 
+/// A parameter list that waits for another to be done with is payload like any other.
+#[test]
+fn parameter_lists_are_counted() {
+    run(PortalOptions::default(), |world| async move {
+        let mut first = world.login("a", &[]).await;
+        let mut second = world.login("b", &[]).await;
+        world.disk.slow.set(Some(world.runtime.timers.clone()));
+        world.disk.hangs.set(true);
+        let mut list = vec![0; 60_000];
+        (list[15], list[20]) = (1, 1);
+        let register = first.scsi(0x20, 24, cdb("5f 00 00 00 00 00 00 00 18"));
+        first.send(register, &list[..24]).await;
+        world.runtime.timers.sleep(Duration::from_millis(1)).await;
+        let register = second.scsi(0x20, 60_000, cdb("5f 00 00 00 00 00 00 ea 60"));
+        second.send(register, &list).await;
+        world.runtime.timers.sleep(Duration::from_millis(1)).await;
+        assert!(world.runtime.bufs.used_bytes() >= 60_000);
+        world.disk.hangs.set(false);
+        assert_eq!(first.finish(&[], 0).await.status, 0);
+        assert_eq!(second.finish(&[], 0).await.sense_code(), (5, 0x1a, 0), "it says that less follows");
+        let too_long = second.scsi(0x20, 65_537, cdb("5f 00 00 00 00 00 01 00 01"));
+        second.send(too_long, &[]).await;
+        let outcome = second.finish(&[], 0).await;
+        assert_eq!((outcome.sense_code(), outcome.r2ts.len()), ((5, 0x1a, 0), 0));
+    });
+}
+
 /// Dice of a seed that is told.
 struct Dice(Seeded);
 

@@ -104,6 +104,13 @@ fn data_that_comes_with_commands() {
     }
     let longest = decode("89 00 00 00 00 00 00 00 00 00 00 00 00 ff").unwrap();
     assert_eq!(longest.data_out(4096), DataOut::None, "more than is taken at once is refused, not received");
+    for (hex, list_bytes) in [("5f 06 00 00 00", 64 << 10), ("83 00 00 00 00 00 00 00 00 00", 16 + 8192)] {
+        let of = |bytes: u32| {
+            let [a, b, c, d] = bytes.to_be_bytes();
+            decode(&alloc::format!("{hex} {a:02x} {b:02x} {c:02x} {d:02x}")).unwrap().data_out(512)
+        };
+        assert_eq!((of(list_bytes), of(list_bytes + 1)), (DataOut::Whole(list_bytes), DataOut::None), "{hex}");
+    }
 }
 
 proptest::proptest! {

@@ -12,6 +12,9 @@ pub const SEGMENTS_MAX: u16 = 128;
 /// Most bytes of all descriptors of a list.
 pub const DESCRIPTORS_BYTES_MAX: usize = 8192;
 
+/// Most bytes of a list, with its header.
+pub const LIST_BYTES_MAX: u32 = 16 + DESCRIPTORS_BYTES_MAX as u32;
+
 /// Most bytes that one segment copies.
 pub const SEGMENT_BYTES_MAX: u32 = 1 << 30;
 

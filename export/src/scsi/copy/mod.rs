@@ -51,11 +51,13 @@ pub async fn extended_copy<U: LogicalUnit, T: Transfer>(
     neighbours: &dyn Neighbours<U>,
     transfer: &mut T,
 ) -> Result<(), Failure> {
-    let list = parameter_list(transfer).await?;
-    if list.is_empty() {
+    let parameters = parameter_list(transfer).await?;
+    if parameters.is_empty() {
         return Ok(());
     }
-    let list = CopyList::parse(&list)?;
+    let list = CopyList::parse(&parameters)?;
+    // A copy may take long.
+    drop(parameters);
     let results = &nexus.copies;
     if list.id.is_some_and(|id| !results.begin(id)) {
         return Err(Sense::OPERATION_IN_PROGRESS.into());

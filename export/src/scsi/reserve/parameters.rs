@@ -1,6 +1,6 @@
 //! Parameter lists of PERSISTENT RESERVE OUT (SPC-4 section 6.16.3), and TransportIDs of iSCSI (section 7.6.4.6).
 
-use super::{Known, Path, Refused, action};
+use super::{Known, Path, REGISTRATIONS_MAX, Refused, action};
 use crate::scsi::sense::Sense;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -127,6 +127,9 @@ fn transports(rest: &[u8]) -> Result<Vec<TransportId>, Sense> {
     let whole = rest.len();
     let mut transports = Vec::new();
     while !rest.is_empty() {
+        if transports.len() >= REGISTRATIONS_MAX {
+            return Err(Sense::INSUFFICIENT_REGISTRATION_RESOURCES);
+        }
         let at = (BASIC_BYTES + 4 + whole - rest.len()) as u16;
         let (transport, left) = decode_transport(rest, at)?;
         transports.push(transport);

@@ -1,6 +1,7 @@
 //! Persistent reservations as conversations between ports.
 
 use super::*;
+use alloc::vec;
 
 const WE: u8 = 1;
 const EA: u8 = 3;
@@ -206,6 +207,9 @@ fn parameter_lists() {
     strange[0] = 0x46;
     let strange = with_transports(list(0, 9, 8), &[device("iqn.a:y"), strange]);
     assert_eq!(Request::new(0, 0, &strange, true), Err(Sense::parameter_field(52)), "not of iSCSI");
+    let many = |n: usize| Request::new(0, 0, &with_transports(list(0, 9, 8), &vec![device("iqn.a:y"); n]), true);
+    assert!(many(128).is_ok());
+    assert_eq!(many(129), Err(Sense::INSUFFICIENT_REGISTRATION_RESOURCES));
     let nobody = with_transports(list(0, 9, 8), &[device("")]);
     assert_eq!(Request::new(0, 0, &nobody, true), Err(Sense::parameter_field(28)));
 }
