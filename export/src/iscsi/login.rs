@@ -6,7 +6,7 @@
 use super::chap::{self, Challenges};
 use super::params::{Negotiation, Offer, Params, SessionType};
 use super::pdu::{CONTINUE, FINAL, LoginRequest, LoginResponse};
-use super::text::{TEXT_BYTES_MAX, TextWriter, normalise_name, pairs};
+use super::text::{SentKeys, TEXT_BYTES_MAX, TextWriter, normalise_name, pairs};
 use crate::unit::Chap;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -159,6 +159,7 @@ pub struct Login<'a> {
     /// The stage and the first request; fields that may not change are compared with it.
     current: Option<(Stage, LoginRequest)>,
     leading: Option<Leading>,
+    sent: SentKeys,
     negotiation: Negotiation,
     collected: Vec<u8>,
     stat_sn: u32,
@@ -171,6 +172,7 @@ impl<'a> Login<'a> {
             current: None,
             leading: None,
             security: Security::Free,
+            sent: SentKeys::default(),
             negotiation: Negotiation::new(terms.offer),
             terms,
             collected: Vec::new(),
@@ -262,7 +264,7 @@ impl<'a> Login<'a> {
         let mut keys = chap::Keys::default();
         for pair in pairs(text) {
             let (key, value) = pair.map_err(|_| Status::InitiatorError)?;
-            self.negotiation.note(key).map_err(|_| Status::InitiatorError)?;
+            self.sent.note(key).map_err(|_| Status::InitiatorError)?;
             match key {
                 // Part of the first text, where they were read; `note` refuses them a second time.
                 "InitiatorName" | "TargetName" | "SessionType" => {}

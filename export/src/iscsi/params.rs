@@ -1,8 +1,6 @@
 //! The keys of RFC 7143 section 13: what the initiator offers, what comes of it.
 
 use super::text::{TextWriter, boolean, number, yes_no};
-use alloc::collections::BTreeSet;
-use alloc::string::{String, ToString};
 
 /// The two kinds of sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,20 +71,15 @@ pub struct Offer {
 pub struct Negotiation {
     offer: Offer,
     params: Params,
-    seen: BTreeSet<String>,
     declared: bool,
     /// What belongs to the session was settled by its leading login.
     is_resumed: bool,
 }
 
-/// A key came twice: the login fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Repeated;
-
 impl Negotiation {
     /// Nothing is negotiated yet.
     pub fn new(offer: Offer) -> Negotiation {
-        Negotiation { offer, params: Params::default(), seen: BTreeSet::new(), declared: false, is_resumed: false }
+        Negotiation { offer, params: Params::default(), declared: false, is_resumed: false }
     }
 
     /// For a further connection of a session with these parameters: what belongs to the connection starts anew.
@@ -95,11 +88,6 @@ impl Negotiation {
             Params::default();
         let params = Params { header_digest, data_digest, initiator_segment_bytes, target_segment_bytes, ..session };
         Negotiation { params, is_resumed: true, ..Negotiation::new(offer) }
-    }
-
-    /// Notes that `key` was sent.
-    pub fn note(&mut self, key: &str) -> Result<(), Repeated> {
-        if self.seen.insert(key.to_string()) { Ok(()) } else { Err(Repeated) }
     }
 
     /// Answers one key of the operational stage. Declarations have no answer.
@@ -258,6 +246,7 @@ fn size(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::{String, ToString};
 
     pub const OFFER: Offer =
         Offer { segment_bytes: 262_144, max_burst_bytes: 262_144, first_burst_bytes: 65_536, max_outstanding_r2t: 4 };

@@ -1,5 +1,7 @@
 //! `key=value` text, as login and text PDUs carry it (RFC 7143 section 6.1).
 
+use alloc::collections::BTreeSet;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
@@ -8,6 +10,9 @@ const KEY_BYTES_MAX: usize = 63;
 
 /// Most bytes of text that are collected over PDUs with the continue bit.
 pub const TEXT_BYTES_MAX: usize = 64 << 10;
+
+/// Most keys of a negotiation: more than there are. So all answers fit into one PDU.
+const KEYS_MAX: usize = 64;
 
 /// The text is no list of `key=value` pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +26,18 @@ pub fn pairs(text: &[u8]) -> impl Iterator<Item = Result<(&str, &str), Malformed
         let (key, value) = pair.split_once('=').ok_or(Malformed)?;
         if key.is_empty() || key.len() > KEY_BYTES_MAX { Err(Malformed) } else { Ok((key, value)) }
     })
+}
+
+/// The keys of a negotiation, each of which comes once.
+#[derive(Debug, Default)]
+pub struct SentKeys(BTreeSet<String>);
+
+impl SentKeys {
+    /// Notes that `key` was sent. Wrong if it was before, or if there are too many.
+    pub fn note(&mut self, key: &str) -> Result<(), Malformed> {
+        let fits = self.0.len() < KEYS_MAX;
+        if fits && self.0.insert(key.into()) { Ok(()) } else { Err(Malformed) }
+    }
 }
 
 /// A text under construction.
@@ -73,7 +90,7 @@ pub fn yes_no(value: bool) -> &'static str {
 }
 
 /// An iSCSI name in the form in which names are compared: lower case. `None` if it cannot be a name.
-pub fn normalise_name(name: &str) -> Option<alloc::string::String> {
+pub fn normalise_name(name: &str) -> Option<String> {
     let fits = !name.is_empty() && name.len() <= 223;
     let clean = name.chars().all(|c| !c.is_whitespace() && !c.is_control());
     (fits && clean).then(|| name.to_lowercase())

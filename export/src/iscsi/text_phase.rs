@@ -2,7 +2,7 @@
 //! that may be declared at any time. A state machine over requests and text.
 
 use super::params::is_login_only;
-use super::text::{Malformed, TEXT_BYTES_MAX, TextWriter, number, pairs};
+use super::text::{Malformed, SentKeys, TEXT_BYTES_MAX, TextWriter, number, pairs};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -13,8 +13,9 @@ pub struct Exchange {
     tag: Option<u32>,
     /// Text received so far.
     collected: Vec<u8>,
-    /// Of the answer, what was not sent yet.
+    /// The answer, of which some was sent.
     answer: Vec<u8>,
+    sent: usize,
 }
 
 /// What to do about a text request.
@@ -63,15 +64,19 @@ impl Exchange {
 
     /// The answer to the complete text.
     pub fn answer(&mut self, answer: Vec<u8>) {
-        self.answer = answer;
+        (self.answer, self.sent) = (answer, 0);
     }
 
     /// The next part of the exchange, of at most `most` bytes. `final_request`: the request had the F bit.
     /// `tag` is used if the exchange goes on.
     pub fn next(&mut self, final_request: bool, most: usize, tag: u32) -> Part {
-        let rest = self.answer.split_off(most.min(self.answer.len()));
-        let text = core::mem::replace(&mut self.answer, rest);
-        let continues = !self.answer.is_empty();
+        let rest = self.answer.get(self.sent..).unwrap_or_default();
+        let (text, left) = rest.split_at(most.min(rest.len()));
+        let (text, continues) = (text.to_vec(), !left.is_empty());
+        match continues {
+            true => self.sent += text.len(),
+            false => self.answer(Vec::new()),
+        }
         let last = final_request && !continues;
         self.tag = (!last).then_some(tag);
         Part { text, continues, last }
@@ -97,8 +102,11 @@ pub struct Changes {
 pub fn answer(text: &[u8], list: impl Fn(&str) -> Option<Vec<Listed>>) -> Result<(Vec<u8>, Changes), Malformed> {
     let mut reply = TextWriter::default();
     let mut changes = Changes::default();
+    let mut sent = SentKeys::default();
     for pair in pairs(text) {
-        match pair? {
+        let pair = pair?;
+        sent.note(pair.0)?;
+        match pair {
             ("SendTargets", value) => match list(value) {
                 None => reply.put("SendTargets", "Reject"),
                 Some(targets) => {
@@ -139,6 +147,15 @@ mod tests {
         let (reply, changes) = answer(b"MaxRecvDataSegmentLength=1024\0", two).unwrap();
         assert_eq!((reply.len(), changes.initiator_segment_bytes), (0, Some(1024)));
         assert!(answer(b"nonsense\0", two).is_err());
+    }
+
+    /// A text of bounded length has an answer of bounded length.
+    #[test]
+    fn an_answer_is_not_multiplied() {
+        assert!(answer(&b"SendTargets=All\0".repeat(2), two).is_err());
+        let keys = |n: u32| (0..n).flat_map(|n| alloc::format!("X-{n}=1\0").into_bytes()).collect::<Vec<u8>>();
+        assert!(answer(&keys(64), two).is_ok());
+        assert!(answer(&keys(65), two).is_err());
     }
 
     #[test]

@@ -274,3 +274,14 @@ proptest::proptest! {
         login().step(&request(true, stage, 3), [WHO, &keys].concat().as_bytes());
     }
 }
+
+#[test]
+fn keys_are_not_many() {
+    let keys: String = (0..70).map(|n| alloc::format!("X-{n:061}=1\0")).collect();
+    let mut within = login();
+    let step = within.step(&request(false, 1, 0), [WHO, &keys[..62 * 66]].concat().as_bytes());
+    assert_eq!(status(&step), 0);
+    assert!(text(&step).len() <= 8192, "it fits into a PDU");
+    let mut login = login();
+    assert_eq!(status(&login.step(&request(false, 1, 0), [WHO, &keys[..63 * 66]].concat().as_bytes())), 0x0200);
+}
