@@ -267,6 +267,7 @@ impl<D: Directory> Inner<D> {
             }),
             challenges: self.challenges.clone(),
             may_try: Box::new(move || self.throttle.may_try(address, self.runtime.timers.now())),
+            failed: Box::new(move || self.throttle.failed(address, self.runtime.timers.now())),
         }
     }
 
@@ -322,9 +323,6 @@ impl<D: Directory> Inner<D> {
                     continue;
                 }
                 Step::Refuse(response) => {
-                    if response.status() == Status::AuthenticationFailure as u16 {
-                        self.throttle.failed(address, self.runtime.timers.now());
-                    }
                     log::info!("iscsi: login from {peer} refused with status {:04x}h", response.status());
                     answer(writer, response, &[]).await?;
                     return Ok(None);

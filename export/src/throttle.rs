@@ -32,8 +32,9 @@ impl Failures {
         self.clear_at <= now + rate.pause * (rate.burst - 1)
     }
 
+    /// However many there are, the next attempt is a pause away.
     fn add(&mut self, rate: &Rate, now: Instant) {
-        self.clear_at = self.clear_at.max(now) + rate.pause;
+        self.clear_at = (self.clear_at.max(now) + rate.pause).min(now + rate.pause * rate.burst);
     }
 }
 
@@ -126,6 +127,15 @@ mod tests {
         throttle.failed(host(1), later);
         assert!(!throttle.may_try(host(1), later));
         assert!(throttle.may_try(host(1), later + Duration::from_secs(100)));
+    }
+
+    #[test]
+    fn more_failures_than_are_allowed_make_nobody_wait_longer() {
+        let now = Instant { nanos: 0 };
+        let throttle = Throttle::new(now);
+        (0..1000).for_each(|_| throttle.failed(host(1), now));
+        assert!(throttle.may_try(host(1), now + Duration::from_secs(10)));
+        assert!(throttle.may_try(host(2), now + Duration::from_secs(1)));
     }
 
     #[test]

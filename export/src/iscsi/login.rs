@@ -129,6 +129,8 @@ pub struct Terms<'a> {
     pub challenges: Rc<Challenges>,
     /// There were not too many wrong answers to them of late.
     pub may_try: Box<dyn Fn() -> bool + 'a>,
+    /// Another one was wrong.
+    pub failed: Box<dyn Fn() + 'a>,
 }
 
 /// How an initiator is authenticated.
@@ -316,7 +318,13 @@ impl<'a> Login<'a> {
     fn authenticate(&mut self, stage: Stage, keys: &chap::Keys<'_>, reply: &mut TextWriter) -> Result<(), Status> {
         match &mut self.security {
             Security::Chap(_) if keys.has_response() && !(self.terms.may_try)() => Err(Status::ServiceUnavailable),
-            Security::Chap(exchange) if stage == Stage::Security => exchange.step(keys, reply),
+            Security::Chap(exchange) if stage == Stage::Security => {
+                let result = exchange.step(keys, reply);
+                if keys.has_response() && result == Err(Status::AuthenticationFailure) {
+                    (self.terms.failed)();
+                }
+                result
+            }
             _ if keys.is_empty() => Ok(()),
             _ => Err(Status::InitiatorError),
         }

@@ -144,3 +144,17 @@ fn guesses_are_slow() {
         assert_eq!(status_of(&world, "guess").await, 0x0301, "one more for each ten seconds");
     });
 }
+
+/// Who does not even offer CHAP guesses nothing, and keeps nobody out.
+#[test]
+fn who_offers_no_chap_locks_nobody_out() {
+    run(PortalOptions::default(), |world| async move {
+        *world.disk.chap.borrow_mut() = chap(SECRET);
+        for _ in 0..200 {
+            let mut without = world.connect();
+            let who = ["InitiatorName=iqn.a", &format!("TargetName={TARGET}")];
+            assert_eq!(without.login_with(&who).await.0.status(), 0x0201);
+        }
+        assert_eq!(status_of(&world, SECRET).await, 0);
+    });
+}

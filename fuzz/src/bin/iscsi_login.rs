@@ -38,6 +38,7 @@ fn log_in(is_guarded: bool, bytes: &mut Bytes<'_>) {
         wanted: Box::new(move |_, _| is_guarded.then(iscsi::secret)),
         challenges: Challenges::new(Rc::new(Seeded::from_u64(1))),
         may_try: Box::new(|| true),
+        failed: Box::new(|| ()),
     });
     for _ in 0..REQUESTS_MAX {
         let request = request(bytes);

@@ -51,6 +51,7 @@ fn terms<'a>(chap: Option<Rc<Chap>>, may_try: impl Fn() -> bool + 'a) -> Terms<'
         wanted: Box::new(move |_, _| chap.clone()),
         challenges: Challenges::new(Rc::new(Seeded::from_u64(1))),
         may_try: Box::new(may_try),
+        failed: Box::new(|| ()),
     }
 }
 
