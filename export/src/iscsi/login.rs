@@ -256,6 +256,7 @@ impl<'a> Login<'a> {
     /// Answers a complete text.
     fn answer(&mut self, stage: Stage, request: &LoginRequest, text: &[u8]) -> Result<Vec<u8>, Status> {
         let mut reply = TextWriter::default();
+        let leads = self.leading.is_none();
         let kind = match &self.leading {
             Some(leading) => leading.kind,
             None => self.lead(request, text, &mut reply)?,
@@ -268,8 +269,9 @@ impl<'a> Login<'a> {
             let (key, value) = pair.map_err(|_| Status::InitiatorError)?;
             self.sent.note(key).map_err(|_| Status::InitiatorError)?;
             match key {
-                // Part of the first text, where they were read; `note` refuses them a second time.
-                "InitiatorName" | "TargetName" | "SessionType" => {}
+                // Part of the first text, where they were read.
+                "InitiatorName" | "TargetName" | "SessionType" if leads => {}
+                "InitiatorName" | "TargetName" | "SessionType" => return Err(Status::InitiatorError),
                 "AuthMethod" => self.choose_method(stage, value, &mut reply)?,
                 _ if keys.take(key, value) => {}
                 _ => self.negotiation.answer(kind, key, value, &mut reply),

@@ -277,6 +277,17 @@ proptest::proptest! {
 }
 
 #[test]
+fn who_wants_what_is_said_at_once() {
+    for late in ["TargetName=iqn.t\0", "SessionType=Discovery\0"] {
+        let mut login = login();
+        let first = b"InitiatorName=iqn.i\0SessionType=Discovery\0".as_slice();
+        let first = if late.starts_with('T') { first } else { WHO.as_bytes() };
+        assert_eq!(status(&login.step(&request(false, 1, 0), first)), 0);
+        assert_eq!(status(&login.step(&request(false, 1, 0), late.as_bytes())), 0x0200, "{late}");
+    }
+}
+
+#[test]
 fn keys_are_not_many() {
     let keys: String = (0..70).map(|n| alloc::format!("X-{n:061}=1\0")).collect();
     let mut within = login();
