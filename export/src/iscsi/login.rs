@@ -265,6 +265,7 @@ impl<'a> Login<'a> {
             return Err(Status::AuthenticationFailure);
         }
         let mut keys = chap::Keys::default();
+        let mut first_burst = None;
         for pair in pairs(text) {
             let (key, value) = pair.map_err(|_| Status::InitiatorError)?;
             self.sent.note(key).map_err(|_| Status::InitiatorError)?;
@@ -273,9 +274,14 @@ impl<'a> Login<'a> {
                 "InitiatorName" | "TargetName" | "SessionType" if leads => {}
                 "InitiatorName" | "TargetName" | "SessionType" => return Err(Status::InitiatorError),
                 "AuthMethod" => self.choose_method(stage, value, &mut reply)?,
+                // What comes of it depends on MaxBurstLength, wherever that stands.
+                "FirstBurstLength" => first_burst = Some(value),
                 _ if keys.take(key, value) => {}
                 _ => self.negotiation.answer(kind, key, value, &mut reply),
             }
+        }
+        if let Some(value) = first_burst {
+            self.negotiation.answer(kind, "FirstBurstLength", value, &mut reply);
         }
         self.authenticate(stage, &keys, &mut reply)?;
         if stage == Stage::Operational {

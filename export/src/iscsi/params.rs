@@ -114,7 +114,8 @@ impl Negotiation {
                 size(key, value, SEGMENT, reply, |v| v.min(o.max_burst_bytes), |v| p.max_burst_bytes = v)
             }
             "FirstBurstLength" => {
-                size(key, value, SEGMENT, reply, |v| v.min(o.first_burst_bytes), |v| p.first_burst_bytes = v)
+                let most = o.first_burst_bytes.min(p.max_burst_bytes);
+                size(key, value, SEGMENT, reply, |v| v.min(most), |v| p.first_burst_bytes = v)
             }
             "MaxOutstandingR2T" => {
                 let ours = |v: u32| v.min(o.max_outstanding_r2t);

@@ -90,8 +90,8 @@ fn open_iscsi_logs_in_over_both_stages() {
     let step = login.step(&request(true, 1, 3), &second);
     assert_eq!(
         text(&step),
-        "HeaderDigest=None InitialR2T=No ImmediateData=Yes MaxBurstLength=262144 FirstBurstLength=65536 \
-         ErrorRecoveryLevel=0 MaxRecvDataSegmentLength=262144 "
+        "HeaderDigest=None InitialR2T=No ImmediateData=Yes MaxBurstLength=262144 ErrorRecoveryLevel=0 \
+         FirstBurstLength=65536 MaxRecvDataSegmentLength=262144 "
     );
     let Step::Finish(agreed, response, _) = step else { panic!("not finished: {step:?}") };
     assert_eq!((response.flags, response.stat_sn.get(), agreed.stat_sn), (0x87, 1, 2));
@@ -296,4 +296,14 @@ fn keys_are_not_many() {
     assert!(text(&step).len() <= 8192, "it fits into a PDU");
     let mut login = login();
     assert_eq!(status(&login.step(&request(false, 1, 0), [WHO, &keys[..63 * 66]].concat().as_bytes())), 0x0200);
+}
+
+#[test]
+fn the_first_burst_is_no_longer_than_any() {
+    for keys in ["MaxBurstLength=4096\0FirstBurstLength=8192\0", "FirstBurstLength=8192\0MaxBurstLength=4096\0"] {
+        let step = login().step(&request(true, 1, 3), [WHO, keys].concat().as_bytes());
+        assert!(text(&step).contains("FirstBurstLength=4096 "), "{}", text(&step));
+        let Step::Finish(agreed, ..) = step else { panic!("{step:?}") };
+        assert_eq!(agreed.params.first_burst_bytes, 4096);
+    }
 }
