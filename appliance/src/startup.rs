@@ -68,11 +68,7 @@ pub(crate) async fn adopt(service: &Service, served: &Served) -> Result<(), Serv
     let records = Records::create(&served.pool).await?;
     served.records.replace(Some(records));
     let own = served.catalog().appliance().clone();
-    let appliance = ApplianceRecord {
-        token_hashes: service.tokens.borrow().iter().map(|hash| hash.0.into()).collect(),
-        activation: Some(owner::activation(service, &own)),
-        ..own
-    };
+    let appliance = ApplianceRecord { activation: Some(owner::activation(service, &own)), ..own };
     let volumes: Vec<Edit> = served.catalog().volumes().cloned().map(Edit::Put).collect();
     let edits = core::iter::once(Edit::Appliance(appliance)).chain(volumes).collect();
     served.change(&[], edits).await

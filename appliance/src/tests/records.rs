@@ -2,10 +2,14 @@
 
 use super::{BLOCK, Disks, World, name, run, run_with};
 use mgmt::*;
-use platform::block::{Op, SECTOR_BYTES};
+use platform::block::{Disk, Op, SECTOR_BYTES};
 use platform::mem::MemDisk;
+use platform::random::{Random, Seeded};
+use platform::simulated;
+use platform::task::Executor;
 use std::cell::Cell;
 use std::format;
+use std::rc::Rc;
 use std::vec::Vec;
 use thinp::records::Records;
 
@@ -88,5 +92,25 @@ fn an_appliance_whose_own_page_is_full_to_the_byte_goes_on() {
         world.runtime.timers.sleep(platform::time::Duration::from_secs(24 * 3600)).await;
         let taken = world.manager.policies().unwrap().policies;
         assert!(taken.iter().all(|policy| policy.last.as_deref() == Some("20261201t000000z")), "{taken:?}");
+    });
+}
+
+#[test]
+fn a_token_that_was_made_at_the_start_is_good_after_the_adoption() {
+    let disks = Disks::new(100);
+    let random: Rc<dyn Random> = Rc::new(Seeded::from_u64(9));
+    let made = disks.clone();
+    simulated::run(&Executor::new(), random, 32 << 20, async move |runtime| {
+        let (meta, data) = (Disk::new(made.meta.clone()), Disk::new(made.data.clone()));
+        let pool = thinp::Pool::open(&runtime, meta, data, thinp::PoolOptions::default()).await.unwrap();
+        pool.create_thin(thinp::control::DeviceId::new(1).unwrap()).await.unwrap();
+        pool.close().await.unwrap();
+    });
+    run(10, disks, async |world| {
+        assert!(!world.manager.pool().unwrap().adopted);
+        let before = world.manager.tokens();
+        assert_eq!(before.len(), 1);
+        world.manager.adopt().await.unwrap();
+        assert_eq!(world.manager.tokens(), before, "nobody gets in any more");
     });
 }
