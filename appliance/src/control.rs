@@ -224,10 +224,12 @@ impl Control for Manager {
         sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), RunsError<E>> {
         let _turn = self.service.streams.acquire(1).await;
-        let served = self.service.served().map_err(ControlError::from)?;
-        let device = |name| device_of(&served, name).map_err(ControlError::from);
-        let devices = (device(&request.left)?, device(&request.right)?);
-        runs::delta(&served, devices, request, sink).await
+        let work = async |served: &Rc<Served>| {
+            let devices = (device_of(served, &request.left)?, device_of(served, &request.right)?);
+            Ok((devices, runs::open_view(served, "a delta", request.metadata_snapshot).await?))
+        };
+        let (devices, view) = self.service.alone(work).await.map_err(ControlError::from)?;
+        runs::delta(&view, devices, request, sink).await
     }
 
     async fn mappings<E>(
@@ -236,9 +238,12 @@ impl Control for Manager {
         sink: impl AsyncFnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), RunsError<E>> {
         let _turn = self.service.streams.acquire(1).await;
-        let served = self.service.served().map_err(ControlError::from)?;
-        let device = device_of(&served, &request.volume).map_err(ControlError::from)?;
-        runs::mappings(&served, device, request, sink).await
+        let work = async |served: &Rc<Served>| {
+            let device = device_of(served, &request.volume)?;
+            Ok((device, runs::open_view(served, "mappings", request.metadata_snapshot).await?))
+        };
+        let (device, view) = self.service.alone(work).await.map_err(ControlError::from)?;
+        runs::mappings(&view, device, request, sink).await
     }
 
     async fn create_volume(&self, new: NewVolume) -> Result<Volume, ControlError> {
