@@ -145,6 +145,13 @@ impl Inner {
         self.state.event();
     }
 
+    /// Enters a mode that ends when there is space, unless the pool is in a worse one meanwhile: space does not end that.
+    fn space_lacks(self: &Rc<Self>, mode: Mode) {
+        if self.mode() < mode {
+            self.set_mode(mode);
+        }
+    }
+
     /// After the time-out, writes that wait for space fail, and later ones do at once.
     fn watch_no_space(self: &Rc<Self>) {
         let Some(timeout) = self.options.no_space_timeout else { return };
@@ -223,9 +230,7 @@ impl Inner {
         match reserved {
             Ok(block) => Ok(Reserved { pool: self.clone(), block: Some(block) }),
             Err(MetadataError::NoDataSpace) => {
-                if self.mode() == Mode::Write {
-                    self.set_mode(Mode::OutOfDataSpace);
-                }
+                self.space_lacks(Mode::OutOfDataSpace);
                 Err(Error::NoDataSpace)
             }
             Err(error) => Err(self.failed(error).await),
@@ -308,8 +313,8 @@ impl Inner {
                 return Err(self.abort(error).await);
             }
         }
-        self.set_mode(Mode::OutOfMetadataSpace);
-        Err(Error::Refused(Mode::OutOfMetadataSpace))
+        self.space_lacks(Mode::OutOfMetadataSpace);
+        Err(self.state.refusal())
     }
 
     /// Takes the result of a change into account.

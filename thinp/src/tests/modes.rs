@@ -3,6 +3,7 @@
 use super::disks::{CachedDisk, Gate};
 use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{Errno, Mode};
+use crate::metadata::MetadataError;
 use crate::{Error, Features, Pool, PoolOptions, Thin};
 use platform::block::{Disk, IoError, Op, Request};
 use platform::layers::Fault;
@@ -413,6 +414,32 @@ fn a_transaction_is_aborted_once() {
         world.runtime.timers.sleep(Duration::from_millis(10)).await;
         assert_eq!((pool.status().mode, pool.status().needs_check), (Mode::ReadOnly, true));
         assert_eq!(pool.events(), seen + 1);
+    });
+}
+
+/// A change that finds no metadata space while another one's transaction is being aborted waits for space in vain.
+#[test]
+fn out_of_metadata_space_is_no_way_out_of_read_only() {
+    run_blank(24, 64, async |world| {
+        let (pool, _thin) = world.pool_with_device(PoolOptions::default()).await;
+        pool.0.metadata.hog(5).await.unwrap();
+        assert_eq!(pool.status().mode, Mode::Write, "nobody has noticed yet");
+        let (spawner, timers) = (world.runtime.spawner.clone(), world.runtime.timers.clone());
+        // A commit has the turn for a while; behind it wait first a change, then an abort.
+        let (committing, sleep) = (pool.clone(), timers.sleep(Duration::from_secs(1)));
+        let slow_flush = async || {
+            sleep.await;
+            Ok(())
+        };
+        let committed = spawner.spawn(async move { committing.0.metadata.commit(slow_flush).await });
+        timers.sleep(Duration::from_millis(100)).await;
+        let creating = pool.clone();
+        let created = spawner.spawn(async move { creating.create_thin(id(7)).await });
+        timers.sleep(Duration::from_millis(100)).await;
+        pool.0.failed(MetadataError::Storage(pdata::Error::NoMemory)).await;
+        committed.await.unwrap().unwrap();
+        assert_eq!(created.await.unwrap(), Err(Error::MessageRefused(Mode::ReadOnly)));
+        assert_eq!((pool.status().mode, pool.status().needs_check), (Mode::ReadOnly, true));
     });
 }
 
