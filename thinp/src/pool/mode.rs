@@ -78,8 +78,14 @@ impl State {
     /// Another host has the pool.
     pub(crate) fn take_over(&self) {
         self.taken_over.set(true);
-        self.mode.set(Mode::Fail);
+        self.enter(Mode::Fail);
         self.event();
+    }
+
+    /// The time-out ends with the mode that it is of.
+    fn enter(&self, mode: Mode) {
+        self.mode.set(mode);
+        self.no_space_since.set(None);
     }
 
     pub(crate) fn is_taken_over(&self) -> bool {
@@ -131,15 +137,18 @@ impl Inner {
 
     /// Enters a mode; a change is an event.
     pub(crate) fn set_mode(self: &Rc<Self>, mode: Mode) {
-        let before = self.state.mode.replace(mode);
+        let before = self.mode();
         if before == mode {
             return;
         }
         log::warn!("pool: {mode} mode after {before} mode");
-        self.state.no_space_since.set((mode == Mode::OutOfDataSpace).then(|| self.runtime.timers.now()));
+        self.state.enter(mode);
         match mode {
             Mode::Write => self.state.error_if_no_space.set(self.options.features.error_if_no_space),
-            Mode::OutOfDataSpace => self.watch_no_space(),
+            Mode::OutOfDataSpace => {
+                self.state.no_space_since.set(Some(self.runtime.timers.now()));
+                self.watch_no_space();
+            }
             Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => {}
         }
         self.state.event();
@@ -343,7 +352,7 @@ impl Inner {
         }
         if self.mode() < Mode::ReadOnly {
             log::error!("pool: {error}; the transaction is aborted");
-            self.state.mode.set(Mode::ReadOnly);
+            self.state.enter(Mode::ReadOnly);
             log::trace!("transaction aborted");
             self.keep(self.passdown.take());
             match self.metadata.abort().await {
@@ -354,7 +363,7 @@ impl Inner {
                 Err(MetadataError::TakenOver) => return self.taken_over(),
                 Err(error) => {
                     log::error!("pool: the abort failed, too: {error}");
-                    self.state.mode.set(Mode::Fail);
+                    self.state.enter(Mode::Fail);
                 }
             }
             self.state.event();

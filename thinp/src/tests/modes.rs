@@ -108,6 +108,23 @@ fn writes_that_waited_too_long_fail_and_later_ones_at_once() {
     });
 }
 
+/// It is of that mode only, as in dm-thin.
+#[test]
+fn the_time_out_ends_with_the_mode_that_it_is_of() {
+    run_blank(25, 8, async |world| {
+        let (pool, thin) = full_pool(&world, false).await;
+        let (writer, w) = (thin.clone(), world.clone());
+        let waiting = world.runtime.spawner.spawn(async move { w.write(&writer, 8 * BLOCK, 1, 0x22).await });
+        world.runtime.timers.sleep(Duration::from_secs(10)).await;
+        assert_eq!(pool.status().mode, Mode::OutOfDataSpace);
+        pool.0.failed(MetadataError::Storage(pdata::Error::NoMemory)).await;
+        assert_eq!(waiting.await.unwrap(), Err(Error::Refused(Mode::ReadOnly)));
+        let (line, seen) = (pool.status().to_string(), pool.events());
+        world.runtime.timers.sleep(Duration::from_secs(120)).await;
+        assert_eq!((pool.status().to_string(), pool.events()), (line, seen));
+    });
+}
+
 /// Requests to a disk that a rule fails.
 type Rule = Rc<RefCell<Option<fn(&Request) -> bool>>>;
 
