@@ -104,6 +104,8 @@ const METADATA_BLOCK_BYTES: usize = 4096;
 
 /// How long connections may take to end at a power-off.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(5);
+/// How long the disks may take to carry out what is left at a power-off. A pool that is not closed stays ours.
+const CLOSE_TIME: Duration = Duration::from_secs(60);
 /// How long to wait before a listener that failed is tried again.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -168,7 +170,9 @@ pub async fn run<L: Listener>(parts: Parts<L>) {
     if runtime.timers.timeout(SHUTDOWN_TIME, api.shutdown()).await.is_err() {
         log::warn!("management connections were still open at the power-off");
     }
-    service.close().await;
+    if runtime.timers.timeout(CLOSE_TIME, service.close()).await.is_err() {
+        log::error!("the pool is not closed: its disks do not answer");
+    }
     console("gossamer: powered off");
 }
 

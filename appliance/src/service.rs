@@ -264,11 +264,14 @@ impl Service {
         }
     }
 
-    /// Commits and closes the pool.
+    /// Commits and closes the pool. It is somebody else's only when nothing of ours can reach its disks any more.
     pub(crate) async fn close(&self) {
         let _alone = self.changes.acquire(1).await;
         let Ok(served) = self.served() else { return };
-        let released = async { owner::release(self, &*self.current().await?).await };
+        let released = async {
+            served.pool.end_io().await?;
+            owner::release(self, &*self.current().await?).await
+        };
         if let Err(error) = released.await {
             log::error!("releasing the pool: {error}");
         }

@@ -1,6 +1,7 @@
 //! The pool: opening, thin devices and their snapshots, messages, status, growth.
 
 mod check;
+mod close;
 mod commit;
 mod delete;
 mod message;
@@ -351,21 +352,6 @@ impl Pool {
             inner.devices.borrow_mut().insert(device, Rc::downgrade(&active));
             inner.opened.notify_all();
             Ok(Thin::new(active))
-        })
-        .await
-    }
-
-    /// Commits and changes nothing any more. Handles that are still held fail what needs the pool.
-    pub async fn close(&self) -> Result<(), Error> {
-        let inner = self.0.clone();
-        self.detached(async move {
-            let _control = inner.control.acquire(1).await;
-            let result = if inner.mode() < Mode::ReadOnly { inner.commit().await } else { Ok(()) };
-            inner.metadata.set_read_only(true);
-            inner.state.close();
-            inner.commits.wake_periodic();
-            inner.opened.notify_all();
-            result
         })
         .await
     }

@@ -19,6 +19,8 @@ pub(crate) struct State {
     no_space_since: Cell<Option<Instant>>,
     /// A task watches how long that lasts.
     no_space_watched: Cell<bool>,
+    /// Devices write nothing any more.
+    io_ended: Cell<bool>,
     closed: Cell<bool>,
     taken_over: Cell<bool>,
     data_is_low: Cell<bool>,
@@ -35,6 +37,7 @@ impl State {
             error_if_no_space: Cell::new(error_if_no_space),
             no_space_since: Cell::new(None),
             no_space_watched: Cell::new(false),
+            io_ended: Cell::new(false),
             closed: Cell::new(false),
             taken_over: Cell::new(false),
             data_is_low: Cell::new(false),
@@ -64,6 +67,14 @@ impl State {
             }
             changed.await;
         }
+    }
+
+    pub(crate) fn end_io(&self) {
+        self.io_ended.set(true);
+    }
+
+    pub(crate) fn io_ended(&self) -> bool {
+        self.io_ended.get()
     }
 
     pub(crate) fn close(&self) {

@@ -197,6 +197,30 @@ fn very_many_freed_runs_do_not_wait_for_somebody_elses_commit() {
     });
 }
 
+/// Whoever has the disks next may write at once.
+#[test]
+fn a_closed_pool_does_not_discard() {
+    run_blank(13, 8, async |world| {
+        let gate = Gate::new(world.data.clone(), |request| request.op == Op::Discard);
+        let pool = Pool::open(&world.runtime, world.meta_disk(), Disk::new(gate.clone()), PoolOptions::default());
+        let pool = pool.await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.write(&thin, 0, 8 * BLOCK, 0x11).await.unwrap();
+        for block in [1, 3, 5] {
+            thin.discard(block * BLOCK, BLOCK).await.unwrap();
+        }
+        let closing = pool.clone();
+        let mut closed = world.runtime.spawner.spawn(async move { closing.close().await });
+        assert!(world.runtime.timers.timeout(Duration::from_secs(10), &mut closed).await.is_err());
+        gate.open();
+        closed.await.unwrap().unwrap();
+        assert_eq!(world.data.discarded_sectors(), 3 * BLOCK);
+        world.runtime.timers.sleep(Duration::from_secs(20)).await;
+        assert_eq!(world.data.discarded_sectors(), 3 * BLOCK);
+    });
+}
+
 /// Blocks of a full pool, all of one device.
 const FULL_BLOCKS: u64 = 600;
 

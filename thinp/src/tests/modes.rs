@@ -1,11 +1,11 @@
 //! Running out of space, failing disks, events (reference 7.4, 7.5).
 
-use super::disks::{CachedDisk, Gate};
+use super::disks::{CachedDisk, Gate, Log, logged};
 use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{Errno, Mode};
 use crate::metadata::MetadataError;
 use crate::{Error, Features, Pool, PoolOptions, Thin};
-use platform::block::{Disk, IoError, Op, Request};
+use platform::block::{Bufs, Disk, IoError, Op, Request};
 use platform::layers::Fault;
 use platform::mem::MemDisk;
 use platform::time::Duration;
@@ -473,6 +473,40 @@ fn a_closed_pool_answers_that_it_is_closed() {
         assert_eq!(pool.devices().await.err(), Some(Error::Closed));
         assert_eq!(world.write(&thin, 0, 1, 0x11).await, Err(Error::Closed));
         assert_eq!(thin.flush().await, Err(Error::Closed));
+    });
+}
+
+/// Neither what is under way on the data disk nor what waits for it comes after the end.
+#[test]
+fn a_closed_pool_does_not_write() {
+    run_blank(26, 8, async |world| {
+        let log = Log::default();
+        // Writes of just three sectors are answered late.
+        let gate = Gate::new(world.data.clone(), |r| matches!(r.op, Op::Write { .. }) && r.sectors == 3);
+        let data = Disk::new(logged("data", gate.clone(), &log));
+        let pool = Pool::open(&world.runtime, world.meta_disk(), data, PoolOptions::default()).await.unwrap();
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.write(&thin, BLOCK, BLOCK, 0x11).await.unwrap();
+        let (spawner, timers) = (world.runtime.spawner.clone(), world.runtime.timers.clone());
+        let write = |sector, sectors: usize| {
+            let (thin, buf) = (thin.clone(), world.runtime.bufs.zeroed(sectors * 512).unwrap());
+            spawner.spawn(async move { thin.write(sector, Bufs::from_iter([buf]), false).await })
+        };
+        let (new, in_place) = (write(0, 3), write(BLOCK, 3));
+        timers.sleep(Duration::from_secs(1)).await;
+        let behind = write(5, 1);
+        timers.sleep(Duration::from_millis(10)).await;
+        let closing = pool.clone();
+        let mut closed = spawner.spawn(async move { closing.close().await });
+        assert!(timers.timeout(Duration::from_secs(10), &mut closed).await.is_err());
+        gate.open();
+        closed.await.unwrap().unwrap();
+        let seen = log.borrow().len();
+        assert_eq!((new.await.unwrap(), in_place.await.unwrap()), (Ok(()), Ok(())));
+        assert_eq!(behind.await.unwrap(), Err(Error::Closed));
+        timers.sleep(Duration::from_secs(5)).await;
+        assert_eq!(log.borrow().len(), seen);
     });
 }
 

@@ -1,5 +1,6 @@
 //! The reserved device (design decision 6).
 
+use super::disks::Gate;
 use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{DeviceId, Errno, Mode};
 use crate::{Change, Error, Features, Pool, PoolOptions, Records, Roots};
@@ -242,6 +243,37 @@ fn what_is_refused_changes_nothing() {
         records.apply(&[], &[(0, vec![7; most])]).await.unwrap();
         assert_eq!(records.read(0).await.unwrap(), vec![7; most]);
         drop(thin);
+    });
+}
+
+/// Who says in the records that somebody else may have the pool writes nothing else any more.
+#[test]
+fn after_the_end_of_io_only_the_records_are_written() {
+    run_blank(31, 64, async |world| {
+        let gate = Gate::new(world.data.clone(), |request| request.op == Op::Discard);
+        let pool = Pool::open(&world.runtime, world.meta_disk(), Disk::new(gate.clone()), PoolOptions::default());
+        let pool = pool.await.unwrap();
+        let records = Records::create(&pool).await.unwrap();
+        pool.create_thin(id(1)).await.unwrap();
+        let thin = pool.open_thin(id(1), None).await.unwrap();
+        world.write(&thin, 0, 4 * BLOCK, 0x11).await.unwrap();
+        thin.discard(0, BLOCK).await.unwrap();
+        let ending = pool.clone();
+        let mut ended = world.runtime.spawner.spawn(async move { ending.end_io().await });
+        assert!(world.runtime.timers.timeout(Duration::from_secs(10), &mut ended).await.is_err());
+        gate.open();
+        ended.await.unwrap().unwrap();
+        assert_eq!(world.data.discarded_sectors(), BLOCK);
+        assert_eq!(world.write(&thin, BLOCK, BLOCK, 0x22).await, Err(Error::Closed));
+        assert_eq!(world.write(&thin, 4 * BLOCK, BLOCK, 0x22).await, Err(Error::Closed));
+        assert_eq!(thin.write_zeroes(BLOCK, BLOCK).await, Err(Error::Closed));
+        assert_eq!(thin.discard(BLOCK, BLOCK).await, Err(Error::Closed));
+        world.expect(&thin, BLOCK, 3 * BLOCK, 0x11).await;
+        records.apply(&[], &[(0, b"free".to_vec())]).await.unwrap();
+        pool.close().await.unwrap();
+        assert_eq!(world.data.discarded_sectors(), BLOCK);
+        let (_pool, records) = found(&world).await;
+        assert_eq!(records.read(0).await.unwrap(), b"free");
     });
 }
 

@@ -49,7 +49,7 @@ impl Thin {
 
 impl Device {
     async fn discard_step(self: Rc<Self>, begin: VirtualBlock, end: VirtualBlock) -> Result<(), Error> {
-        let lock = self.locks.lock(begin.0..end.0).await;
+        let lock = self.lock(begin.0..end.0).await?;
         // What is under way on these blocks must not reach them after they were freed.
         self.in_flight.drain().await;
         self.unmap(begin, end).await?;

@@ -72,7 +72,7 @@ impl Device {
     }
 
     async fn erase_step(self: Rc<Self>, begin: VirtualBlock, end: VirtualBlock) -> Result<(), Error> {
-        let lock = self.locks.lock(begin.0..end.0).await;
+        let lock = self.lock(begin.0..end.0).await?;
         self.in_flight.drain().await;
         let block_sectors = self.pool.block_sectors;
         let mut at = begin;

@@ -67,6 +67,19 @@ impl Device {
         lock
     }
 
+    /// Locks blocks, to write to them or to change what they map to.
+    async fn lock(&self, blocks: Range<u64>) -> Result<RangeLock<'_>, Error> {
+        let lock = self.locks.lock(blocks).await;
+        self.check_writable()?;
+        Ok(lock)
+    }
+
+    /// After the end of I/O only the records are written.
+    fn check_writable(&self) -> Result<(), Error> {
+        let ended = self.pool.state.io_ended() && self.pool.reserved.get() != Some(self.id);
+        if ended { Err(Error::Closed) } else { self.pool.check_working() }
+    }
+
     /// The hot path's lookup: `None` if it takes the slow road.
     fn try_lookup(&self, block: VirtualBlock) -> Option<Option<Mapping>> {
         if self.locks.busy(block.0) {

@@ -88,7 +88,7 @@ impl Device {
     /// Shares some blocks, while nothing is under way on them on either side.
     async fn share_step(self: Rc<Self>, source: Rc<Device>, step: Step) -> Result<(), Error> {
         let Step { from, to, blocks, stays } = step;
-        let locks = self.lock_with(to..to + blocks, &source, from..from + blocks).await;
+        let locks = self.lock_with(to..to + blocks, &source, from..from + blocks).await?;
         self.pool.check_not_erasing(self.id).and_then(|()| self.pool.check_not_erasing(source.id))?;
         join(source.in_flight.drain(), self.in_flight.drain()).await;
         let mut done = 0;
@@ -118,10 +118,15 @@ impl Device {
 
     /// Locks blocks of this device and of another, first those of the one with the lower id, so that two who copy both ways do
     /// not wait for each other.
-    async fn lock_with<'l>(&'l self, mine: Range<u64>, source: &'l Device, theirs: Range<u64>) -> [RangeLock<'l>; 2] {
+    async fn lock_with<'l>(
+        &'l self,
+        mine: Range<u64>,
+        source: &'l Device,
+        theirs: Range<u64>,
+    ) -> Result<[RangeLock<'l>; 2], Error> {
         let ((first, first_range), (second, second_range)) =
             if self.id < source.id { ((self, mine), (source, theirs)) } else { ((source, theirs), (self, mine)) };
-        let lock = first.locks.lock(first_range).await;
-        [lock, second.locks.lock(second_range).await]
+        let lock = first.lock(first_range).await?;
+        Ok([lock, second.lock(second_range).await?])
     }
 }

@@ -52,7 +52,7 @@ impl Thin {
     /// Writes the buffers, of whole sectors, from `sector` on. With `fua` it completes when they are durable.
     pub async fn write(&self, sector: u64, mut bufs: Bufs, fua: bool) -> Result<(), Error> {
         let device = &self.0;
-        device.pool.check_working()?;
+        device.check_writable()?;
         let sectors = range_of(sector, bufs.iter())?;
         if fua {
             device.check_nothing_lost()?;
@@ -113,7 +113,7 @@ impl Device {
     /// The slow road. Where there is no data space it waits for some without its lock, and begins anew.
     async fn write_slowly(self: Rc<Self>, piece: Piece, payload: Payload, fua: bool) -> Result<(), Error> {
         loop {
-            let lock = self.locks.lock(piece.block.0..piece.block.0.saturating_add(1)).await;
+            let lock = self.lock(piece.block.0..piece.block.0.saturating_add(1)).await?;
             let mapping = self.pool.metadata.lookup(self.id, piece.block).await?;
             let filling = match mapping {
                 Some(mapping) if !mapping.shared => {
