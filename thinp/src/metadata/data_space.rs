@@ -4,6 +4,7 @@
 //! leaks nothing (reference 9.1, trap 15). Likewise a block that is being discarded on the data disk is held in memory.
 
 use super::{DataBlock, DataRun, Metadata, MetadataError, Result};
+use alloc::collections::BTreeMap;
 use hashbrown::HashSet;
 
 /// Data blocks that must not be handed out although nothing refers to them.
@@ -11,8 +12,8 @@ use hashbrown::HashSet;
 pub(super) struct Space {
     /// For mappings to come.
     reserved: HashSet<u64>,
-    /// Being discarded on the data disk.
-    held: HashSet<u64>,
+    /// Runs that are being discarded on the data disk: their first blocks and lengths. No two overlap.
+    held: BTreeMap<u64, u64>,
 }
 
 impl Space {
@@ -22,7 +23,12 @@ impl Space {
     }
 
     fn is_spoken_for(&self, block: u64) -> bool {
-        self.reserved.contains(&block) || self.held.contains(&block)
+        self.reserved.contains(&block) || self.is_held(block)
+    }
+
+    fn is_held(&self, block: u64) -> bool {
+        let before = self.held.range(..=block).next_back();
+        before.is_some_and(|(begin, blocks)| block < begin.saturating_add(*blocks))
     }
 }
 
@@ -61,15 +67,12 @@ impl Metadata {
 
     /// Keeps data blocks from being reserved, in memory only, while they are being discarded on the data disk.
     pub fn hold_data(&self, run: DataRun) {
-        self.space.borrow_mut().held.extend(run.range());
+        self.space.borrow_mut().held.insert(run.begin.0, run.blocks);
     }
 
     /// Undoes [`Metadata::hold_data`].
     pub fn release_data(&self, run: DataRun) {
-        let mut space = self.space.borrow_mut();
-        run.range().for_each(|block| {
-            space.held.remove(&block);
-        });
+        self.space.borrow_mut().held.remove(&run.begin.0);
     }
 
     /// Size of the data map in data blocks.

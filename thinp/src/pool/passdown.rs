@@ -12,17 +12,19 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use platform::sync::Notify;
 
-/// Most runs of blocks that wait for a commit before one is made for their sake.
-const WAITING_MAX: usize = 16_384;
+/// Most runs of blocks that wait for a commit before one is made for their sake, and most that are being discarded before
+/// who frees more waits for the data disk.
+const RUNS_MAX: usize = 16_384;
 
 /// Runs of blocks on their way to the data disk.
 #[derive(Default)]
 pub(crate) struct Passdown {
     /// Freed in the open transaction.
     waiting: RefCell<Vec<DataRun>>,
-    /// Batches that are being discarded.
+    /// How many are being discarded.
     running: Cell<usize>,
-    ended: Notify,
+    /// Notified by every one that was.
+    discarded: Notify,
 }
 
 impl Passdown {
@@ -38,13 +40,27 @@ impl Passdown {
 
     /// Waits until no block is held for a discard under way.
     pub(crate) async fn ended(&self) {
+        self.down_to(0).await;
+    }
+
+    /// Waits until no more than so many runs are being discarded.
+    async fn down_to(&self, most: usize) {
         loop {
-            let ended = self.ended.notified();
-            if self.running.get() == 0 {
+            let discarded = self.discarded.notified();
+            if self.running.get() <= most {
                 return;
             }
-            ended.await;
+            discarded.await;
         }
+    }
+
+    fn begin(&self, runs: usize) {
+        self.running.set(self.running.get().saturating_add(runs));
+    }
+
+    fn end_one(&self) {
+        self.running.set(self.running.get().saturating_sub(1));
+        self.discarded.notify_all();
     }
 }
 
@@ -57,10 +73,15 @@ impl Inner {
         }
     }
 
-    /// Keeps what waits within bounds.
+    /// Keeps what is held within bounds. Only who frees blocks waits, without a lock: a data disk that does not discard is in
+    /// nobody else's way.
     pub(crate) async fn bound_passdown(self: &Rc<Self>) -> Result<(), Error> {
-        let many = self.passdown.waiting.borrow().len() > WAITING_MAX;
-        if many { self.commit().await } else { Ok(()) }
+        let many = self.passdown.waiting.borrow().len() > RUNS_MAX;
+        if many {
+            self.commit().await?;
+        }
+        self.passdown.down_to(RUNS_MAX).await;
+        Ok(())
     }
 
     /// The commit that frees the blocks is durable.
@@ -69,7 +90,7 @@ impl Inner {
             return;
         }
         let pool = self.clone();
-        self.passdown.running.set(self.passdown.running.get() + 1);
+        self.passdown.begin(freed.len());
         self.runtime.spawner.spawn(async move {
             for run in freed {
                 let (sector, sectors) = (run.begin.0 * pool.block_sectors, run.blocks * pool.block_sectors);
@@ -78,9 +99,8 @@ impl Inner {
                     log::debug!("pool: the data disk did not discard {sectors} sectors from {sector}: {error}");
                 }
                 pool.metadata.release_data(run);
+                pool.passdown.end_one();
             }
-            pool.passdown.running.set(pool.passdown.running.get() - 1);
-            pool.passdown.ended.notify_all();
             pool.look_at_space();
         });
     }

@@ -3,7 +3,7 @@
 use super::disks::{Gate, Limited};
 use super::{BLOCK, World, id, run, run_blank};
 use crate::control::{DiscardPolicy, Errno, Mode};
-use crate::metadata::{DataBlock, DataRun};
+use crate::metadata::{DataBlock, DataRun, MetadataError};
 use crate::{Features, Pool, PoolOptions};
 use core::ops::Range;
 use platform::block::{Bufs, Disk, Limits, Op};
@@ -194,6 +194,49 @@ fn very_many_freed_runs_do_not_wait_for_somebody_elses_commit() {
         };
         assert!(!free(0..1).await && !free(1..MOST).await, "a few are passed down with the next commit");
         assert!(free(MOST..MOST + 1).await);
+    });
+}
+
+/// Held is what is being discarded, too: who frees more than the data disk discards waits for it.
+#[test]
+fn a_data_disk_that_discards_slowly_is_waited_for() {
+    const MOST: u64 = 16_384;
+    run_blank(12, 64, async |world| {
+        let gate = Gate::new(world.data.clone(), |request| request.op == Op::Discard);
+        let pool = Pool::open(&world.runtime, world.meta_disk(), Disk::new(gate.clone()), PoolOptions::default());
+        let pool = pool.await.unwrap();
+        let free = async |first: u64| {
+            let runs: Vec<_> = (0..MOST + 1).map(|n| DataRun { begin: DataBlock(first + 2 * n), blocks: 1 }).collect();
+            pool.0.change_freeing(async || Ok(runs.clone()), |runs| runs).await.unwrap();
+            pool.0.bound_passdown().await.unwrap();
+        };
+        let timeout = |waits| world.runtime.timers.timeout(Duration::from_secs(100), waits);
+        assert!(timeout(free(0)).await.is_err());
+        // Nobody else does.
+        pool.create_thin(id(0)).await.unwrap();
+        let thin = pool.open_thin(id(0), None).await.unwrap();
+        world.write(&thin, 0, BLOCK, 0x11).await.unwrap();
+        thin.flush().await.unwrap();
+        gate.open();
+        free(1 << 20).await;
+    });
+}
+
+/// However long they are.
+#[test]
+fn what_is_held_is_kept_by_runs() {
+    run_blank(14, 64, async |world| {
+        let pool = world.open().await;
+        let metadata = &pool.0.metadata;
+        let runs = [(0, 7), (8, 1 << 40)].map(|(begin, blocks)| DataRun { begin: DataBlock(begin), blocks });
+        runs.iter().for_each(|run| metadata.hold_data(*run));
+        assert_eq!(metadata.reserve_data_block().await, Ok(DataBlock(7)));
+        assert_eq!(metadata.reserve_data_block().await, Err(MetadataError::NoDataSpace));
+        metadata.release_data(runs[0]);
+        for block in 0..7 {
+            assert_eq!(metadata.reserve_data_block().await, Ok(DataBlock(block)));
+        }
+        assert_eq!(metadata.reserve_data_block().await, Err(MetadataError::NoDataSpace));
     });
 }
 

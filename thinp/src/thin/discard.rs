@@ -71,7 +71,7 @@ impl Device {
     /// After blocks were freed: whoever waits for space gets it with the commit.
     pub(super) async fn freed_blocks(&self) -> Result<(), Error> {
         if matches!(self.pool.mode(), Mode::OutOfDataSpace | Mode::OutOfMetadataSpace) {
-            return self.pool.commit().await;
+            self.pool.commit().await?;
         }
         self.pool.bound_passdown().await
     }
