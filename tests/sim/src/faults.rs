@@ -85,6 +85,11 @@ pub fn count(name: u64, deed: Deed) {
     DONE.set(done);
 }
 
+/// More was done in this run than that requests were slow.
+pub fn harmed() -> bool {
+    DEEDS.iter().zip(done()).any(|((deed, _), times)| *deed != Deed::Slowed && times > 0)
+}
+
 /// What was done in this run.
 pub fn done() -> Counts {
     let [mut all, data] = DONE.get();

@@ -1,6 +1,7 @@
 //! What a power cut left, looked at from outside: by the checker, by a pool opened over it, by a whole appliance.
 
 use crate::contest;
+use crate::faults;
 use crate::history::{self, EVERYBODY, is_held_by_all};
 use crate::http::Manager;
 use crate::image::Image;
@@ -468,6 +469,11 @@ pub fn judge(model: &Model, found: &Found) {
         }
         let sanitizing = volume.sanitizing != Sanitizing::Not;
         if sanitizing && (seen.sanitizing || !seen.readable) {
+            let may_fail = found.needs_check || volume.may_fail_to_be_sanitized() || faults::harmed();
+            assert!(
+                seen.readable || may_fail,
+                "volume {name} was being sanitized, and the start did not go on with that"
+            );
             let objection = volume.objection_on_the_way(&seen.blocks);
             assert!(objection.is_none(), "volume {name}: {}", objection.unwrap_or_default());
             continue;
