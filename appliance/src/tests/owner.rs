@@ -101,7 +101,7 @@ fn nobody_closes_the_activation_of_another() {
         let disks = small();
         let b = start(&runtime, &disks, "b", "").await.unwrap();
         let another = Activation { epoch: 7, instance: [0xaa; 16], open: true };
-        sign(&*b.served().unwrap(), another).await;
+        sign(&b.served().unwrap(), another).await;
         b.close().await;
         let refused = start(&runtime, &disks, "b", "").await.err().unwrap();
         assert!(refused.contains("activation 7"), "{refused}");
